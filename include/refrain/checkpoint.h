@@ -1,0 +1,92 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+namespace refrain {
+
+/// How one `checkpoint` call behaves. Setters chain: `CheckpointOptions().preserve_rng_state(false)`.
+class CheckpointOptions {
+ public:
+  /// Whether a replayed random operator draws the numbers it drew in forward. Default: true.
+  ///
+  /// With `false` no generator state is read in forward (saves about 1 us and 5 KB per random operator on CPU) and a
+  /// replayed random operator is refused with `CheckpointError` if backward needs one: a fresh draw would be a silently
+  /// wrong gradient. Use it for code known to be free of random operators.
+  CheckpointOptions& preserve_rng_state(bool value) {
+    preserve_rng_state_ = value;
+    return *this;
+  }
+  bool preserve_rng_state() const { return preserve_rng_state_; }
+
+ private:
+  bool preserve_rng_state_ = true;
+};
+
+namespace detail {
+
+/// Records every operator run on this thread until destroyed. Not movable: lives on the stack of `checkpoint`.
+class RegionScope {
+ public:
+  explicit RegionScope(const CheckpointOptions& options);
+  ~RegionScope();
+  RegionScope(const RegionScope&) = delete;
+  RegionScope& operator=(const RegionScope&) = delete;
+
+ private:
+  void* region_ = nullptr;
+  bool entered_ = false;
+};
+
+/// `fn(args...)`; a member pointer on an object, pointer or module holder; a `std::shared_ptr` to something callable or
+/// with a `forward`.
+template <typename F, typename... Args>
+decltype(auto) call(F&& fn, Args&&... args) {
+  if constexpr (std::is_invocable_v<F, Args...>) {
+    return std::invoke(std::forward<F>(fn), std::forward<Args>(args)...);
+  } else if constexpr (requires { (*fn)(std::forward<Args>(args)...); }) {
+    return (*fn)(std::forward<Args>(args)...);
+  } else if constexpr (requires { fn->forward(std::forward<Args>(args)...); }) {
+    return fn->forward(std::forward<Args>(args)...);
+  } else {
+    static_assert(
+        requires { fn.forward(std::forward<Args>(args)...); },
+        "refrain::checkpoint: the first argument cannot be called with these arguments. "
+        "Pass a callable, a module, a module holder, a shared_ptr to a module, or &Class::method followed by the object.");
+    return fn.forward(std::forward<Args>(args)...);
+  }
+}
+
+}  // namespace detail
+
+/// Runs `fn(args...)` once, keeping for backward only what `fn` read from outside; the rest is replayed in backward.
+///
+/// The result is exactly what `fn` returns (any type). Gradients, random numbers, buffers and side effects are those of
+/// a plain call, to the bit: backward replays recorded operators below autograd, each at most once per pass, and never
+/// calls `fn` again. So BatchNorm statistics move once, prints print once, and `args` may be anything at all.
+///
+/// @param fn    a callable, a module, a module holder, a `std::shared_ptr` to one, or `&Class::method` with the object
+///              as first argument.
+/// @param args  forwarded to `fn` untouched.
+/// @throws whatever `fn` throws; `InvalidArgument` in inference mode, forward-mode AD or under vmap. In backward:
+///         `CheckpointError` if a tensor that `fn` read from outside was changed since, so that replay would be wrong.
+/// Cost: about 0.4 us per operator in forward, plus the replayed operators in backward. With gradients disabled: a plain call.
+/// Threads: may be called from several threads at once; backward may run on any thread.
+/// Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016; here on operators, not functions.
+template <typename F, typename... Args>
+  requires(!std::is_same_v<std::remove_cvref_t<F>, CheckpointOptions>)
+decltype(auto) checkpoint(F&& fn, Args&&... args) {
+  detail::RegionScope region{CheckpointOptions{}};
+  return detail::call(std::forward<F>(fn), std::forward<Args>(args)...);
+}
+
+/// The same, with options first.
+template <typename F, typename... Args>
+decltype(auto) checkpoint(const CheckpointOptions& options, F&& fn, Args&&... args) {
+  detail::RegionScope region{options};
+  return detail::call(std::forward<F>(fn), std::forward<Args>(args)...);
+}
+
+}  // namespace refrain

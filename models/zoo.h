@@ -1,0 +1,59 @@
+#pragma once
+
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace refrain::models {
+
+/// One training example set: inputs as the model's `loss` wants them.
+struct Batch {
+  torch::Tensor input;
+  torch::Tensor target;
+};
+
+/// Sizes a user may override; 0 (or a negative dropout) means the preset's own.
+struct ModelOptions {
+  int64_t batch = 0;
+  int64_t seq = 0;         ///< gpt, lstm
+  int64_t image_size = 0;  ///< resnet, unet (square, pixels)
+  int64_t depth = 0;       ///< mlp layers, transformer blocks
+  int64_t width = 0;       ///< mlp hidden size, transformer d_model
+  int64_t vocab = 0;       ///< gpt; 256 = bytes
+  int64_t classes = 0;     ///< resnet
+  double dropout = -1.0;   ///< gpt
+  uint64_t seed = 0;       ///< initialisation; the same seed gives the same weights
+};
+
+/// A model that can be trained, timed and verified by name. The strategy only chooses where `refrain::checkpoint` is
+/// called; parameters, names and results are the same under all of them.
+class TrainableModel {
+ public:
+  virtual ~TrainableModel() = default;
+  virtual const std::string& name() const = 0;
+  virtual torch::nn::Module& module() = 0;
+  /// Forward and scalar loss under the current strategy.
+  virtual torch::Tensor loss(const Batch& batch) = 0;
+  /// Random batch of the preset's size from its own generator: does not touch the default one.
+  virtual Batch synthetic_batch(uint64_t seed) = 0;
+  /// "none" first.
+  virtual std::vector<std::string> strategies() const = 0;
+  /// @throws InvalidArgument listing the known ones.
+  virtual void set_strategy(const std::string& strategy) = 0;
+  /// What one example counts as in throughput: "tokens", "images", "rows"; and how many a batch has.
+  virtual std::string unit() const = 0;
+  virtual int64_t units_per_batch() const = 0;
+  /// The resolved sizes (no zeros).
+  virtual const ModelOptions& options() const = 0;
+};
+
+/// mlp, gptsmall, gpt, blocks-small, blocks, resnet18, resnet50, unet, lstm.
+std::vector<std::string> model_names();
+
+/// @throws InvalidArgument on an unknown name (lists the known ones, nearest first) or a size out of range.
+std::unique_ptr<TrainableModel> make_model(const std::string& name, const ModelOptions& options = {});
+
+}  // namespace refrain::models
