@@ -1,0 +1,45 @@
+#pragma once
+
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace refrain::tape {
+
+/// The state outside its arguments that a kernel below autograd may read: thread-local dispatch keys, grad mode, and
+/// process-wide switches packed into a word (default dtype, mkldnn, deterministic, precisions, attention backends).
+struct Ambient {
+  c10::impl::LocalDispatchKeySet keys{c10::impl::PODLocalDispatchKeySet{}};
+  uint64_t globals = 0;
+  bool grad_mode = false;
+
+  bool operator==(const Ambient& other) const {
+    return keys.included_ == other.keys.included_ && keys.excluded_ == other.keys.excluded_ &&
+           globals == other.globals && grad_mode == other.grad_mode;
+  }
+
+  /// This thread, now. Cost: about 15 ns.
+  static Ambient now();
+};
+
+/// "" if the words agree, else which switch differs, in words for an error message.
+std::string describe_change(uint64_t recorded_globals, uint64_t globals_now);
+
+/// Puts recorded keys and grad mode in force for replayed operators, with the tape's own key excluded; restores at the end.
+class AmbientScope {
+ public:
+  AmbientScope();
+  ~AmbientScope();
+  AmbientScope(const AmbientScope&) = delete;
+  AmbientScope& operator=(const AmbientScope&) = delete;
+  void set(const Ambient& recorded);
+
+ private:
+  c10::impl::LocalDispatchKeySet saved_keys_;
+  bool saved_grad_mode_;
+  std::optional<Ambient> current_;
+};
+
+}  // namespace refrain::tape

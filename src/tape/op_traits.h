@@ -1,0 +1,52 @@
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/SmallVector.h>
+
+#include <cstdint>
+#include <string>
+
+namespace refrain::tape {
+
+/// How one argument that an operator writes is presented to the operator again at replay.
+enum class ReplayArg : uint8_t {
+  kBytes,      ///< the old bytes: the result depends on them
+  kScratch,    ///< uninitialised memory of the same size: the operator only writes it, or its effect must not repeat
+  kUndefined,  ///< an undefined tensor: statistics that must move once
+};
+
+/// One written argument.
+struct WriteTrait {
+  uint8_t arg;                       ///< position in the schema
+  ReplayArg replay = ReplayArg::kBytes;
+  int8_t only_if_true = -1;          ///< position of a bool argument that must be true for the write to happen; -1: always
+};
+
+/// What the tape needs to know about an operator overload, worked out once from its schema, its tags and the tables.
+struct OpTraits {
+  c10::OperatorHandle handle;
+  uint16_t num_args = 0;
+  uint16_t num_returns = 0;
+  c10::SmallVector<WriteTrait, 3> writes;
+  bool view_only = false;       ///< every return is a non-written alias, or only metadata changes: nothing to record
+  bool pure_inplace = false;    ///< every return aliases a written argument: no new storage
+  bool bumps_version = false;   ///< autograd bumps the version counter of what it writes
+  bool random = false;          ///< tagged as drawing from a generator
+  bool maybe_random = false;    ///< not from LibTorch, so it may draw without the tag: compared around the call
+  bool effect = false;          ///< runs once, outputs kept
+  bool uninitialized = false;   ///< outputs are raw memory (`empty` and kin)
+  bool full_overwrite = false;  ///< writes argument 0 everywhere without reading it
+  bool cast = false;            ///< `_to_copy`: cheap to recompute from a leaf, never worth pinning
+  bool opaque_args = false;     ///< takes containers of tensors that the tape does not take apart: as `effect`
+
+  explicit OpTraits(const c10::OperatorHandle& op);
+  std::string name() const;
+};
+
+/// Cached traits of `op`. Threads: any; thread-local cache in front of a shared table. Cost: a few ns when hot.
+const OpTraits& op_traits(const c10::OperatorHandle& op);
+
+/// See `refrain::register_effect_op`.
+void mark_effect_op(const std::string& qualified_name);
+
+}  // namespace refrain::tape

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/stack.h>
+
+#include <memory>
+#include <mutex>
+
+namespace refrain::tape {
+
+/// State of a generator just before a random operator ran. Shared by operators between which it did not move.
+struct RngState {
+  at::Generator generator;
+  at::Tensor state;
+};
+
+/// One process mutex around {read the state, run the operator} and {set the state, replay, put it back}. Taken before the
+/// tape's own lock, never after it.
+std::mutex& rng_mutex();
+
+/// The generator an operator call would draw from: an explicit generator argument, else the default one of the device of
+/// its first tensor or device argument. Undefined if that device has none.
+at::Generator generator_of(const torch::jit::Stack& stack, size_t num_args);
+
+/// Reads the state; shares the last one read on this thread if it is the same. Needs `rng_mutex`.
+std::shared_ptr<const RngState> read_rng(const at::Generator& generator);
+
+/// Whether the generator has moved since `before`. Needs `rng_mutex`.
+bool has_moved(const RngState& before);
+
+/// Sets a recorded state for one replayed operator and puts the present one back. Holds `rng_mutex` meanwhile.
+class RngReplayScope {
+ public:
+  explicit RngReplayScope(const RngState& recorded);
+  ~RngReplayScope();
+  RngReplayScope(const RngReplayScope&) = delete;
+  RngReplayScope& operator=(const RngReplayScope&) = delete;
+
+ private:
+  std::unique_lock<std::mutex> lock_;
+  at::Generator generator_;
+  at::Tensor present_;
+};
+
+}  // namespace refrain::tape
