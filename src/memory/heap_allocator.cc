@@ -1,0 +1,31 @@
+#include "memory/heap_allocator.h"
+
+#include <c10/core/Allocator.h>
+#include <c10/util/Exception.h>
+
+#include <limits>
+#include <new>
+
+#include "memory/block.h"
+
+namespace refrain {
+
+void* HeapAllocator::allocate(size_t bytes) {
+  // a size computed from a negative number must not wrap round to a small block
+  constexpr size_t kMost = static_cast<size_t>(std::numeric_limits<int64_t>::max()) - sizeof(Block);
+  TORCH_CHECK_WITH(OutOfMemoryError, bytes <= kMost, "[refrain::memory] requested ", bytes, " bytes, more than an address space holds; ",
+                   "a tensor size is probably negative or has overflowed");
+  c10::DataPtr base = base_.allocate(bytes + sizeof(Block));
+  auto* block = new (base.get()) Block{};
+  block->bytes = bytes;
+  block->base_deleter = base.get_deleter();
+  block->base_context = base.release_context();
+  return block->data();
+}
+
+void HeapAllocator::deallocate(void* data, size_t) noexcept {
+  const Block& block = Block::of(data);
+  block.base_deleter(block.base_context);
+}
+
+}  // namespace refrain

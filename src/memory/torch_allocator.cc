@@ -1,0 +1,28 @@
+#include "memory/torch_allocator.h"
+
+#include "memory/block.h"
+
+namespace refrain {
+namespace {
+
+void release(void* data) {
+  if (!data) return;
+  const Block& block = Block::of(data);
+  block.top->deallocate(data, block.bytes);
+}
+
+}  // namespace
+
+c10::DataPtr TorchAllocator::allocate(size_t bytes) {
+  const c10::Device cpu(c10::DeviceType::CPU);
+  if (bytes == 0) return {nullptr, nullptr, &release, cpu};
+  void* data = top_.allocate(bytes);
+  Block::of(data).top = &top_;
+  return {data, data, &release, cpu};
+}
+
+c10::DeleterFnPtr TorchAllocator::raw_deleter() const { return &release; }
+
+void TorchAllocator::copy_data(void* dest, const void* src, size_t count) const { default_copy_data(dest, src, count); }
+
+}  // namespace refrain

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <vector>
+
+#include "memory/sized_allocator.h"
+#include "refrain/memory.h"
+
+namespace refrain {
+
+/// Counts what passes through: current bytes, their peak, and allocations.
+///
+/// Cost: three atomic operations an allocation, one a release; a mutex an allocation while a `Watch` is open. Exact when
+/// threads meet: an atomic addition tells each allocation the level it made. Only an allocation in progress while a peak
+/// is reset or a watch opened may count on either side.
+class TrackingAllocator final : public SizedAllocator {
+ public:
+  /// A stretch of time with a peak of its own, which `reset_peak` does not touch.
+  struct Watch {
+    Bytes start = 0;               ///< level at `open`
+    std::atomic<Bytes> peak{0};    ///< highest level since, absolute
+    int64_t first_allocation = 0;  ///< allocations before `open`
+  };
+
+  explicit TrackingAllocator(SizedAllocator& below) : below_(below) {}
+
+  void* allocate(size_t bytes) override;
+  void deallocate(void* data, size_t bytes) noexcept override;
+
+  Bytes current() const { return current_.load(); }
+  int64_t allocations() const { return allocations_.load(); }
+  MemoryStats stats() const;
+  void reset_peak();
+
+  /// @param watch  stays where it is until `close`. Watches may overlap and close in any order.
+  void open(Watch& watch);
+  void close(Watch& watch);
+
+ private:
+  void raise_watched_peaks(Bytes level);
+
+  SizedAllocator& below_;
+  std::atomic<Bytes> current_{0};
+  std::atomic<Bytes> peak_{0};
+  std::atomic<int64_t> allocations_{0};
+  std::atomic<int> open_watches_{0};
+  std::mutex mutex_;  // guards watches_
+  std::vector<Watch*> watches_;
+};
+
+}  // namespace refrain

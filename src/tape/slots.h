@@ -1,0 +1,37 @@
+#pragma once
+
+#include <torch/csrc/autograd/saved_variable_hooks.h>
+
+#include "tape/tape.h"
+
+namespace refrain::tape {
+
+/// What autograd keeps instead of a tensor: a value, the view of it, and the version it was packed at.
+class Slot final : public torch::autograd::SavedVariableHooks {
+ public:
+  explicit Slot(Region* region);
+  ~Slot() override;
+  void call_pack_hook(const at::Tensor& tensor) override;
+  at::Tensor call_unpack_hook() override;
+
+  // Guarded by the tape's lock.
+  Value* value = nullptr;      ///< owned; null if `kept` is set
+  Region* region = nullptr;    ///< owned
+  bool holds = false;
+  c10::Storage filled;         ///< bytes brought back and not yet read
+  int32_t read_task = -2;      ///< graph task that read it last
+  c10::VariableVersion counter;
+  uint32_t version = 0;
+  ListLink<Slot> in_value;
+  ListLink<Slot> in_region;
+
+  bool version_bumped() const { return counter.enabled() && counter.current_version() != version; }
+  void attach(TapeLock& lock, Value* to, bool holding);
+  void detach(TapeLock& lock);
+
+ private:
+  std::unique_ptr<TensorMeta> meta_;
+  at::Tensor kept_;            ///< tensors without a plain storage
+};
+
+}  // namespace refrain::tape

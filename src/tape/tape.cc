@@ -1,0 +1,324 @@
+#include "tape/tape.h"
+
+#include "tape/slots.h"
+
+namespace refrain::tape {
+
+Tape& Tape::get() {
+  static auto* tape = new Tape;
+  return *tape;
+}
+
+ThreadState& ThreadState::get() {
+  static thread_local ThreadState state;
+  return state;
+}
+
+// --- letting go -------------------------------------------------------------------------------------------------------
+
+TapeLock::~TapeLock() {
+  if (lock_.owns_lock()) {
+    drain();
+    lock_.unlock();
+  }
+  for (auto* op : buried_ops_) delete op;
+  for (auto* region : buried_regions_) delete region;
+}
+
+void TapeLock::release(Value* value) {
+  if (--value->refs == 0) dead_values_.push_back(value);
+}
+
+void TapeLock::release(Op* op) {
+  if (--op->refs == 0) dead_ops_.push_back(op);
+}
+
+void TapeLock::release(Region* region) {
+  if (--region->refs == 0) dead_regions_.push_back(region);
+}
+
+void TapeLock::drain() {
+  for (;;) {
+    if (!dead_values_.empty()) {
+      auto* value = dead_values_.back();
+      dead_values_.pop_back();
+      if (value->refs == 0) destroy(value);
+    } else if (!dead_ops_.empty()) {
+      auto* op = dead_ops_.back();
+      dead_ops_.pop_back();
+      take_apart(op);
+    } else if (!dead_regions_.empty()) {
+      auto* region = dead_regions_.back();
+      dead_regions_.pop_back();
+      for (auto& bound : region->bounds) {
+        if (bound.holds) unhold(*this, bound.value);
+        release(bound.value);
+      }
+      if (region->parent) {
+        auto& siblings = region->parent->children;
+        siblings.erase(std::find(siblings.begin(), siblings.end(), region));
+        release(region->parent);
+      }
+      --tape().stats.live_regions;
+      buried_regions_.push_back(region);
+    } else {
+      return;
+    }
+  }
+}
+
+void TapeLock::destroy(Value* value) {
+  unmap_value(*this, value);
+  if (value->armed) disarm_alive(value);
+  if (value->in_region.prev) {
+    value->in_region.prev->in_region.next = value->in_region.next;
+    value->in_region.next->in_region.prev = value->in_region.prev;
+  }
+  if (value->private_copy) tape().stats.leaf_copy_bytes -= static_cast<int64_t>(value->nbytes);
+  discard(std::move(value->held));
+  if (value->producer) {
+    value->producer->outs[value->out].value = nullptr;
+    release(value->producer);
+  }
+  if (value->region) release(value->region);
+  --tape().stats.live_values;
+  delete value;
+}
+
+void TapeLock::take_apart(Op* op) {
+  for (auto& ref : op->refs_in) {
+    if (!ref.value) continue;
+    --ref.value->op_refs;
+    if (ref.holds) unhold(*this, ref.value);
+    release(ref.value);
+  }
+  if (op->region) release(op->region);
+  --tape().stats.live_ops;
+  buried_ops_.push_back(op);
+}
+
+// --- values -----------------------------------------------------------------------------------------------------------
+
+Value* find_value(TapeLock& lock, c10::StorageImpl* storage) {
+  auto& map = lock.tape().map;
+  auto it = map.find(storage);
+  return it == map.end() ? nullptr : it->second;
+}
+
+void retain(Value* value) { ++value->refs; }
+
+Value* value_of(TapeLock& lock, const at::Tensor& tensor) {
+  const auto& storage = tensor.storage();
+  if (auto* known = find_value(lock, storage.unsafeGetStorageImpl())) return known;
+  auto* value = new Value(storage);
+  ++lock.tape().stats.live_values;
+  map_value(lock, value, storage.unsafeGetStorageImpl(), false);
+  return value;
+}
+
+void hold(TapeLock&, Value* value) {
+  if (value->holds++ == 0 && !value->held) {
+    if (!value->stale || value->is_leaf()) {
+      if (auto strong = value->storage.lock()) value->held = c10::Storage(std::move(strong));
+    }
+  }
+}
+
+void unhold(TapeLock& lock, Value* value) {
+  if (--value->holds == 0) lock.discard(std::move(value->held));
+}
+
+namespace {
+
+// Drops what only the map keeps although its storage is gone.
+void sweep(TapeLock& lock) {
+  auto& map = lock.tape().map;
+  std::vector<Value*> gone;
+  for (auto& [storage, value] : map)
+    if (value->storage.expired()) gone.push_back(value);
+  for (auto* value : gone) unmap_value(lock, value);
+  lock.tape().sweep_at = std::max<size_t>(1024, 2 * map.size());
+}
+
+}  // namespace
+
+void map_value(TapeLock& lock, Value* value, c10::StorageImpl* storage, bool owning) {
+  auto& tape = lock.tape();
+  if (tape.map.size() >= tape.sweep_at) sweep(lock);
+  tape.map[storage] = value;
+  value->key = storage;
+  value->map_owns = owning;
+  if (owning) retain(value);
+}
+
+void unmap_value(TapeLock& lock, Value* value) {
+  if (!value->key) return;
+  lock.tape().map.erase(value->key);
+  value->key = nullptr;
+  if (std::exchange(value->map_owns, false)) lock.release(value);
+}
+
+c10::Storage resident(const Value& value) {
+  if (value.lost) return {};
+  const bool counted = !value.private_copy && value.counter.enabled() && !value.is_leaf();
+  if (counted && value.counter.current_version() != value.version) return {};
+  if (value.held) return value.held;
+  if (value.stale) return {};
+  auto strong = value.storage.lock();
+  return strong ? c10::Storage(std::move(strong)) : c10::Storage();
+}
+
+void make_leaf(TapeLock& lock, Value* value) {
+  if (!value->unknown) return;
+  value->unknown = false;
+  if (value->armed) disarm_alive(value);
+  for (auto* slot = value->slots; slot; slot = slot->in_value.next) {
+    if (slot->holds) continue;
+    slot->holds = true;
+    hold(lock, value);
+  }
+  if (std::exchange(value->map_owns, false)) lock.release(value);
+}
+
+Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* after) {
+  auto* storage = before->key;
+  if (before->armed && storage) disarm(before, storage);
+  retain(before);
+  unmap_value(lock, before);
+  before->stale = true;
+  if (before->is_leaf() || (before->unknown && !after)) {
+    before->unknown = false;
+    if (copy) {
+      lock.discard(std::exchange(before->held, std::move(copy)));
+      before->private_copy = true;
+      ++lock.tape().stats.leaf_copies;
+      lock.tape().stats.leaf_copy_bytes += static_cast<int64_t>(before->nbytes);
+    } else {
+      before->lost = true;
+      lock.discard(std::move(before->held));
+    }
+  } else {
+    lock.discard(std::move(before->held));
+  }
+  if (before->slots && !after && storage) {
+    // The tape did not see what was written: the new bytes are a leaf.
+    if (auto strong = before->storage.lock()) {
+      after = new Value(c10::Storage(std::move(strong)));
+      ++lock.tape().stats.live_values;
+      map_value(lock, after, storage, false);
+    }
+  }
+  Value* moved_to = before->slots ? after : nullptr;
+  if (moved_to) {
+    retain(before);
+    retain(after);
+    ThreadState::get().unsettled.push_back({before, after});
+  }
+  lock.release(before);
+  return moved_to;
+}
+
+bool needs_hold(TapeLock& lock, Value* value, Region* region) {
+  if (value->is_leaf()) return true;
+  if (value->unknown || !region) return false;
+  if (value->region->top != region->top) {
+    const auto* producer = value->producer;
+    const bool cast_of_leaf = producer->traits->cast && producer->refs_in.size() == 1 &&
+                              producer->refs_in[0].value && producer->refs_in[0].value->is_leaf();
+    return !cast_of_leaf;
+  }
+  // A bound of every region between this one and the one that encloses both.
+  for (auto* at = region; at; at = at->parent) {
+    auto* up = value->region;
+    while (up && up != at) up = up->parent;
+    if (up) break;
+    if (!at->bounds.empty() && at->bounds.back().value == value) continue;
+    retain(value);
+    at->bounds.push_back({value, false});
+  }
+  return false;
+}
+
+// --- the raw-pointer barrier ------------------------------------------------------------------------------------------
+
+namespace {
+
+template <typename S>
+concept HasMaterializer = requires(S& s) {
+  s.has_materializer();
+  s.clear_materializer();
+};
+
+// Somebody outside the dispatcher asked for a pointer to write through.
+void raw_write(c10::StorageImpl* storage) {
+  TapeLock lock;
+  auto* value = find_value(lock, storage);
+  if (!value || !value->armed) return;
+  value->armed = false;  // LibTorch clears the barrier itself after this call
+  overwritten(lock, value, {}, nullptr);
+  settle(lock, ThreadState::get());
+}
+
+template <typename S>
+void set_barrier(S* storage, bool on) {
+  if constexpr (HasMaterializer<S>) {
+    if (on)
+      storage->set_materializer(&raw_write);
+    else
+      storage->clear_materializer();
+  }
+}
+
+template <typename S>
+bool has_barrier(S* storage) {
+  if constexpr (HasMaterializer<S>) return storage->has_materializer();
+  return true;
+}
+
+}  // namespace
+
+void arm(Value* value, c10::StorageImpl* storage) {
+  if (value->armed || has_barrier(storage)) return;
+  set_barrier(storage, true);
+  value->armed = true;
+}
+
+void disarm(Value* value, c10::StorageImpl* storage) {
+  if (!std::exchange(value->armed, false)) return;
+  set_barrier(storage, false);
+}
+
+void disarm_alive(Value* value) {
+  if (auto strong = value->storage.lock())
+    disarm(value, strong.get());
+  else
+    value->armed = false;
+}
+
+// --- settling ---------------------------------------------------------------------------------------------------------
+
+void settle(TapeLock& lock, ThreadState& thread) {
+  for (size_t i = 0; i < thread.unsettled.size(); ++i) {
+    auto [before, after] = thread.unsettled[i];
+    for (auto* slot = before->slots; slot;) {
+      auto* next = slot->in_value.next;
+      if (!slot->version_bumped()) {
+        // Plain autograd would read the new bytes; so do we.
+        slot->detach(lock);
+        slot->attach(lock, after, needs_hold(lock, after, slot->region));
+      }
+      slot = next;
+    }
+    if (after->producer && after->counter.enabled()) after->version = after->counter.current_version();
+    lock.release(before);
+    lock.release(after);
+  }
+  thread.unsettled.clear();
+  for (auto* value : thread.unknown_slots) {
+    if (value->unknown && value->slots) make_leaf(lock, value);
+    lock.release(value);
+  }
+  thread.unknown_slots.clear();
+}
+
+}  // namespace refrain::tape

@@ -1,0 +1,143 @@
+#pragma once
+
+#include <c10/util/flat_hash_map.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "refrain/checkpoint.h"
+#include "refrain/tape.h"
+#include "tape/value.h"
+
+namespace refrain::tape {
+
+/// One `checkpoint` call: what was saved in it, and whether somebody is refilling it.
+struct Region {
+  /// A value this region reads from an enclosing or sibling region; held from the parent's refill until ours.
+  struct Bound {
+    Value* value = nullptr;  ///< owned
+    bool holds = false;
+  };
+
+  int32_t refs = 0;
+  int32_t live_slots = 0;   ///< here and in nested regions
+  bool active = true;       ///< its scope is still open
+  bool preserve_rng_state = true;
+  Region* parent = nullptr;  ///< owned
+  Region* top = nullptr;     ///< outermost enclosing region or itself; not owned
+  std::vector<Region*> children;  ///< not owned
+  std::vector<Bound> bounds;
+  Slot* slots = nullptr;
+  ListLink<Value> values;    ///< circular, anchored at a dummy
+  Value* values_anchor = nullptr;
+  bool filling = false;      ///< some thread is replaying for it
+  int32_t cleanup_task = -1; ///< graph task that will drop what it leaves unread
+  std::unique_ptr<at::ThreadLocalState> thread_state;
+};
+
+class TapeLock;
+
+/// The process-wide tape. All members are guarded by `mutex` but the atomics.
+struct Tape {
+  static Tape& get();
+
+  std::mutex mutex;
+  std::condition_variable filled;
+  ska::flat_hash_map<c10::StorageImpl*, Value*> map;
+  size_t sweep_at = 1024;
+  uint64_t next_seq = 1;
+  uint64_t plan_number = 0;
+  TapeStats stats;
+  LeafWritePolicy leaf_write_policy = LeafWritePolicy::kCopy;
+  int64_t max_leaf_copy_bytes = int64_t{64} << 20;
+  std::atomic<int64_t> pending_slots{0};  ///< read without the lock to switch the watch off
+  std::atomic<bool> timing{false};
+};
+
+/// The lock on the tape's bookkeeping, and the only way to let go of things: what dies while it is held is taken apart
+/// by a loop (never by recursion: chains are millions long) and freed after the lock is released, because freeing may run
+/// foreign code. Never run an operator, allocate a tensor or free a storage while holding it.
+class TapeLock {
+ public:
+  TapeLock() : lock_(Tape::get().mutex) {}
+  ~TapeLock();
+  TapeLock(const TapeLock&) = delete;
+  TapeLock& operator=(const TapeLock&) = delete;
+
+  Tape& tape() { return Tape::get(); }
+  std::unique_lock<std::mutex>& raw() { return lock_; }
+
+  void release(Value* value);
+  void release(Op* op);
+  void release(Region* region);
+  void discard(c10::Storage&& storage) {
+    if (storage) storages_.push_back(std::move(storage));
+  }
+
+ private:
+  void drain();
+  void destroy(Value* value);
+  void take_apart(Op* op);
+
+  std::unique_lock<std::mutex> lock_;
+  std::vector<Value*> dead_values_;
+  std::vector<Op*> dead_ops_;
+  std::vector<Region*> dead_regions_;
+  std::vector<c10::Storage> storages_;
+  std::vector<Op*> buried_ops_;
+  std::vector<Region*> buried_regions_;
+};
+
+/// What this thread is recording and what it still has to settle.
+struct ThreadState {
+  /// A write whose version bump, if any, comes only after the operator returned to autograd.
+  struct Unsettled {
+    Value* before = nullptr;  ///< owned
+    Value* after = nullptr;   ///< owned
+  };
+  Region* region = nullptr;   ///< innermost open region, owned by its scope
+  std::vector<Unsettled> unsettled;
+  std::vector<Value*> unknown_slots;  ///< owned: packed while unknown, decided at the next operator
+  static ThreadState& get();
+};
+
+// --- values -----------------------------------------------------------------------------------------------------------
+
+Value* find_value(TapeLock& lock, c10::StorageImpl* storage);
+/// The value in `tensor`'s storage; a new leaf if the tape does not know it. @returns borrowed; retain before unlocking.
+Value* value_of(TapeLock& lock, const at::Tensor& tensor);
+void retain(Value* value);
+void hold(TapeLock& lock, Value* value);
+void unhold(TapeLock& lock, Value* value);
+void map_value(TapeLock& lock, Value* value, c10::StorageImpl* storage, bool owning);
+void unmap_value(TapeLock& lock, Value* value);
+/// Bytes of `value` if they are in memory and unchanged, else null.
+c10::Storage resident(const Value& value);
+/// Unknown bytes are being read: they come from outside from now on.
+void make_leaf(TapeLock& lock, Value* value);
+/// The storage of `value` now means something else. @param copy bytes saved beforehand for a leaf that ops still need.
+/// @returns the value that slots without a version bump move to (borrowed), or null if there are no slots.
+Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* after);
+/// Whether `region` must keep the bytes of `value` alive itself; otherwise notes it as a bound where that is needed.
+bool needs_hold(TapeLock& lock, Value* value, Region* region);
+
+/// Arms the raw-pointer barrier on a storage whose value can be replayed: a raw write makes it a leaf.
+void arm(Value* value, c10::StorageImpl* storage);
+void disarm(Value* value, c10::StorageImpl* storage);
+void disarm_alive(Value* value);
+
+/// Decides what waits for a version bump. @param reading whether unknown slots must be decided too.
+void settle(TapeLock& lock, ThreadState& thread);
+
+// --- regions ----------------------------------------------------------------------------------------------------------
+
+Region* open_region(const CheckpointOptions& options);
+void close_region(Region* region, bool keep_watching);
+void slot_added(TapeLock& lock, Region* region);
+void slot_removed(TapeLock& lock, Region* region);
+void release_bound_holds(TapeLock& lock, Region* region);
+
+}  // namespace refrain::tape

@@ -1,0 +1,125 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
+#include <c10/core/Storage.h>
+#include <c10/core/TensorImpl.h>
+#include <c10/core/impl/SizesAndStrides.h>
+#include <c10/util/SmallVector.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "tape/ambient.h"
+#include "tape/op_traits.h"
+#include "tape/rng.h"
+
+/// The data model of the tape. Every field is guarded by the tape's lock (`TapeLock`) unless it says otherwise.
+///
+/// Ownership, all counted, no cycles:   slot -> value -> producing op -> values it read -> ...
+///                                      storage map -> value (while somebody outside may still read the storage)
+/// An op points back at its outputs without owning them; a region lists its slots and values without owning them.
+namespace refrain::tape {
+
+struct Op;
+struct Region;
+class Slot;
+
+/// A tensor minus its bytes: enough to build it again over a storage.
+struct TensorMeta {
+  c10::impl::SizesAndStrides sizes_and_strides;
+  int64_t offset = 0;
+  c10::DispatchKeySet keys;  ///< conj and neg bits live here
+  caffe2::TypeMeta dtype;
+  bool wrapped_number = false;
+  bool requires_grad = false;
+
+  explicit TensorMeta(const at::Tensor& tensor);
+  at::Tensor build(const c10::Storage& storage) const;
+};
+
+/// Whether the tape can name `tensor` by storage and metadata. Sparse, quantized, nested, mkldnn, meta, zero and Python
+/// tensors cannot be; they are kept as they are.
+bool has_plain_storage(const at::Tensor& tensor);
+
+template <typename T>
+struct ListLink {
+  T* prev = nullptr;
+  T* next = nullptr;
+};
+
+/// The bytes of one storage between two writes.
+///
+/// *leaf*: no producer and not unknown; its bytes come from outside the tape and are held while anything refers to it.
+/// *unknown*: fresh from `empty` and not yet written by a recorded operator; becomes a leaf when first read.
+struct Value {
+  int32_t refs = 0;       ///< slots, op arguments, bounds, and the map when `map_owns`
+  int32_t op_refs = 0;    ///< of these, op arguments
+  int32_t holds = 0;      ///< references that need the bytes to stay: while > 0, `held` keeps them
+  uint16_t out = 0;       ///< index in `producer->outs`
+  bool map_owns = false;
+  bool unknown = false;
+  bool stale = false;         ///< the storage has been overwritten: it no longer serves this value
+  bool lost = false;          ///< a leaf whose bytes were overwritten without a copy
+  bool private_copy = false;  ///< `held` is the tape's own copy, so version counters say nothing about it
+  bool armed = false;         ///< a raw-pointer barrier is set on the storage
+  Op* producer = nullptr;     ///< owned
+  Region* region = nullptr;   ///< owned; null for leaves from outside
+  c10::weak_intrusive_ptr<c10::StorageImpl> storage;  ///< where the bytes are or last were; never owns
+  c10::StorageImpl* key = nullptr;                     ///< entry in the storage map, or null
+  c10::Storage held;
+  size_t nbytes = 0;
+  c10::VariableVersion counter;  ///< of the tensor that first carried the value
+  uint32_t version = 0;
+  Slot* slots = nullptr;         ///< slots that mean this value
+  ListLink<Value> in_region;
+  uint64_t mark = 0;             ///< planning scratch: valid if equal to the running plan's number
+  int32_t plan_index = -1;
+
+  explicit Value(const c10::Storage& s) : storage(s.getWeakStorageImpl()), nbytes(s.nbytes()) {}
+  bool is_leaf() const { return !producer && !unknown; }
+};
+
+/// A tensor argument of a recorded operator.
+struct ArgRef {
+  Value* value = nullptr;  ///< owned; null for scratch
+  TensorMeta meta;
+  c10::VariableVersion counter;  ///< leaves only
+  uint32_t version = 0;
+  uint16_t arg = 0;       ///< position in the schema
+  int32_t element = -1;   ///< position in a list argument, or -1
+  bool holds = false;     ///< counts in `value->holds`
+  bool written = false;   ///< the operator writes it
+  size_t scratch_bytes = 0;
+
+  explicit ArgRef(const at::Tensor& tensor) : meta(tensor) {}
+};
+
+/// Where an output value appears when the operator runs.
+struct OutRef {
+  Value* value = nullptr;  ///< not owned; null once dead
+  int16_t ret = -1;        ///< return position, or -1 if it is a written argument
+  int32_t element = -1;    ///< position in a returned list, or -1
+  int32_t ref = -1;        ///< index in `refs` of a written argument
+};
+
+/// A recorded operator call. Immutable after recording but for `refs` and `outs[].value`.
+struct Op {
+  int32_t refs = 0;
+  uint64_t seq = 0;
+  const OpTraits* traits = nullptr;
+  c10::DispatchKeySet keys;
+  Ambient ambient;
+  std::shared_ptr<const RngState> rng;
+  bool rng_not_preserved = false;
+  bool replayed = false;
+  int64_t forward_ns = 0;
+  Region* region = nullptr;  ///< owned
+  c10::SmallVector<c10::IValue, 6> args;  ///< tensors replaced: None, or the length for a list
+  c10::SmallVector<ArgRef, 2> refs_in;
+  c10::SmallVector<OutRef, 1> outs;
+  uint64_t mark = 0;
+};
+
+}  // namespace refrain::tape
