@@ -2,7 +2,9 @@
 
 #include <ATen/core/enum_tag.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -65,8 +67,8 @@ constexpr TableWrite kTableWrites[] = {
     {"aten::batch_norm_gather_stats_with_counts", nullptr, ReplayArg::kUndefined, {"running_mean", "running_var"}},
     {"aten::_native_batch_norm_legit", "training", ReplayArg::kScratch, {"running_mean", "running_var"}},
     {"aten::_batch_norm_with_update", nullptr, ReplayArg::kScratch, {"running_mean", "running_var"}},
-    {"aten::rrelu_with_noise", "training", ReplayArg::kScratch, {"noise", ""}},
-    {"aten::rrelu_with_noise_", "training", ReplayArg::kScratch, {"noise", ""}},
+    {"aten::rrelu_with_noise", "training", ReplayArg::kWriteOnly, {"noise", ""}},
+    {"aten::rrelu_with_noise_", "training", ReplayArg::kWriteOnly, {"noise", ""}},
 };
 
 bool holds_tensor(const c10::Type& type) {

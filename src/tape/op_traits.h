@@ -11,7 +11,8 @@ namespace refrain::tape {
 /// How one argument that an operator writes is presented to the operator again at replay.
 enum class ReplayArg : uint8_t {
   kBytes,      ///< the old bytes: the result depends on them
-  kScratch,    ///< uninitialised memory of the same size: the operator only writes it, or its effect must not repeat
+  kWriteOnly,  ///< uninitialised memory: the operator writes all of it and reads none
+  kScratch,    ///< uninitialised memory: statistics that must move once, where the schema wants a tensor
   kUndefined,  ///< an undefined tensor: statistics that must move once
 };
 

@@ -13,7 +13,7 @@ bool same_bytes(const at::Tensor& a, const at::Tensor& b) {
   return a.nbytes() == b.nbytes() && std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
 }
 
-at::Tensor state_of(const at::Generator& generator) {
+at::Tensor state_of(at::Generator generator) {
   std::lock_guard guard(generator.mutex());
   return generator.get_state();
 }

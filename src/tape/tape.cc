@@ -1,5 +1,7 @@
 #include "tape/tape.h"
 
+#include <algorithm>
+
 #include "tape/slots.h"
 
 namespace refrain::tape {
@@ -70,17 +72,18 @@ void TapeLock::drain() {
 void TapeLock::destroy(Value* value) {
   unmap_value(*this, value);
   if (value->armed) disarm_alive(value);
-  if (value->in_region.prev) {
-    value->in_region.prev->in_region.next = value->in_region.next;
-    value->in_region.next->in_region.prev = value->in_region.prev;
-  }
   if (value->private_copy) tape().stats.leaf_copy_bytes -= static_cast<int64_t>(value->nbytes);
   discard(std::move(value->held));
   if (value->producer) {
     value->producer->outs[value->out].value = nullptr;
     release(value->producer);
   }
-  if (value->region) release(value->region);
+  if (auto* region = value->region) {
+    region->values[value->region_index] = region->values.back();
+    region->values[value->region_index]->region_index = value->region_index;
+    region->values.pop_back();
+    release(region);
+  }
   --tape().stats.live_values;
   delete value;
 }
@@ -118,7 +121,7 @@ Value* value_of(TapeLock& lock, const at::Tensor& tensor) {
 
 void hold(TapeLock&, Value* value) {
   if (value->holds++ == 0 && !value->held) {
-    if (!value->stale || value->is_leaf()) {
+    if (!value->stale) {
       if (auto strong = value->storage.lock()) value->held = c10::Storage(std::move(strong));
     }
   }
@@ -188,7 +191,9 @@ Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* af
   before->stale = true;
   if (before->is_leaf() || (before->unknown && !after)) {
     before->unknown = false;
-    if (copy) {
+    if (before->private_copy) {
+      // `held` is already the tape's own.
+    } else if (copy) {
       lock.discard(std::exchange(before->held, std::move(copy)));
       before->private_copy = true;
       ++lock.tape().stats.leaf_copies;
@@ -209,7 +214,7 @@ Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* af
     }
   }
   Value* moved_to = before->slots ? after : nullptr;
-  if (moved_to) {
+  if (moved_to || (after && after->producer)) {
     retain(before);
     retain(after);
     ThreadState::get().unsettled.push_back({before, after});
@@ -232,7 +237,9 @@ bool needs_hold(TapeLock& lock, Value* value, Region* region) {
     auto* up = value->region;
     while (up && up != at) up = up->parent;
     if (up) break;
-    if (!at->bounds.empty() && at->bounds.back().value == value) continue;
+    const auto& bounds = at->bounds;
+    const auto recent = bounds.end() - std::min<ptrdiff_t>(16, static_cast<ptrdiff_t>(bounds.size()));
+    if (std::any_of(recent, bounds.end(), [&](const auto& bound) { return bound.value == value; })) continue;
     retain(value);
     at->bounds.push_back({value, false});
   }
@@ -270,15 +277,17 @@ void set_barrier(S* storage, bool on) {
 }
 
 template <typename S>
-bool has_barrier(S* storage) {
+bool barrier_is_set(const S* storage) {
   if constexpr (HasMaterializer<S>) return storage->has_materializer();
-  return true;
+  return false;
 }
 
 }  // namespace
 
+bool has_barrier(const c10::StorageImpl* storage) { return barrier_is_set(storage); }
+
 void arm(Value* value, c10::StorageImpl* storage) {
-  if (value->armed || has_barrier(storage)) return;
+  if (!HasMaterializer<c10::StorageImpl> || value->armed || has_barrier(storage)) return;
   set_barrier(storage, true);
   value->armed = true;
 }

@@ -31,10 +31,9 @@ struct Region {
   std::vector<Region*> children;  ///< not owned
   std::vector<Bound> bounds;
   Slot* slots = nullptr;
-  ListLink<Value> values;    ///< circular, anchored at a dummy
-  Value* values_anchor = nullptr;
+  std::vector<Value*> values;  ///< produced here and alive; not owned
   bool filling = false;      ///< some thread is replaying for it
-  int32_t cleanup_task = -1; ///< graph task that will drop what it leaves unread
+  int32_t cleanup_task = -2; ///< graph task that will drop what it leaves unread
   std::unique_ptr<at::ThreadLocalState> thread_state;
 };
 
@@ -128,6 +127,8 @@ bool needs_hold(TapeLock& lock, Value* value, Region* region);
 void arm(Value* value, c10::StorageImpl* storage);
 void disarm(Value* value, c10::StorageImpl* storage);
 void disarm_alive(Value* value);
+/// Whether any barrier (ours or copy-on-write's) is set. False where LibTorch has none.
+bool has_barrier(const c10::StorageImpl* storage);
 
 /// Decides what waits for a version bump. @param reading whether unknown slots must be decided too.
 void settle(TapeLock& lock, ThreadState& thread);

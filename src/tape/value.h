@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/ThreadLocalState.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 #include <c10/core/Storage.h>
@@ -73,7 +74,7 @@ struct Value {
   c10::VariableVersion counter;  ///< of the tensor that first carried the value
   uint32_t version = 0;
   Slot* slots = nullptr;         ///< slots that mean this value
-  ListLink<Value> in_region;
+  uint32_t region_index = 0;     ///< position in `region->values`
   uint64_t mark = 0;             ///< planning scratch: valid if equal to the running plan's number
   int32_t plan_index = -1;
 
@@ -85,13 +86,15 @@ struct Value {
 struct ArgRef {
   Value* value = nullptr;  ///< owned; null for scratch
   TensorMeta meta;
-  c10::VariableVersion counter;  ///< leaves only
+  at::Tensor kept;               ///< the tensor itself, without history, where it has no plain storage
+  c10::VariableVersion counter;  ///< where the bytes are held or kept
   uint32_t version = 0;
   uint16_t arg = 0;       ///< position in the schema
   int32_t element = -1;   ///< position in a list argument, or -1
   bool holds = false;     ///< counts in `value->holds`
   bool written = false;   ///< the operator writes it
   size_t scratch_bytes = 0;
+  c10::Device device = c10::kCPU;
 
   explicit ArgRef(const at::Tensor& tensor) : meta(tensor) {}
 };
@@ -119,6 +122,7 @@ struct Op {
   c10::SmallVector<c10::IValue, 6> args;  ///< tensors replaced: None, or the length for a list
   c10::SmallVector<ArgRef, 2> refs_in;
   c10::SmallVector<OutRef, 1> outs;
+  uint32_t tensor_lists = 0;  ///< bit i: argument i is a list of tensors, and `args[i]` its length
   uint64_t mark = 0;
 };
 

@@ -1,0 +1,75 @@
+#include "tape/install.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/graph_task.h>
+
+#include <mutex>
+
+#include "refrain/error.h"
+#include "tape/slots.h"
+
+namespace refrain::tape {
+namespace {
+
+/// LibTorch's engine, which additionally lets the open region keep what autograd wants to save.
+class TapeEngine final : public torch::autograd::Engine {
+ public:
+  std::unique_ptr<torch::autograd::SavedVariableHooks> get_default_saved_variable_hooks() override {
+    auto* region = ThreadState::get().region;
+    if (!region) return nullptr;
+    return std::make_unique<Slot>(region);
+  }
+};
+
+// Never destroyed: device threads use it until the process ends.
+torch::autograd::Engine& tape_engine() {
+  static auto* engine = new TapeEngine;
+  return *engine;
+}
+
+}  // namespace
+
+void install() {
+  static const bool done = [] {
+    torch::autograd::set_default_engine_stub(&tape_engine);
+    return true;
+  }();
+  (void)done;
+}
+
+}  // namespace refrain::tape
+
+namespace refrain {
+
+TapeStats tape_stats() {
+  tape::TapeLock lock;
+  return lock.tape().stats;
+}
+
+void reset_tape_counters() {
+  tape::TapeLock lock;
+  auto& stats = lock.tape().stats;
+  stats.recorded_ops = stats.replayed_ops = stats.refills = stats.leaf_copies = 0;
+  stats.recorded_ns = stats.replayed_forward_ns = stats.replay_ns = 0;
+}
+
+bool set_op_timing(bool on) { return tape::Tape::get().timing.exchange(on); }
+
+LeafWritePolicy set_leaf_write_policy(LeafWritePolicy policy, int64_t max_leaf_copy_bytes) {
+  if (max_leaf_copy_bytes < 0)
+    throw InvalidArgument("[refrain::set_leaf_write_policy] max_leaf_copy_bytes is " +
+                          std::to_string(max_leaf_copy_bytes) + ", expected a number of bytes >= 0.");
+  tape::TapeLock lock;
+  lock.tape().max_leaf_copy_bytes = max_leaf_copy_bytes;
+  return std::exchange(lock.tape().leaf_write_policy, policy);
+}
+
+void register_effect_op(const std::string& op) {
+  if (op.find("::") == std::string::npos)
+    throw InvalidArgument("[refrain::register_effect_op] found `" + op +
+                          "`, expected \"namespace::name\", for example \"aten::copy_\".");
+  tape::mark_effect_op(op);
+}
+
+}  // namespace refrain

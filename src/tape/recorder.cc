@@ -1,0 +1,530 @@
+/// Sees every operator that runs below autograd while a region is open (*record*) or slots are pending (*watch*).
+
+#include <c10/core/GradMode.h>
+#include <torch/library.h>
+
+#include <chrono>
+
+#include "tape/storage_copy.h"
+#include "tape/tape.h"
+
+namespace refrain::tape {
+namespace {
+
+constexpr c10::DispatchKeySet kBelowTape(c10::DispatchKeySet::FULL_AFTER, c10::DispatchKey::Fake);
+
+int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+void run(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+  traits.handle.redispatchBoxed(keys & kBelowTape, stack);
+}
+
+// Calls `visit(tensor, arg, element)` for each defined tensor among the arguments.
+template <typename Visit>
+void for_each_tensor(const c10::IValue* args, size_t count, Visit&& visit) {
+  for (size_t i = 0; i < count; ++i) {
+    const auto& value = args[i];
+    if (value.isTensor()) {
+      const auto& tensor = value.toTensor();
+      if (tensor.defined()) visit(tensor, i, -1);
+    } else if (value.isTensorList()) {
+      const auto list = value.toTensorList();
+      for (size_t j = 0; j < list.size(); ++j) {
+        const at::Tensor tensor = list.get(j);
+        if (tensor.defined()) visit(tensor, i, static_cast<int32_t>(j));
+      }
+    } else if (value.isList()) {
+      const auto list = value.toListRef();
+      for (size_t j = 0; j < list.size(); ++j)
+        if (list[j].isTensor() && list[j].toTensor().defined()) visit(list[j].toTensor(), i, static_cast<int32_t>(j));
+    }
+  }
+}
+
+bool covers_storage(const at::Tensor& tensor) {
+  return tensor.is_non_overlapping_and_dense() && tensor.nbytes() == tensor.storage().nbytes();
+}
+
+// One storage that the running operator writes.
+struct Write {
+  c10::Storage storage;
+  const void* data = nullptr;
+  size_t nbytes = 0;
+  bool scratch = false;     ///< the result does not depend on the old bytes
+  c10::Storage copy;        ///< old bytes of a leaf that ops still need
+};
+
+const WriteTrait* write_trait(const OpTraits& traits, size_t arg, const c10::IValue* args) {
+  for (const auto& write : traits.writes) {
+    if (write.arg != arg) continue;
+    if (write.only_if_true >= 0 && !args[write.only_if_true].toBool()) return nullptr;
+    return &write;
+  }
+  return nullptr;
+}
+
+/// Lifts the raw-pointer barriers of an operator's arguments while it runs.
+class BarrierPause {
+ public:
+  BarrierPause() = default;
+  BarrierPause(const BarrierPause&) = delete;
+  BarrierPause& operator=(const BarrierPause&) = delete;
+  void lift(Value* value, const c10::Storage& storage) {
+    if (!value->armed) return;
+    disarm(value, storage.unsafeGetStorageImpl());
+    lifted_.push_back(storage);
+  }
+  void restore(TapeLock& lock) {
+    for (const auto& storage : lifted_) {
+      auto* value = find_value(lock, storage.unsafeGetStorageImpl());
+      if (value && value->producer) arm(value, storage.unsafeGetStorageImpl());
+    }
+    lifted_.clear();
+  }
+  bool empty() const { return lifted_.empty(); }
+
+ private:
+  c10::SmallVector<c10::Storage, 3> lifted_;
+};
+
+// Whether the bytes of this leaf must be copied before an operator overwrites them, as policy and bound allow.
+bool should_copy(TapeLock& lock, const Value& value, const OpTraits& traits, int32_t own_refs) {
+  if (!value.is_leaf() || value.op_refs <= own_refs || value.lost) return false;
+  // Plain autograd refuses to go back through a saved tensor that was changed: the copy could never be used.
+  if (traits.bumps_version && value.slots) return false;
+  auto& tape = lock.tape();
+  return tape.leaf_write_policy == LeafWritePolicy::kCopy &&
+         tape.stats.leaf_copy_bytes + static_cast<int64_t>(value.nbytes) <= tape.max_leaf_copy_bytes;
+}
+
+// --- watch ------------------------------------------------------------------------------------------------------------
+
+void note_write(c10::SmallVectorImpl<Write>& writes, const at::Tensor& tensor, bool scratch) {
+  for (auto& write : writes)
+    if (write.storage.unsafeGetStorageImpl() == tensor.storage().unsafeGetStorageImpl()) {
+      write.scratch &= scratch;
+      return;
+    }
+  Write write;
+  write.storage = tensor.storage();
+  write.data = write.storage.data();
+  write.nbytes = write.storage.nbytes();
+  write.scratch = scratch;
+  writes.push_back(std::move(write));
+}
+
+// An operator the tape does not record (outside regions, or with effects): what it writes becomes unknown to the tape.
+void run_unrecorded(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  const size_t count = traits.num_args;
+  const c10::IValue* args = stack->data() + (stack->size() - count);
+  c10::SmallVector<Write, 2> writes;
+  BarrierPause pause;
+  bool barrier = false;
+  for_each_tensor(args, count, [&](const at::Tensor& tensor, size_t arg, int32_t) {
+    if (!has_plain_storage(tensor)) return;
+    if (write_trait(traits, arg, args)) note_write(writes, tensor, false);
+    barrier |= has_barrier(tensor.storage().unsafeGetStorageImpl());
+  });
+  if (writes.empty() && !barrier) return run(traits, keys, stack);
+
+  auto& thread = ThreadState::get();
+  c10::SmallVector<Write*, 2> to_copy;
+  {
+    TapeLock lock;
+    settle(lock, thread);
+    if (barrier)
+      for_each_tensor(args, count, [&](const at::Tensor& tensor, size_t, int32_t) {
+        if (!has_plain_storage(tensor)) return;
+        if (auto* value = find_value(lock, tensor.storage().unsafeGetStorageImpl())) pause.lift(value, tensor.storage());
+      });
+    for (auto& write : writes) {
+      auto* value = find_value(lock, write.storage.unsafeGetStorageImpl());
+      if (value && should_copy(lock, *value, traits, 0)) to_copy.push_back(&write);
+    }
+  }
+  try {
+    for (auto* write : to_copy) write->copy = clone_storage(write->storage);
+    run(traits, keys, stack);
+  } catch (...) {
+    TapeLock lock;
+    for (auto& write : writes)
+      if (auto* value = find_value(lock, write.storage.unsafeGetStorageImpl()))
+        overwritten(lock, value, std::move(write.copy), nullptr);
+    pause.restore(lock);
+    throw;
+  }
+  TapeLock lock;
+  for (auto& write : writes) {
+    auto* value = find_value(lock, write.storage.unsafeGetStorageImpl());
+    if (!value) continue;
+    if (value->unknown && write.nbytes == write.storage.nbytes() && write.data == write.storage.data()) continue;
+    overwritten(lock, value, std::move(write.copy), nullptr);
+  }
+  pause.restore(lock);
+}
+
+void watch(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  if (Tape::get().pending_slots.load(std::memory_order_relaxed) == 0) {
+    auto& thread = ThreadState::get();
+    if (!thread.unsettled.empty() || !thread.unknown_slots.empty()) {
+      TapeLock lock;
+      settle(lock, thread);
+    }
+    c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
+    return traits.handle.redispatchBoxed(keys & kBelowTape, stack);
+  }
+  run_unrecorded(traits, keys, stack);
+}
+
+// --- record -----------------------------------------------------------------------------------------------------------
+
+c10::IValue constant(const c10::IValue& value) {
+  if (value.isList() && value.use_count() > 1) return value.deepcopy();
+  return value;
+}
+
+class Recording {
+ public:
+  Recording(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, ThreadState& thread)
+      : traits_(traits), keys_(keys), stack_(stack), thread_(thread), op_(new Op) {}
+
+  ~Recording() {
+    if (!op_) return;
+    TapeLock lock;
+    lock.release(std::exchange(op_, nullptr));
+  }
+
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
+
+  void run_and_record() {
+    copy_borrowed_leaves();
+    read_arguments();
+    for (auto& write : writes_)
+      if (write.copy_wanted) write.copy = clone_storage(write.storage);
+    std::unique_lock<std::mutex> rng;
+    if (traits_.random || traits_.maybe_random) rng = read_generator();
+    const bool timing = Tape::get().timing.load(std::memory_order_relaxed);
+    const int64_t start = timing ? now_ns() : 0;
+    try {
+      run(traits_, keys_, stack_);
+    } catch (...) {
+      after_exception();
+      throw;
+    }
+    if (timing) op_->forward_ns = now_ns() - start;
+    if (rng && traits_.maybe_random && op_->rng && !has_moved(*op_->rng)) op_->rng.reset();
+    if (rng) rng.unlock();
+    note_results();
+  }
+
+ private:
+  struct RecordedWrite : Write {
+    bool once = false;          ///< an effect that a replay does not repeat: the new version cannot be replayed
+    bool produces = false;      ///< the new version is an output of the recorded op
+    bool copy_wanted = false;
+    int32_t ref = -1;           ///< an argument that names the storage
+    c10::VariableVersion counter;
+  };
+
+  const c10::IValue* args() const { return stack_->data() + (stack_->size() - traits_.num_args); }
+
+  // `from_blob` and kin: the bytes belong to somebody who may free them before backward.
+  void copy_borrowed_leaves() {
+    for_each_tensor(args(), traits_.num_args, [&](const at::Tensor& tensor, size_t, int32_t) {
+      if (!has_plain_storage(tensor)) return;
+      const auto& storage = tensor.storage();
+      const auto& pointer = std::as_const(*storage.unsafeGetStorageImpl());
+      if (storage.nbytes() == 0 || pointer.data_ptr().get_context()) return;
+      {
+        TapeLock lock;
+        const auto* known = find_value(lock, storage.unsafeGetStorageImpl());
+        if (known && (known->private_copy || !known->is_leaf())) return;
+      }
+      auto copy = clone_storage(storage);
+      TapeLock lock;
+      auto* value = value_of(lock, tensor);
+      lock.discard(std::exchange(value->held, std::move(copy)));
+      value->private_copy = true;
+      lock.tape().stats.leaf_copy_bytes += static_cast<int64_t>(value->nbytes);
+      borrowed_.push_back(value);
+      retain(value);
+    });
+  }
+
+  RecordedWrite& write_to(const at::Tensor& tensor, bool scratch) {
+    auto* impl = tensor.storage().unsafeGetStorageImpl();
+    for (auto& write : writes_)
+      if (write.storage.unsafeGetStorageImpl() == impl) {
+        write.scratch &= scratch;
+        return write;
+      }
+    auto& write = writes_.emplace_back();
+    write.storage = tensor.storage();
+    write.data = write.storage.data();
+    write.nbytes = write.storage.nbytes();
+    write.scratch = scratch;
+    write.counter = tensor.unsafeGetTensorImpl()->version_counter();
+    return write;
+  }
+
+  void read_arguments() {
+    const auto* in = args();
+    op_->refs = 1;
+    op_->traits = &traits_;
+    op_->keys = keys_ & kBelowTape;
+    op_->ambient = Ambient::now();
+    op_->region = thread_.region;
+    op_->args.resize(traits_.num_args);
+    TapeLock lock;
+    settle(lock, thread_);
+    ++lock.tape().stats.live_ops;
+    ++op_->region->refs;
+    op_->seq = lock.tape().next_seq++;
+    for (size_t i = 0; i < traits_.num_args; ++i) {
+      const auto& value = in[i];
+      if (value.isTensor()) continue;
+      if (value.isIntList())
+        op_->args[i] = constant(value);
+      else if (value.isTensorList())
+        note_list(i, value.toTensorList().size());
+      else if (value.isList() && holds_optional_tensors(value))
+        note_list(i, value.toListRef().size());
+      else
+        op_->args[i] = constant(value);
+    }
+
+    for_each_tensor(in, traits_.num_args, [&](const at::Tensor& tensor, size_t arg, int32_t element) {
+      add_argument(lock, tensor, arg, element, write_trait(traits_, arg, in));
+    });
+
+    bool leaves_only = true;
+    for (auto& write : writes_) {
+      auto* value = find_value(lock, write.storage.unsafeGetStorageImpl());
+      write.produces = !write.once && value && (value->producer || (value->unknown && write.scratch));
+      leaves_only &= !write.produces;
+    }
+    discard_ = traits_.pure_inplace && leaves_only;
+    for (auto& write : writes_) {
+      if (write.produces) continue;
+      auto* value = find_value(lock, write.storage.unsafeGetStorageImpl());
+      if (!value || value->unknown) continue;
+      int32_t own = 0;
+      if (discard_)
+        for (const auto& ref : op_->refs_in) own += ref.value == value;
+      write.copy_wanted = should_copy(lock, *value, traits_, own);
+    }
+    for (auto* value : std::exchange(borrowed_, {})) lock.release(value);
+  }
+
+  void note_list(size_t arg, size_t length) {
+    op_->args[arg] = static_cast<int64_t>(length);
+    op_->tensor_lists |= uint32_t{1} << arg;
+  }
+
+  static bool holds_optional_tensors(const c10::IValue& value) {
+    const auto element = value.toList().elementType();
+    return element->kind() == c10::TypeKind::OptionalType || element->kind() == c10::TypeKind::TensorType;
+  }
+
+  void add_argument(TapeLock& lock, const at::Tensor& tensor, size_t arg, int32_t element, const WriteTrait* write) {
+    auto& ref = op_->refs_in.emplace_back(tensor);
+    ref.arg = static_cast<uint16_t>(arg);
+    ref.element = element;
+    if (!has_plain_storage(tensor)) {
+      // Without history: a tensor with history would close a cycle through its saved tensors.
+      ref.kept = tensor.variable_data();
+      remember_version(ref, tensor);
+      return;
+    }
+    const auto& storage = tensor.storage();
+    auto* impl = storage.unsafeGetStorageImpl();
+    if (std::find(inputs_.begin(), inputs_.end(), impl) == inputs_.end()) inputs_.push_back(impl);
+    auto replay = write ? write->replay : ReplayArg::kBytes;
+    if (write) {
+      if (traits_.full_overwrite && arg == 0) replay = ReplayArg::kWriteOnly;
+      if (replay == ReplayArg::kWriteOnly && !covers_storage(tensor)) replay = ReplayArg::kBytes;
+      auto& noted = write_to(tensor, replay == ReplayArg::kWriteOnly);
+      noted.once |= replay == ReplayArg::kScratch || replay == ReplayArg::kUndefined;
+      noted.ref = static_cast<int32_t>(op_->refs_in.size() - 1);
+      ref.written = true;
+    }
+    auto* value = find_value(lock, impl);
+    if (value) pause_.lift(value, storage);
+    if (replay == ReplayArg::kUndefined) {
+      op_->refs_in.pop_back();
+      return;
+    }
+    if (replay != ReplayArg::kBytes) {
+      ref.scratch_bytes = storage.nbytes();
+      ref.device = storage.device();
+      return;
+    }
+    // Unknown bytes written in part by nothing but this operator stay unknown; read by it, they come from outside.
+    if (value && value->unknown) {
+      if (write && traits_.pure_inplace && traits_.writes.size() == 1 && element < 0) return;
+      make_leaf(lock, value);
+    }
+    value = value_of(lock, tensor);
+    refer(lock, ref, value, tensor);
+  }
+
+  static void remember_version(ArgRef& ref, const at::Tensor& tensor) {
+    if (tensor.is_inference()) return;
+    ref.counter = tensor.unsafeGetTensorImpl()->version_counter();
+    ref.version = ref.counter.current_version();
+  }
+
+  void refer(TapeLock& lock, ArgRef& ref, Value* value, const at::Tensor& tensor) {
+    ref.value = value;
+    retain(value);
+    ++value->op_refs;
+    ref.holds = needs_hold(lock, value, op_->region);
+    if (!ref.holds) return;
+    hold(lock, value);
+    if (!value->private_copy) remember_version(ref, tensor);
+  }
+
+  std::unique_lock<std::mutex> read_generator() {
+    const auto generator = generator_of(*stack_, traits_.num_args);
+    if (!generator.defined()) return {};
+    if (!op_->region->preserve_rng_state) {
+      op_->rng_not_preserved = traits_.random;
+      return {};
+    }
+    c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+    std::unique_lock lock(rng_mutex());
+    op_->rng = read_rng(generator);
+    return lock;
+  }
+
+  void after_exception() {
+    TapeLock lock;
+    for (auto& write : writes_)
+      if (auto* value = find_value(lock, write.storage.unsafeGetStorageImpl()))
+        overwritten(lock, value, std::move(write.copy), nullptr);
+    pause_.restore(lock);
+  }
+
+  void note_results() {
+    auto& stack = *stack_;
+    TapeLock lock;
+    auto& stats = lock.tape().stats;
+    const c10::IValue* out = stack.data() + (stack.size() - traits_.num_returns);
+    for (auto& write : writes_) note_write_result(lock, write);
+    for (size_t i = 0; i < traits_.num_returns; ++i) {
+      if (out[i].isTensor()) {
+        note_output(lock, out[i].toTensor(), static_cast<int16_t>(i), -1);
+      } else if (out[i].isTensorList()) {
+        const auto list = out[i].toTensorList();
+        for (size_t j = 0; j < list.size(); ++j)
+          note_output(lock, list.get(j), static_cast<int16_t>(i), static_cast<int32_t>(j));
+      }
+    }
+    pause_.restore(lock);
+    if (op_->outs.empty()) {
+      lock.release(std::exchange(op_, nullptr));
+      return;
+    }
+    ++stats.recorded_ops;
+    stats.recorded_ns += op_->forward_ns;
+    lock.release(std::exchange(op_, nullptr));
+  }
+
+  Value* new_value(TapeLock& lock, const c10::VariableVersion& counter, const c10::Storage& storage) {
+    auto* value = new Value(storage);
+    ++lock.tape().stats.live_values;
+    auto* region = op_->region;
+    value->region = region;
+    ++region->refs;
+    value->region_index = static_cast<uint32_t>(region->values.size());
+    region->values.push_back(value);
+    value->counter = counter;
+    if (counter.enabled()) value->version = counter.current_version();
+    return value;
+  }
+
+  void produce(Value* value, OutRef out) {
+    value->producer = op_;
+    ++op_->refs;
+    value->out = static_cast<uint16_t>(op_->outs.size());
+    out.value = value;
+    op_->outs.push_back(out);
+  }
+
+  void note_write_result(TapeLock& lock, RecordedWrite& write) {
+    auto* impl = write.storage.unsafeGetStorageImpl();
+    auto* before = find_value(lock, impl);
+    if (!before) return;
+    const bool moved = write.storage.data() != write.data || write.storage.nbytes() != write.nbytes;
+    if (!write.produces || moved) {
+      if (before->unknown && !moved) return;
+      overwritten(lock, before, std::move(write.copy), nullptr);
+      return;
+    }
+    auto* after = new_value(lock, write.counter, write.storage);
+    produce(after, OutRef{nullptr, -1, -1, write.ref});
+    retain(after);
+    overwritten(lock, before, {}, after);
+    map_value(lock, after, impl, true);
+    arm(after, impl);
+    lock.release(after);
+  }
+
+  void note_output(TapeLock& lock, const at::Tensor& tensor, int16_t ret, int32_t element) {
+    if (!tensor.defined() || !has_plain_storage(tensor)) return;
+    const auto& storage = tensor.storage();
+    auto* impl = storage.unsafeGetStorageImpl();
+    if (std::find(inputs_.begin(), inputs_.end(), impl) != inputs_.end()) return;
+    if (find_value(lock, impl)) return;
+    auto* value = new_value(lock, tensor.unsafeGetTensorImpl()->version_counter(), storage);
+    if (traits_.uninitialized)
+      value->unknown = true;
+    else
+      produce(value, OutRef{nullptr, ret, element, -1});
+    map_value(lock, value, impl, true);
+    if (value->producer) arm(value, impl);
+  }
+
+  const OpTraits& traits_;
+  const c10::DispatchKeySet keys_;
+  torch::jit::Stack* const stack_;
+  ThreadState& thread_;
+  Op* op_;
+  c10::SmallVector<RecordedWrite, 1> writes_;
+  c10::SmallVector<c10::StorageImpl*, 6> inputs_;
+  std::vector<Value*> borrowed_;
+  BarrierPause pause_;
+  bool discard_ = false;
+};
+
+// Writes into sparse, quantized and other tensors that the tape cannot name.
+bool writes_unplain(const OpTraits& traits, const torch::jit::Stack& stack) {
+  if (traits.writes.empty()) return false;
+  const c10::IValue* args = stack.data() + (stack.size() - traits.num_args);
+  bool found = false;
+  for_each_tensor(args, traits.num_args, [&](const at::Tensor& tensor, size_t arg, int32_t) {
+    found |= !has_plain_storage(tensor) && write_trait(traits, arg, args);
+  });
+  return found;
+}
+
+void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  const auto& traits = op_traits(op);
+  auto& thread = ThreadState::get();
+  if (!thread.region) return watch(traits, keys, stack);
+  if (traits.view_only) return run(traits, keys, stack);
+  if (traits.effect || writes_unplain(traits, *stack)) return run_unrecorded(traits, keys, stack);
+  Recording(traits, keys, stack, thread).run_and_record();
+}
+
+}  // namespace
+}  // namespace refrain::tape
+
+TORCH_LIBRARY_IMPL(_, Fake, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&refrain::tape::fallback>());
+}

@@ -1,0 +1,122 @@
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/forward_grad.h>
+
+#include "refrain/error.h"
+#include "tape/install.h"
+#include "tape/slots.h"
+
+namespace refrain::tape {
+namespace {
+
+void refuse_unsupported_modes() {
+  if (c10::InferenceMode::is_enabled())
+    throw InvalidArgument(
+        "[refrain::checkpoint] called in inference mode with gradients enabled; inference mode keeps no graph to "
+        "checkpoint. Use `torch::NoGradGuard`, or leave inference mode.");
+  if (torch::autograd::ForwardADLevel::try_get_by_idx(0))
+    throw InvalidArgument(
+        "[refrain::checkpoint] called under forward-mode AD; only reverse mode has saved tensors to save on. Call the "
+        "function directly.");
+  if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode))
+    throw InvalidArgument(
+        "[refrain::checkpoint] called under vmap or another functorch transform, which the tape cannot see through. Call "
+        "the function directly, or checkpoint outside the transform.");
+}
+
+// What only the map keeps is no longer needed by this region; what others hold becomes a leaf, so that the operators
+// behind it can go.
+void close_if_done(TapeLock& lock, Region* region) {
+  if (region->active || region->live_slots > 0) return;
+  const auto values = region->values;
+  for (auto* value : values) {
+    if (value->holds > 0 && value->held && !value->stale && value->producer) {
+      value->producer->outs[value->out].value = nullptr;
+      lock.release(std::exchange(value->producer, nullptr));
+      if (value->armed) disarm_alive(value);
+      if (std::exchange(value->map_owns, false)) lock.release(value);
+    } else if (value->map_owns && value->refs == 1) {
+      if (value->armed) disarm_alive(value);
+      unmap_value(lock, value);
+    }
+  }
+  release_bound_holds(lock, region);
+  auto bounds = std::exchange(region->bounds, {});
+  for (auto& bound : bounds) lock.release(bound.value);
+  for (auto* child : region->children) close_if_done(lock, child);
+}
+
+}  // namespace
+
+Region* open_region(const CheckpointOptions& options) {
+  refuse_unsupported_modes();
+  install();
+  auto& thread = ThreadState::get();
+  auto* region = new Region;
+  region->thread_state = std::make_unique<at::ThreadLocalState>();
+  region->preserve_rng_state = options.preserve_rng_state();
+  region->refs = 1;
+  region->parent = thread.region;
+  region->top = region->parent ? region->parent->top : region;
+  TapeLock lock;
+  settle(lock, thread);
+  if (region->parent) {
+    ++region->parent->refs;
+    region->parent->children.push_back(region);
+  }
+  ++lock.tape().stats.live_regions;
+  thread.region = region;
+  return region;
+}
+
+void close_region(Region* region, bool) {
+  auto& thread = ThreadState::get();
+  TapeLock lock;
+  settle(lock, thread);
+  thread.region = region->parent;
+  region->active = false;
+  const auto values = region->values;
+  for (auto* value : values)
+    if (value->map_owns && value->storage.expired()) unmap_value(lock, value);
+  close_if_done(lock, region);
+  lock.release(region);
+}
+
+void slot_added(TapeLock& lock, Region* region) {
+  for (auto* at = region; at; at = at->parent) ++at->live_slots;
+  ++lock.tape().stats.live_slots;
+  lock.tape().pending_slots.fetch_add(1, std::memory_order_relaxed);
+}
+
+void slot_removed(TapeLock& lock, Region* region) {
+  for (auto* at = region; at; at = at->parent) {
+    if (--at->live_slots == 0) close_if_done(lock, at);
+  }
+  --lock.tape().stats.live_slots;
+  lock.tape().pending_slots.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void release_bound_holds(TapeLock& lock, Region* region) {
+  for (auto& bound : region->bounds)
+    if (std::exchange(bound.holds, false)) unhold(lock, bound.value);
+}
+
+}  // namespace refrain::tape
+
+namespace refrain::detail {
+
+RegionScope::RegionScope(const CheckpointOptions& options) {
+  if (!c10::GradMode::is_enabled()) return;
+  region_ = tape::open_region(options);
+  entered_ = true;
+  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+}
+
+RegionScope::~RegionScope() {
+  if (!entered_) return;
+  tape::close_region(static_cast<tape::Region*>(region_), true);
+  if (!tape::ThreadState::get().region && tape::Tape::get().pending_slots.load(std::memory_order_relaxed) == 0)
+    c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
+}
+
+}  // namespace refrain::detail

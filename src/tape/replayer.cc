@@ -1,0 +1,411 @@
+#include "tape/replayer.h"
+
+#include <fmt/format.h>
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/graph_task.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "refrain/error.h"
+#include "tape/storage_copy.h"
+
+namespace refrain::tape {
+namespace {
+
+/// A replay pass: which operators to run, and where each value in it comes from and ends. Made under the lock; run without
+/// it on what it owns.
+class Plan {
+ public:
+  struct PlannedValue {
+    Value* value = nullptr;   ///< retained
+    c10::Storage bytes;
+    int32_t uses = 0;         ///< planned operators that still read it
+    bool ours = false;        ///< replayed here, so its bytes may be consumed
+    bool target = false;
+  };
+
+  explicit Plan(TapeLock& lock) : number_(++lock.tape().plan_number) {}
+
+  void want(TapeLock& lock, Value* value) {
+    auto& planned = entry(value);
+    if (std::exchange(planned.target, true)) return;
+    (void)lock;
+  }
+
+  /// Finds the operators needed, in recorded order. @throws CheckpointError
+  void close(TapeLock& lock) {
+    std::vector<int32_t> todo;
+    for (size_t i = 0; i < values_.size(); ++i) todo.push_back(static_cast<int32_t>(i));
+    while (!todo.empty()) {
+      const auto index = todo.back();
+      todo.pop_back();
+      auto* value = values_[index].value;
+      auto* op = value->producer;
+      if (!op) throw_lost(*value, nullptr);
+      if (op->mark == number_) continue;
+      op->mark = number_;
+      ++op->refs;
+      ops_.push_back(op);
+      if (op->rng_not_preserved)
+        throw CheckpointError(fmt::format(
+            "[refrain::checkpoint] backward needs the random operator `{}` again, but the region was recorded with "
+            "preserve_rng_state(false). Leave it on for functions that draw random numbers.",
+            op->traits->name()));
+      for (const auto& ref : op->refs_in) add_input(lock, *op, ref, todo);
+    }
+    std::sort(ops_.begin(), ops_.end(), [](const Op* a, const Op* b) { return a->seq < b->seq; });
+    for (auto* op : ops_) {
+      c10::SmallVector<Value*, 4> seen;
+      for (const auto& ref : op->refs_in) {
+        if (!ref.value || std::find(seen.begin(), seen.end(), ref.value) != seen.end()) continue;
+        seen.push_back(ref.value);
+        ++values_[ref.value->plan_index].uses;
+      }
+      steps_.push_back({op, {}, {}});
+      auto& step = steps_.back();
+      for (const auto& ref : op->refs_in) step.inputs.push_back(ref.value ? ref.value->plan_index : -1);
+      for (const auto& out : op->outs)
+        step.outputs.push_back(out.value && out.value->mark == number_ ? out.value->plan_index : -1);
+    }
+    auto& stats = lock.tape().stats;
+    ++stats.refills;
+    stats.replayed_ops += static_cast<int64_t>(ops_.size());
+    for (auto* op : ops_) stats.replayed_forward_ns += op->forward_ns;
+  }
+
+  void run() {
+    AmbientScope ambient;
+    uint64_t globals = Ambient::now().globals;
+    for (auto& step : steps_) {
+      const auto& op = *step.op;
+      if (op.ambient.globals != globals)
+        throw CheckpointError(fmt::format(
+            "[refrain::checkpoint] cannot replay `{}` as it ran in forward: {}. Restore the setting before backward.",
+            op.traits->name(), describe_change(op.ambient.globals, globals)));
+      ambient.set(op.ambient);
+      run_step(step);
+    }
+  }
+
+  const std::vector<PlannedValue>& values() const { return values_; }
+
+  /// Lets go of everything, bytes included. Needs the lock.
+  void clear(TapeLock& lock) {
+    for (auto& planned : values_) {
+      lock.discard(std::move(planned.bytes));
+      lock.release(planned.value);
+    }
+    for (auto* op : ops_) lock.release(op);
+    values_.clear();
+    ops_.clear();
+    steps_.clear();
+  }
+
+ private:
+  struct Step {
+    Op* op;
+    c10::SmallVector<int32_t, 4> inputs;
+    c10::SmallVector<int32_t, 2> outputs;
+  };
+
+  PlannedValue& entry(Value* value) {
+    if (value->mark != number_) {
+      value->mark = number_;
+      value->plan_index = static_cast<int32_t>(values_.size());
+      retain(value);
+      values_.emplace_back().value = value;
+    }
+    return values_[value->plan_index];
+  }
+
+  void add_input(TapeLock& lock, const Op& op, const ArgRef& ref, std::vector<int32_t>& todo) {
+    const bool moved = ref.counter.enabled() && ref.counter.current_version() != ref.version;
+    if (ref.kept.defined() && moved) throw_changed(op, ref);
+    auto* value = ref.value;
+    if (!value) return;
+    if (value->is_leaf() && moved && !value->private_copy) throw_changed(op, ref);
+    if (value->mark == number_) return;
+    auto bytes = moved && !value->is_leaf() ? c10::Storage() : resident(*value);
+    if (!bytes && !value->producer) throw_lost(*value, &op);
+    auto& planned = entry(value);
+    planned.bytes = std::move(bytes);
+    if (!planned.bytes) todo.push_back(value->plan_index);
+  }
+
+  [[noreturn]] static void throw_changed(const Op& op, const ArgRef& ref) {
+    const c10::IntArrayRef sizes(ref.meta.sizes_and_strides.sizes_data(), ref.meta.sizes_and_strides.size());
+    throw CheckpointError(fmt::format(
+        "[refrain::checkpoint] backward must replay `{}`, but its argument {} (a {} tensor of size {}, read from outside "
+        "the region) was changed since forward: it is at version {}, expected version {}. Move the change after backward, "
+        "or pass a clone.",
+        op.traits->name(), ref.arg, c10::toString(ref.meta.dtype.toScalarType()), c10::str(sizes),
+        ref.counter.current_version(), ref.version));
+  }
+
+  [[noreturn]] static void throw_lost(const Value& value, const Op* op) {
+    throw CheckpointError(fmt::format(
+        "[refrain::checkpoint] backward needs {} bytes that were read from outside the region{} and have been overwritten "
+        "since forward without a copy. Move the change after backward, pass a clone, or raise the bound of "
+        "`set_leaf_write_policy`.",
+        value.nbytes, op ? fmt::format(" by `{}`", op->traits->name()) : std::string()));
+  }
+
+  void run_step(Step& step) {
+    const auto& op = *step.op;
+    torch::jit::Stack stack(op.args.begin(), op.args.end());
+    c10::SmallVector<std::pair<int32_t, c10::Storage>, 2> written;  // planned value -> the memory it is overwritten in
+    c10::SmallVector<c10::Storage, 4> storages(op.refs_in.size());
+    for (size_t i = 0; i < op.refs_in.size(); ++i) {
+      const auto& ref = op.refs_in[i];
+      if (ref.written && step.inputs[i] >= 0) writable(step.inputs[i], written);
+    }
+    for (size_t i = 0; i < op.refs_in.size();) {
+      const auto& ref = op.refs_in[i];
+      if (ref.element < 0) {
+        stack[ref.arg] = tensor_of(step, i, written, storages);
+        ++i;
+        continue;
+      }
+      const auto arg = ref.arg;
+      const auto length = stack[arg].toInt();
+      std::vector<at::Tensor> tensors(length);
+      for (; i < op.refs_in.size() && op.refs_in[i].arg == arg; ++i)
+        tensors[op.refs_in[i].element] = tensor_of(step, i, written, storages);
+      stack[arg] = list_of(op, arg, std::move(tensors));
+    }
+    fill_empty_lists(op, stack);
+    run_kernel(op, stack);
+    collect(step, stack, storages);
+    stack.clear();
+    c10::SmallVector<int32_t, 4> seen;
+    for (const auto index : step.inputs) {
+      if (index < 0 || std::find(seen.begin(), seen.end(), index) != seen.end()) continue;
+      seen.push_back(index);
+      auto& planned = values_[index];
+      if (--planned.uses == 0 && !planned.target) planned.bytes = {};
+    }
+  }
+
+  static c10::IValue list_of(const Op& op, size_t arg, std::vector<at::Tensor>&& tensors) {
+    const auto& type = op.traits->handle.schema().arguments()[arg].type();
+    const auto* list = type->kind() == c10::TypeKind::OptionalType ? type->containedTypes()[0].get() : type.get();
+    if (list->containedTypes()[0]->kind() == c10::TypeKind::TensorType) return c10::IValue(std::move(tensors));
+    c10::List<std::optional<at::Tensor>> optionals;
+    for (auto& tensor : tensors)
+      optionals.push_back(tensor.defined() ? std::optional<at::Tensor>(std::move(tensor)) : std::nullopt);
+    return optionals;
+  }
+
+  // Lists of which no element was defined have no reference of their own.
+  static void fill_empty_lists(const Op& op, torch::jit::Stack& stack) {
+    for (size_t arg = 0; arg < stack.size(); ++arg)
+      if ((op.tensor_lists >> arg & 1) && stack[arg].isInt())
+        stack[arg] = list_of(op, arg, std::vector<at::Tensor>(stack[arg].toInt()));
+  }
+
+  // Memory in which the operator may overwrite this value: the value's own at its last use, else a copy.
+  void writable(int32_t index, c10::SmallVectorImpl<std::pair<int32_t, c10::Storage>>& written) {
+    for (const auto& [known, storage] : written)
+      if (known == index) return;
+    auto& planned = values_[index];
+    const bool consume = planned.ours && planned.uses == 1 && !planned.target;
+    written.emplace_back(index, consume ? planned.bytes : clone_storage(planned.bytes));
+  }
+
+  at::Tensor tensor_of(const Step& step, size_t i, const c10::SmallVectorImpl<std::pair<int32_t, c10::Storage>>& written,
+                       c10::SmallVectorImpl<c10::Storage>& storages) {
+    const auto& ref = step.op->refs_in[i];
+    if (ref.kept.defined()) return ref.kept;
+    const auto index = step.inputs[i];
+    if (index < 0) {
+      storages[i] = raw_storage(ref.scratch_bytes, ref.device);
+    } else {
+      storages[i] = values_[index].bytes;
+      for (const auto& [known, storage] : written)
+        if (known == index) storages[i] = storage;
+    }
+    auto tensor = ref.meta.build(storages[i]);
+    if (ref.meta.requires_grad) tensor.unsafeGetTensorImpl()->set_requires_grad(true);
+    return tensor;
+  }
+
+  static void run_kernel(const Op& op, torch::jit::Stack& stack) {
+    if (!op.rng) return op.traits->handle.redispatchBoxed(op.keys, &stack);
+    RngReplayScope rng(*op.rng);
+    op.traits->handle.redispatchBoxed(op.keys, &stack);
+  }
+
+  void collect(const Step& step, const torch::jit::Stack& stack, const c10::SmallVectorImpl<c10::Storage>& storages) {
+    const auto& op = *step.op;
+    for (size_t i = 0; i < op.outs.size(); ++i) {
+      if (step.outputs[i] < 0) continue;
+      auto& planned = values_[step.outputs[i]];
+      if (planned.bytes) continue;
+      const auto& out = op.outs[i];
+      if (out.ref >= 0)
+        planned.bytes = storages[out.ref];
+      else if (out.element >= 0)
+        planned.bytes = stack[out.ret].toTensorList().get(out.element).storage();
+      else
+        planned.bytes = stack[out.ret].toTensor().storage();
+      planned.ours = true;
+      TORCH_INTERNAL_ASSERT(planned.bytes.nbytes() == planned.value->nbytes, "[refrain] replay of ", op.traits->name(),
+                            " gave ", planned.bytes.nbytes(), " bytes, forward gave ", planned.value->nbytes);
+    }
+  }
+
+  const uint64_t number_;
+  std::vector<PlannedValue> values_;
+  std::vector<Op*> ops_;
+  std::vector<Step> steps_;
+};
+
+// --- filling a region -------------------------------------------------------------------------------------------------
+
+void drop_unread(TapeLock& lock, Region* region) {
+  for (auto* slot = region->slots; slot; slot = slot->in_region.next) lock.discard(std::move(slot->filled));
+  release_bound_holds(lock, region);
+  for (auto* child : region->children) {
+    release_bound_holds(lock, child);
+  }
+}
+
+// Bytes that this graph task brings back and does not read are dropped when it ends.
+void drop_unread_after(Region* region, int32_t task) {
+  if (region->cleanup_task == task) return;
+  region->cleanup_task = task;
+  ++region->refs;
+  torch::autograd::Engine::get_default_engine().queue_callback([region] {
+    TapeLock lock;
+    drop_unread(lock, region);
+    lock.release(region);
+  });
+}
+
+void install_bytes(TapeLock& lock, Value* value, const c10::Storage& bytes) {
+  if (value->key) unmap_value(lock, value);
+  if (value->armed) disarm_alive(value);
+  value->storage = bytes.getWeakStorageImpl();
+  value->stale = false;
+  value->counter = c10::VariableVersion(c10::VariableVersion::DISABLED);
+  map_value(lock, value, bytes.unsafeGetStorageImpl(), false);
+}
+
+class FillingScope {
+ public:
+  explicit FillingScope(Region* region) : region_(region) {
+    region_->filling = true;
+    ++region_->refs;
+  }
+  void finish(TapeLock& lock) {
+    region_->filling = false;
+    lock.tape().filled.notify_all();
+    lock.release(region_);
+  }
+
+ private:
+  Region* region_;
+};
+
+// Replays what `region`'s unread slots (or only `asked`, outside a graph task) and the bounds of its nested regions need.
+void fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t task) {
+  Plan plan(lock);
+  bool any = false;
+  for (auto* slot = region->slots; slot; slot = slot->in_region.next) {
+    const bool unread = task >= 0 && slot->read_task != task;
+    if (slot != asked && !unread) continue;
+    if (!slot->value || slot->filled || slot->value->is_leaf() || slot->value->unknown || resident(*slot->value)) continue;
+    plan.want(lock, slot->value);
+    any = true;
+  }
+  for (auto* child : region->children) {
+    if (child->live_slots == 0) continue;
+    for (auto& bound : child->bounds) {
+      if (bound.value->is_leaf() || resident(*bound.value)) continue;
+      plan.want(lock, bound.value);
+      any = true;
+    }
+  }
+  if (!any) return;
+  FillingScope filling(region);
+  const auto start = std::chrono::steady_clock::now();
+  std::exception_ptr failure;
+  try {
+    plan.close(lock);
+    lock.raw().unlock();
+    at::ThreadLocalStateGuard state(*region->thread_state);
+    plan.run();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (!lock.raw().owns_lock()) lock.raw().lock();
+  if (!failure) {
+    for (const auto& planned : plan.values()) {
+      if (!planned.target) continue;
+      auto* value = planned.value;
+      install_bytes(lock, value, planned.bytes);
+      for (auto* slot = value->slots; slot; slot = slot->in_value.next)
+        if (slot->region == region && (slot == asked || (task >= 0 && slot->read_task != task)))
+          slot->filled = planned.bytes;
+    }
+    for (auto* child : region->children) {
+      if (child->live_slots == 0) continue;
+      for (auto& bound : child->bounds) {
+        if (bound.holds || bound.value->is_leaf()) continue;
+        bound.holds = true;
+        hold(lock, bound.value);
+      }
+    }
+    if (task >= 0) {
+      release_bound_holds(lock, region);
+      drop_unread_after(region, task);
+    }
+    lock.tape().stats.replay_ns +=
+        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+  }
+  plan.clear(lock);
+  filling.finish(lock);
+  if (failure) std::rethrow_exception(failure);
+}
+
+bool bounds_resident(const Region* region) {
+  return std::all_of(region->bounds.begin(), region->bounds.end(),
+                     [](const auto& bound) { return bound.value->is_leaf() || resident(*bound.value); });
+}
+
+void wait_until_idle(TapeLock& lock, Region* region) {
+  while (region->filling) lock.tape().filled.wait(lock.raw());
+}
+
+// Enclosing regions first: what `region` reads from them must be there.
+void fill_enclosing(TapeLock& lock, Region* region, int32_t task) {
+  std::vector<Region*> missing;
+  for (auto* at = region; at->parent && !bounds_resident(at); at = at->parent) missing.push_back(at->parent);
+  for (auto it = missing.rbegin(); it != missing.rend(); ++it) {
+    wait_until_idle(lock, *it);
+    fill_region(lock, *it, nullptr, task);
+  }
+}
+
+}  // namespace
+
+void refill(TapeLock& lock, Slot& slot) {
+  auto* region = slot.region;
+  const int32_t task = torch::autograd::get_current_graph_task_id();
+  for (;;) {
+    wait_until_idle(lock, region);
+    if (slot.filled) return;
+    if (auto bytes = resident(*slot.value)) {
+      slot.filled = std::move(bytes);
+      return;
+    }
+    fill_enclosing(lock, region, task);
+    if (region->filling) continue;
+    fill_region(lock, region, &slot, task);
+    if (slot.filled) return;
+    throw CheckpointError("[refrain::checkpoint] a saved tensor could not be brought back; please report this program.");
+  }
+}
+
+}  // namespace refrain::tape

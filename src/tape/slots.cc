@@ -1,0 +1,103 @@
+#include "tape/slots.h"
+
+#include <ATen/core/grad_mode.h>
+#include <fmt/format.h>
+#include <torch/csrc/autograd/graph_task.h>
+
+#include "refrain/error.h"
+#include "tape/replayer.h"
+
+namespace refrain::tape {
+
+Slot::Slot(Region* r) : region(r) {
+  TapeLock lock;
+  ++region->refs;
+  in_region.next = region->slots;
+  if (region->slots) region->slots->in_region.prev = this;
+  region->slots = this;
+  slot_added(lock, region);
+}
+
+Slot::~Slot() {
+  TapeLock lock;
+  auto& thread = ThreadState::get();
+  if (!thread.unsettled.empty() || !thread.unknown_slots.empty()) settle(lock, thread);
+  if (value) detach(lock);
+  lock.discard(std::move(filled));
+  (in_region.prev ? in_region.prev->in_region.next : region->slots) = in_region.next;
+  if (in_region.next) in_region.next->in_region.prev = in_region.prev;
+  slot_removed(lock, region);
+  lock.release(region);
+}
+
+void Slot::attach(TapeLock& lock, Value* to, bool holding) {
+  value = to;
+  retain(to);
+  in_value = {nullptr, to->slots};
+  if (to->slots) to->slots->in_value.prev = this;
+  to->slots = this;
+  holds = holding;
+  if (holding) hold(lock, to);
+}
+
+void Slot::detach(TapeLock& lock) {
+  (in_value.prev ? in_value.prev->in_value.next : value->slots) = in_value.next;
+  if (in_value.next) in_value.next->in_value.prev = in_value.prev;
+  if (holds) unhold(lock, value);
+  lock.release(std::exchange(value, nullptr));
+}
+
+void Slot::call_pack_hook(const at::Tensor& tensor) {
+  if (!tensor.is_inference()) {
+    counter = tensor.unsafeGetTensorImpl()->version_counter();
+    version = counter.current_version();
+  }
+  if (!has_plain_storage(tensor)) {
+    kept_ = tensor.variable_data();
+    return;
+  }
+  meta_ = std::make_unique<TensorMeta>(tensor);
+  auto& thread = ThreadState::get();
+  TapeLock lock;
+  settle(lock, thread);
+  auto* known = value_of(lock, tensor);
+  attach(lock, known, needs_hold(lock, known, region));
+  if (known->unknown) {
+    retain(known);
+    thread.unknown_slots.push_back(known);
+  }
+}
+
+at::Tensor Slot::call_unpack_hook() {
+  if (kept_.defined()) {
+    if (version_bumped())
+      throw CheckpointError(fmt::format(
+          "[refrain::checkpoint] a saved tensor was modified in place: it is at version {}, expected version {}. "
+          "Modify a clone, or move the change after backward.",
+          counter.current_version(), version));
+    return kept_;
+  }
+  TapeLock lock;
+  settle(lock, ThreadState::get());
+  if (value->is_leaf() && version_bumped()) {
+    const auto sizes = c10::IntArrayRef(meta_->sizes_and_strides.sizes_data(), meta_->sizes_and_strides.size()).vec();
+    throw CheckpointError(fmt::format(
+        "[refrain::checkpoint] one of the variables needed for gradient computation has been modified by an inplace "
+        "operation: a {} tensor of size {} is at version {}, expected version {}. It was read from outside the "
+        "checkpointed function; modify a clone, or move the change after backward.",
+        c10::toString(meta_->dtype.toScalarType()), c10::str(sizes), counter.current_version(), version));
+  }
+  const int32_t task = torch::autograd::get_current_graph_task_id();
+  auto bytes = std::move(filled);
+  if (!bytes) bytes = resident(*value);
+  if (!bytes) {
+    refill(lock, *this);
+    bytes = std::move(filled);
+  }
+  filled = {};
+  if (task >= 0) read_task = task;
+  auto tensor = meta_->build(bytes);
+  return tensor;
+}
+
+}  // namespace refrain::tape
