@@ -20,9 +20,9 @@ struct ModelOptions {
   int64_t batch = 0;
   int64_t seq = 0;         ///< gpt, lstm
   int64_t image_size = 0;  ///< resnet, unet (square, pixels)
-  int64_t depth = 0;       ///< mlp layers, transformer blocks
-  int64_t width = 0;       ///< mlp hidden size, transformer d_model
-  int64_t vocab = 0;       ///< gpt; 256 = bytes
+  int64_t depth = 0;       ///< mlp and lstm layers, transformer blocks
+  int64_t width = 0;       ///< mlp and lstm hidden size, transformer d_model, unet channels at full size
+  int64_t vocab = 0;       ///< gpt, lstm; 256 = bytes
   int64_t classes = 0;     ///< resnet
   double dropout = -1.0;   ///< gpt
   uint64_t seed = 0;       ///< initialisation; the same seed gives the same weights

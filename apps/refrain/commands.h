@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+/// The commands of the `refrain` tool. Each `run_*` prints its result and returns an `ExitCode`; bad input is an
+/// exception that `main` turns into one line. No torch header here, so that parsing compiles fast.
+namespace refrain::cli {
+
+enum ExitCode : int {
+  kOk = 0,
+  kDiffers = 1,      ///< verify, compare: not equal to the bit
+  kBadInput = 2,     ///< nothing was run, nothing was written
+  kOutOfMemory = 3,  ///< the memory limit, or the machine's memory, was reached
+  kInternal = 4,     ///< anything else: a defect here or in LibTorch
+};
+
+/// A model and how to build it; 0 (dropout: negative) means the preset's own. Fields as in `models::ModelOptions`.
+struct ModelArgs {
+  std::string name;
+  int64_t batch = 0, seq = 0, image_size = 0, depth = 0, width = 0, vocab = 0, classes = 0;
+  double dropout = -1.0;
+  uint64_t seed = 0;
+  int threads = 0;  ///< 0: LibTorch's own choice
+};
+
+struct EnvArgs {
+  std::string json;  ///< file, "-" for stdout, empty for none; the same in all commands
+};
+
+struct VerifyArgs {
+  ModelArgs model;
+  std::string strategy = "all";
+  int steps = 2;
+  std::string json;
+};
+
+struct BenchArgs {
+  ModelArgs model;
+  std::vector<std::string> strategies;  ///< empty: all of the model
+  int iters = 7;
+  int warmup = 2;
+  std::string json;
+};
+
+struct TrainArgs {
+  ModelArgs model;
+  std::string data = "synthetic";
+  std::string strategy = "none";
+  int64_t steps = 0;      ///< in all, those before `resume` included
+  std::string optimizer;  ///< adamw (default) or sgd
+  double lr = 0.0;        ///< 0: the optimizer's default, or what `resume` holds
+  std::string memory_limit;
+  std::string save, resume;
+  std::string json;
+};
+
+struct CompareArgs {
+  std::vector<std::string> files;  ///< reports of `train --json`; the first is the reference
+  std::string json;
+};
+
+int run_env(const EnvArgs& args);
+int run_verify(const VerifyArgs& args);
+int run_bench(const BenchArgs& args);
+int run_train(const TrainArgs& args);
+int run_compare(const CompareArgs& args);
+
+}  // namespace refrain::cli

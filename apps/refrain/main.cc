@@ -1,0 +1,84 @@
+#include <c10/util/Exception.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <new>
+#include <string>
+
+#include "apps/refrain/commands.h"
+#include "apps/refrain/failures.h"
+#include "apps/refrain/options.h"
+#include "base/suggest.h"
+#include "refrain/error.h"
+
+namespace {
+
+using refrain::cli::allocation_failure_cause;
+using refrain::cli::ExitCode;
+using refrain::cli::first_line;
+using refrain::cli::is_allocation_failure;
+
+constexpr const char* kFooter =
+    "Exit codes:\n"
+    "  0  done\n"
+    "  1  verify, compare: not equal to the bit\n"
+    "  2  bad input: nothing was run, nothing was written\n"
+    "  3  out of memory: the memory limit, or the machine's memory, was reached; --save was not written\n"
+    "  4  anything else";
+
+/// One line on standard error: what an exception says up to its first line break, without LibTorch's backtrace.
+int fail(ExitCode code, const std::string& message) {
+  fmt::print(stderr, "refrain: {}\n", first_line(message));
+  return code;
+}
+
+void check_command_name(const CLI::App& app, int argc, char** argv) {
+  if (argc < 2 || argv[1][0] == '-') return;
+  std::vector<std::string> names;
+  for (const auto* command : app.get_subcommands({})) names.push_back(command->get_name());
+  if (std::find(names.begin(), names.end(), argv[1]) != names.end()) return;
+  const auto near = refrain::nearest(argv[1], names);
+  throw refrain::InvalidArgument(fmt::format("unknown command '{}': expected one of {}{}; see 'refrain --help'",
+                                             argv[1], fmt::join(names, ", "),
+                                             near.empty() ? "" : "; did you mean " + near.front() + "?"));
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("Train models in less memory than they seem to need.", "refrain");
+  app.set_version_flag("--version", std::string("refrain ") + REFRAIN_VERSION);
+  app.footer(kFooter);
+  app.require_subcommand(1);
+  refrain::cli::Commands commands(app);
+  check_command_name(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);
+    return fail(ExitCode::kBadInput, refrain::cli::explain(app, error));
+  }
+  return commands.dispatch();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const refrain::InvalidArgument& error) {
+    return fail(ExitCode::kBadInput, error.what());
+  } catch (const refrain::FormatError& error) {
+    return fail(ExitCode::kBadInput, error.what());
+  } catch (const c10::Error& error) {
+    if (is_allocation_failure(error)) {
+      return fail(ExitCode::kOutOfMemory,
+                  "out of memory: " + allocation_failure_cause(error) + "; choose smaller sizes or another strategy");
+    }
+    return fail(ExitCode::kInternal, error.msg());
+  } catch (const std::bad_alloc&) {
+    return fail(ExitCode::kOutOfMemory, "out of memory: the system refused an allocation; choose smaller sizes");
+  } catch (const std::exception& error) {
+    return fail(ExitCode::kInternal, error.what());
+  }
+}

@@ -1,0 +1,115 @@
+#include "apps/refrain/options.h"
+
+#include <fmt/format.h>
+
+#include "base/suggest.h"
+
+namespace refrain::cli {
+namespace {
+
+constexpr const char* kJsonHelp = "write the result as JSON to this file; '-' for standard output";
+constexpr int64_t kManySteps = 1'000'000'000;
+
+void add_model_options(CLI::App& command, ModelArgs& model, const char* model_help) {
+  const CLI::Range size(int64_t{1}, int64_t{1} << 30);
+  command.add_option("MODEL", model.name, model_help)->required();
+  command.add_option("--batch", model.batch, "examples in a step")->check(size);
+  command.add_option("--seq", model.seq, "tokens in an example (gpt, blocks, lstm)")->check(size);
+  command.add_option("--image-size", model.image_size, "pixels a side (resnet, unet)")->check(size);
+  command.add_option("--depth", model.depth, "layers or blocks (mlp, gpt, blocks, lstm)")->check(size);
+  command.add_option("--width", model.width, "hidden size or channels (mlp, gpt, blocks, lstm, unet)")->check(size);
+  command.add_option("--vocab", model.vocab, "different tokens (gpt, lstm); 256 reads bytes")->check(size);
+  command.add_option("--classes", model.classes, "different labels (resnet)")->check(size);
+  command.add_option("--dropout", model.dropout, "probability (gpt)")->check(CLI::Range(0.0, 1.0));
+  command.add_option("--seed", model.seed, "of weights, data and dropout")->capture_default_str();
+  command.add_option("--threads", model.threads, "compute threads; default: LibTorch's choice")
+      ->check(CLI::Range(1, 1024));
+}
+
+std::vector<std::string> option_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const auto* option : app.get_options()) {
+    for (const auto& name : option->get_lnames()) names.push_back("--" + name);
+  }
+  return names;
+}
+
+}  // namespace
+
+Commands::Commands(CLI::App& app) {
+  env_ = app.add_subcommand("env", "Show the machine, LibTorch, and whether this LibTorch works as the tape needs");
+  env_->add_option("--json", env_args_.json, kJsonHelp);
+
+  verify_ = app.add_subcommand("verify",
+                               "Check that a strategy changes no bit: loss, gradients, buffers, weights, generator");
+  add_model_options(*verify_, verify_args_.model, "model to check, or 'all'");
+  verify_->add_option("--strategy", verify_args_.strategy, "strategy to check, or 'all'")->capture_default_str();
+  verify_->add_option("--steps", verify_args_.steps, "training steps to compare")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  verify_->add_option("--json", verify_args_.json, kJsonHelp);
+
+  bench_ = app.add_subcommand("bench", "Measure memory and time of strategies, against 'none', interleaved");
+  add_model_options(*bench_, bench_args_.model, "model to measure");
+  bench_
+      ->add_option("--strategies", bench_args_.strategies,
+                   "comma-separated; default: all of the model; 'none' is always run")
+      ->delimiter(',');
+  bench_->add_option("--iters", bench_args_.iters, "timed steps of each strategy")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  bench_->add_option("--warmup", bench_args_.warmup, "untimed steps of each strategy")
+      ->check(CLI::Range(0, 1000))
+      ->capture_default_str();
+  bench_->add_option("--json", bench_args_.json, kJsonHelp);
+
+  train_ = app.add_subcommand("train", "Train a model, under a memory limit if asked");
+  add_model_options(*train_, train_args_.model, "model to train");
+  train_->add_option("--data", train_args_.data, "text:FILE, cifar10:DIR, mnist:DIR or synthetic")
+      ->capture_default_str();
+  train_->add_option("--strategy", train_args_.strategy, "what to checkpoint")->capture_default_str();
+  train_->add_option("--steps", train_args_.steps, "steps in all, those before --resume included")
+      ->required()
+      ->check(CLI::Range(int64_t{1}, kManySteps));
+  train_->add_option("--optimizer", train_args_.optimizer, "adamw (default) or sgd")
+      ->check(CLI::IsMember({"adamw", "sgd"}));
+  train_->add_option("--lr", train_args_.lr, "learning rate; default: 0.001 for adamw, 0.01 for sgd")
+      ->check(CLI::Range(1e-12, 1e3));
+  train_->add_option("--memory-limit", train_args_.memory_limit, "most bytes of tensors at any time, as '300MiB'");
+  train_->add_option("--save", train_args_.save,
+                     "at the end, write weights, optimizer, step and generator to this file");
+  train_->add_option("--resume", train_args_.resume, "go on from a file that --save wrote, to the bit");
+  train_->add_option("--json", train_args_.json, kJsonHelp);
+
+  compare_ = app.add_subcommand("compare", "Compare reports of 'train --json': memory, time, and losses to the bit");
+  compare_->add_option("FILES", compare_args_.files, "two or more reports; the first is the reference")
+      ->required()
+      ->expected(2, 1000);
+  compare_->add_option("--json", compare_args_.json, kJsonHelp);
+
+  for (auto* command : app.get_subcommands({})) command->footer(app.get_footer());
+}
+
+int Commands::dispatch() const {
+  if (*env_) return run_env(env_args_);
+  if (*verify_) return run_verify(verify_args_);
+  if (*bench_) return run_bench(bench_args_);
+  if (*train_) return run_train(train_args_);
+  return run_compare(compare_args_);
+}
+
+std::string explain(const CLI::App& app, const CLI::ParseError& error) {
+  const auto chosen = app.get_subcommands();
+  const CLI::App& command = chosen.empty() ? app : *chosen.front();
+  const std::string name = chosen.empty() ? "refrain" : "refrain " + command.get_name();
+  const auto extras = app.remaining(true);
+  if (error.get_name() == "ExtrasError" && !extras.empty()) {
+    const std::string found = extras.front().substr(0, extras.front().find('='));
+    const auto near = found.starts_with("-") ? nearest(found, option_names(command)) : std::vector<std::string>{};
+    return fmt::format("unknown {} '{}' for '{}'{}; see '{} --help'", found.starts_with("-") ? "option" : "argument",
+                       found, name, near.empty() ? "" : ": did you mean " + near.front() + "?", name);
+  }
+  return fmt::format("{}; see '{} --help'", error.what(), name);
+}
+
+}  // namespace refrain::cli

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include "apps/refrain/commands.h"
+
+namespace refrain::cli {
+
+/// Adds all commands to `app`. The chosen one is run by `dispatch` after parsing.
+class Commands {
+ public:
+  explicit Commands(CLI::App& app);
+  int dispatch() const;
+
+ private:
+  CLI::App *env_, *verify_, *bench_, *train_, *compare_;
+  EnvArgs env_args_;
+  VerifyArgs verify_args_;
+  BenchArgs bench_args_;
+  TrainArgs train_args_;
+  CompareArgs compare_args_;
+};
+
+/// `message: what to do`, with the command's or option's nearest names if `error` is about an unknown one.
+std::string explain(const CLI::App& app, const CLI::ParseError& error);
+
+}  // namespace refrain::cli

@@ -1,0 +1,98 @@
+#include "apps/refrain/steps.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <fmt/format.h>
+#include <sys/utsname.h>
+
+#include <algorithm>
+#include <fstream>
+#include <mutex>
+#include <thread>
+
+namespace refrain::cli {
+
+std::unique_ptr<models::TrainableModel> build_model(const ModelArgs& args) {
+  if (args.threads > 0) at::set_num_threads(args.threads);
+  models::ModelOptions sizes;
+  sizes.batch = args.batch;
+  sizes.seq = args.seq;
+  sizes.image_size = args.image_size;
+  sizes.depth = args.depth;
+  sizes.width = args.width;
+  sizes.vocab = args.vocab;
+  sizes.classes = args.classes;
+  sizes.dropout = args.dropout;
+  sizes.seed = args.seed;
+  return models::make_model(args.name, sizes);
+}
+
+std::vector<std::string> choose_strategies(models::TrainableModel& model, const std::string& strategy) {
+  if (strategy == "all") return model.strategies();
+  model.set_strategy(strategy);
+  return {strategy};
+}
+
+void drop_gradients(torch::nn::Module& module) {
+  for (auto& parameter : module.parameters()) parameter.mutable_grad().reset();
+}
+
+torch::Tensor generator_state() {
+  auto generator = at::detail::getDefaultCPUGenerator();
+  std::lock_guard lock(generator.mutex());
+  return generator.get_state();
+}
+
+void set_generator_state(const torch::Tensor& state) {
+  auto generator = at::detail::getDefaultCPUGenerator();
+  std::lock_guard lock(generator.mutex());
+  generator.set_state(state);
+}
+
+Json config_json(const models::TrainableModel& model) {
+  const auto& o = model.options();
+  Json json;
+  const std::pair<const char*, int64_t> sizes[] = {
+      {"batch", o.batch}, {"seq", o.seq},     {"image_size", o.image_size}, {"depth", o.depth},
+      {"width", o.width}, {"vocab", o.vocab}, {"classes", o.classes}};
+  for (const auto& [name, value] : sizes) {
+    if (value != 0) json[name] = value;
+  }
+  if (!(o.dropout < 0)) json["dropout"] = o.dropout;
+  json["seed"] = o.seed;
+  return json;
+}
+
+namespace {
+
+std::string processor_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("model name")) return line.substr(std::min(line.find(": ") + 2, line.size()));
+  }
+  return "unknown";
+}
+
+}  // namespace
+
+Json machine_json() {
+  utsname system{};
+  uname(&system);
+  Json json;
+  json["processor"] = processor_name();
+  json["cores"] = std::thread::hardware_concurrency();
+  json["threads"] = at::get_num_threads();
+  json["system"] = fmt::format("{} {} {}", system.sysname, system.release, system.machine);
+  json["compiler"] = __VERSION__;
+  json["libtorch"] = TORCH_VERSION;
+  json["refrain"] = REFRAIN_VERSION;
+  return json;
+}
+
+double median(std::vector<double> values) {
+  if (values.empty()) return 0.0;
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+}  // namespace refrain::cli

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "apps/refrain/commands.h"
+#include "apps/refrain/json_file.h"
+#include "models/zoo.h"
+
+namespace refrain::cli {
+
+/// Sets the thread count, then builds the model.
+std::unique_ptr<models::TrainableModel> build_model(const ModelArgs& args);
+
+/// All of the model's strategies for "all", else just this one, checked.
+std::vector<std::string> choose_strategies(models::TrainableModel& model, const std::string& strategy);
+
+void drop_gradients(torch::nn::Module& module);
+
+/// The default CPU generator's state, and back.
+torch::Tensor generator_state();
+void set_generator_state(const torch::Tensor& state);
+
+/// Resolved sizes of a model, those it does not have left out.
+Json config_json(const models::TrainableModel& model);
+
+/// Processor, cores, threads, versions.
+Json machine_json();
+
+double median(std::vector<double> values);
+
+}  // namespace refrain::cli

@@ -1,0 +1,83 @@
+#include "models/lstm.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "models/base.h"
+
+namespace refrain::models {
+namespace nn = torch::nn;
+namespace {
+
+using State = std::tuple<torch::Tensor, torch::Tensor>;
+
+torch::Tensor run_layer(nn::LSTMImpl& layer, const torch::Tensor& x, bool per_chunk) {
+  auto zeros = torch::zeros({1, x.size(0), layer.options.hidden_size()}, x.options());
+  State state{zeros, zeros};
+  std::vector<torch::Tensor> out;
+  for (int64_t t = 0; t < x.size(1); t += kLstmChunk) {
+    auto chunk = x.narrow(1, t, std::min(kLstmChunk, x.size(1) - t));
+    auto [y, next] = checkpoint_if(
+        per_chunk, [&layer](const torch::Tensor& in, const State& s) { return layer.forward(in, s); }, chunk, state);
+    out.push_back(std::move(y));
+    state = std::move(next);
+  }
+  return torch::cat(out, 1);
+}
+
+}  // namespace
+
+LstmLanguageModelImpl::LstmLanguageModelImpl(int64_t vocab, int64_t hidden, int64_t depth)
+    : tokens_(vocab, hidden), head_(hidden, vocab) {
+  register_module("tokens", tokens_);
+  register_module("layers", layers_);
+  register_module("head", head_);
+  for (int64_t i = 0; i < depth; ++i) layers_->push_back(nn::LSTM(nn::LSTMOptions(hidden, hidden).batch_first(true)));
+}
+
+torch::Tensor LstmLanguageModelImpl::forward(const torch::Tensor& tokens, LstmStrategy strategy) {
+  auto x = tokens_->forward(tokens);
+  for (const auto& layer : *layers_) {
+    auto& lstm = *layer->as<nn::LSTM>();
+    x = checkpoint_if(strategy == LstmStrategy::kPerLayer, run_layer, lstm, x, strategy == LstmStrategy::kPerBlock);
+  }
+  return head_->forward(x);
+}
+
+namespace {
+
+class LstmModel final : public ModelBase {
+ public:
+  LstmModel(const std::string& name, const ModelOptions& o)
+      : ModelBase(name, o, {"none", "per_layer", "per_block"}), net_(o.vocab, o.width, o.depth) {}
+
+  torch::nn::Module& module() override { return *net_; }
+
+  torch::Tensor loss(const Batch& batch) override {
+    const auto strategy = strategy_is("per_layer")   ? LstmStrategy::kPerLayer
+                          : strategy_is("per_block") ? LstmStrategy::kPerBlock
+                                                     : LstmStrategy::kNone;
+    auto logits = net_->forward(batch.input, strategy);
+    return torch::cross_entropy_loss(logits.view({-1, options().vocab}), batch.target.reshape({-1}));
+  }
+
+  Batch synthetic_batch(uint64_t seed) override {
+    auto text =
+        torch::randint(options().vocab, {options().batch, options().seq + 1}, own_generator(seed), torch::kLong);
+    return {text.narrow(1, 0, options().seq).contiguous(), text.narrow(1, 1, options().seq).contiguous()};
+  }
+
+  std::string unit() const override { return "tokens"; }
+  int64_t units_per_batch() const override { return options().batch * options().seq; }
+
+ private:
+  LstmLanguageModel net_;
+};
+
+}  // namespace
+
+std::unique_ptr<TrainableModel> make_lstm(const std::string& name, const ModelOptions& options) {
+  return std::make_unique<LstmModel>(name, options);
+}
+
+}  // namespace refrain::models

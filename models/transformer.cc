@@ -1,0 +1,137 @@
+#include "models/transformer.h"
+
+#include "models/base.h"
+#include "refrain/error.h"
+
+namespace refrain::models {
+namespace nn = torch::nn;
+
+BlockImpl::BlockImpl(const BlockOptions& options)
+    : options_(options),
+      n1_(nn::LayerNormOptions({options.width})),
+      n2_(nn::LayerNormOptions({options.width})),
+      qkv_(options.width, 3 * options.width),
+      o_(options.width, options.width),
+      f1_(options.width, 4 * options.width),
+      f2_(4 * options.width, options.width) {
+  register_module("n1", n1_);
+  register_module("n2", n2_);
+  register_module("qkv", qkv_);
+  register_module("o", o_);
+  register_module("f1", f1_);
+  register_module("f2", f2_);
+}
+
+torch::Tensor BlockImpl::drop(const torch::Tensor& x) const {
+  return options_.dropout > 0 ? torch::dropout(x, options_.dropout, is_training()) : x;
+}
+
+torch::Tensor BlockImpl::forward(torch::Tensor x) {
+  const int64_t b = x.size(0), s = x.size(1), d = x.size(2);
+  auto y = qkv_->forward(n1_->forward(x)).view({b, s, 3, options_.heads, d / options_.heads}).permute({2, 0, 3, 1, 4});
+  auto a = torch::scaled_dot_product_attention(y[0], y[1], y[2], {}, 0.0, options_.causal);
+  x = x + drop(o_->forward(a.transpose(1, 2).reshape({b, s, d})));
+  return x + drop(f2_->forward(torch::gelu(f1_->forward(n2_->forward(x)))));
+}
+
+GptImpl::GptImpl(int64_t vocab, int64_t seq, int64_t depth, const BlockOptions& block)
+    : dropout_(block.dropout),
+      tokens_(vocab, block.width),
+      positions_(seq, block.width),
+      norm_(nn::LayerNormOptions({block.width})) {
+  register_module("tokens", tokens_);
+  register_module("positions", positions_);
+  register_module("blocks", blocks_);
+  register_module("norm", norm_);
+  for (int64_t i = 0; i < depth; ++i) blocks_->push_back(Block(block));
+  torch::NoGradGuard no_grad;
+  // With tied weights the usual N(0, 1) embedding would give logits of standard deviation sqrt(width).
+  tokens_->weight.normal_(0.0, 0.02);
+  positions_->weight.normal_(0.0, 0.02);
+}
+
+torch::Tensor GptImpl::forward(const torch::Tensor& tokens, bool checkpointed) {
+  auto positions = torch::arange(tokens.size(1), tokens.options());
+  auto x = tokens_->forward(tokens) + positions_->forward(positions);
+  if (dropout_ > 0) x = torch::dropout(x, dropout_, is_training());
+  for (const auto& block : *blocks_) x = checkpoint_if(checkpointed, block->as<Block>(), x);
+  return torch::linear(norm_->forward(x), tokens_->weight);
+}
+
+namespace {
+
+constexpr int64_t kHeads = 4;
+
+void check_width(const std::string& name, const ModelOptions& options) {
+  if (options.width % kHeads != 0) {
+    throw InvalidArgument("width " + std::to_string(options.width) + " for model " + name +
+                          ": expected a multiple of " + std::to_string(kHeads) + " (its attention heads)");
+  }
+}
+
+class GptModel final : public ModelBase {
+ public:
+  GptModel(const std::string& name, const ModelOptions& o)
+      : ModelBase(name, o, {"none", "per_block"}), net_(o.vocab, o.seq, o.depth, block_options(o)) {}
+
+  torch::nn::Module& module() override { return *net_; }
+
+  torch::Tensor loss(const Batch& batch) override {
+    auto logits = net_->forward(batch.input, strategy_is("per_block"));
+    return torch::cross_entropy_loss(logits.view({-1, options().vocab}), batch.target.reshape({-1}));
+  }
+
+  Batch synthetic_batch(uint64_t seed) override {
+    auto text =
+        torch::randint(options().vocab, {options().batch, options().seq + 1}, own_generator(seed), torch::kLong);
+    return {text.narrow(1, 0, options().seq).contiguous(), text.narrow(1, 1, options().seq).contiguous()};
+  }
+
+  std::string unit() const override { return "tokens"; }
+  int64_t units_per_batch() const override { return options().batch * options().seq; }
+
+ private:
+  static BlockOptions block_options(const ModelOptions& o) {
+    return {.width = o.width, .heads = kHeads, .causal = true, .dropout = o.dropout};
+  }
+  Gpt net_;
+};
+
+class BlocksModel final : public ModelBase {
+ public:
+  BlocksModel(const std::string& name, const ModelOptions& o) : ModelBase(name, o, {"none", "per_block"}) {
+    for (int64_t i = 0; i < o.depth; ++i) stack_->push_back(Block(BlockOptions{.width = o.width, .heads = kHeads}));
+  }
+
+  torch::nn::Module& module() override { return *stack_; }
+
+  torch::Tensor loss(const Batch& batch) override {
+    auto x = batch.input.clone().requires_grad_();
+    for (const auto& block : *stack_) x = checkpoint_if(strategy_is("per_block"), block->as<Block>(), x);
+    return x.pow(2).mean();
+  }
+
+  Batch synthetic_batch(uint64_t seed) override {
+    return {torch::randn({options().batch, options().seq, options().width}, own_generator(seed)), {}};
+  }
+
+  std::string unit() const override { return "tokens"; }
+  int64_t units_per_batch() const override { return options().batch * options().seq; }
+
+ private:
+  nn::ModuleList stack_;
+};
+
+}  // namespace
+
+std::unique_ptr<TrainableModel> make_gpt(const std::string& name, const ModelOptions& options) {
+  check_width(name, options);
+  return std::make_unique<GptModel>(name, options);
+}
+
+std::unique_ptr<TrainableModel> make_blocks(const std::string& name, const ModelOptions& options) {
+  check_width(name, options);
+  return std::make_unique<BlocksModel>(name, options);
+}
+
+}  // namespace refrain::models

@@ -1,0 +1,147 @@
+#include "models/zoo.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <mutex>
+
+#include "base/suggest.h"
+#include "models/base.h"
+#include "models/lstm.h"
+#include "models/mlp.h"
+#include "models/resnet.h"
+#include "models/transformer.h"
+#include "models/unet.h"
+#include "refrain/error.h"
+
+namespace refrain::models {
+namespace {
+
+/// A size is one of the model's own if its preset is not 0 (dropout: not negative).
+struct Preset {
+  const char* name;
+  std::unique_ptr<TrainableModel> (*make)(const std::string&, const ModelOptions&);
+  ModelOptions sizes;
+};
+
+const std::vector<Preset>& presets() {
+  static const std::vector<Preset> all = {
+      {"mlp", make_mlp, {.batch = 64, .depth = 10, .width = 1024}},
+      {"gptsmall", make_gpt, {.batch = 2, .seq = 128, .depth = 12, .width = 64, .vocab = 256, .dropout = 0.1}},
+      {"gpt", make_gpt, {.batch = 8, .seq = 128, .depth = 8, .width = 256, .vocab = 256, .dropout = 0.1}},
+      {"blocks-small", make_blocks, {.batch = 2, .seq = 128, .depth = 12, .width = 64}},
+      {"blocks", make_blocks, {.batch = 8, .seq = 128, .depth = 8, .width = 256}},
+      {"resnet18", make_resnet, {.batch = 8, .image_size = 128, .classes = 1000}},
+      {"resnet50", make_resnet, {.batch = 8, .image_size = 128, .classes = 1000}},
+      {"unet", make_unet, {.batch = 4, .image_size = 64, .width = 16}},
+      {"lstm", make_lstm, {.batch = 8, .seq = 64, .depth = 2, .width = 128, .vocab = 256}},
+  };
+  return all;
+}
+
+struct SizeRule {
+  const char* name;
+  int64_t ModelOptions::*field;
+  int64_t least, most;
+};
+
+constexpr std::array<SizeRule, 7> kSizeRules = {{
+    {"batch", &ModelOptions::batch, 1, 65536},
+    {"seq", &ModelOptions::seq, 1, 65536},
+    {"image_size", &ModelOptions::image_size, 8, 4096},
+    {"depth", &ModelOptions::depth, 1, 4096},
+    {"width", &ModelOptions::width, 1, 65536},
+    {"vocab", &ModelOptions::vocab, 2, 1 << 20},
+    {"classes", &ModelOptions::classes, 2, 1 << 20},
+}};
+
+ModelOptions resolve(const Preset& preset, const ModelOptions& asked) {
+  ModelOptions sizes = preset.sizes;
+  for (const auto& rule : kSizeRules) {
+    const int64_t value = asked.*rule.field;
+    if (value == 0) continue;
+    if (sizes.*rule.field == 0) {
+      throw InvalidArgument(
+          fmt::format("{} {} for model {}: the model has no such size; leave it out", rule.name, value, preset.name));
+    }
+    if (value < rule.least || value > rule.most) {
+      throw InvalidArgument(fmt::format("{} {} for model {}: expected {} to {} (preset: {})", rule.name, value,
+                                        preset.name, rule.least, rule.most, sizes.*rule.field));
+    }
+    sizes.*rule.field = value;
+  }
+  if (!(asked.dropout < 0)) {
+    if (sizes.dropout < 0) {
+      throw InvalidArgument(
+          fmt::format("dropout {} for model {}: the model has no dropout; leave it out", asked.dropout, preset.name));
+    }
+    if (!(asked.dropout < 1)) {
+      throw InvalidArgument(fmt::format("dropout {} for model {}: expected at least 0 and below 1 (preset: {})",
+                                        asked.dropout, preset.name, sizes.dropout));
+    }
+    sizes.dropout = asked.dropout;
+  }
+  sizes.seed = asked.seed;
+  return sizes;
+}
+
+/// All of `known`, comma-separated, those most like `name` first.
+std::string list_known(const std::string& name, const std::vector<std::string>& known) {
+  auto names = nearest(name, known);
+  for (const auto& other : known) {
+    if (std::find(names.begin(), names.end(), other) == names.end()) names.push_back(other);
+  }
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+/// Seeds the default generator and puts its state back.
+class DefaultGeneratorSeeded {
+ public:
+  explicit DefaultGeneratorSeeded(uint64_t seed) : generator_(at::detail::getDefaultCPUGenerator()) {
+    std::lock_guard lock(generator_.mutex());
+    before_ = generator_.get_state();
+    generator_.set_current_seed(seed);
+  }
+  ~DefaultGeneratorSeeded() {
+    std::lock_guard lock(generator_.mutex());
+    generator_.set_state(before_);
+  }
+
+ private:
+  at::Generator generator_;
+  torch::Tensor before_;
+};
+
+}  // namespace
+
+at::Generator own_generator(uint64_t seed) { return at::detail::createCPUGenerator(seed); }
+
+void ModelBase::set_strategy(const std::string& strategy) {
+  const std::string& wanted = strategy == "checkpoint" ? "per_block" : strategy;
+  if (std::find(strategies_.begin(), strategies_.end(), wanted) == strategies_.end()) {
+    throw InvalidArgument(fmt::format("strategy '{}' for model {}: expected one of {}", strategy, name_,
+                                      list_known(strategy, strategies_)));
+  }
+  strategy_ = wanted;
+}
+
+std::vector<std::string> model_names() {
+  std::vector<std::string> names;
+  for (const auto& preset : presets()) names.emplace_back(preset.name);
+  return names;
+}
+
+std::unique_ptr<TrainableModel> make_model(const std::string& name, const ModelOptions& options) {
+  for (const auto& preset : presets()) {
+    if (name != preset.name) continue;
+    const ModelOptions sizes = resolve(preset, options);
+    DefaultGeneratorSeeded seeded(sizes.seed);
+    return preset.make(name, sizes);
+  }
+  throw InvalidArgument(fmt::format("model '{}': expected one of {}", name, list_known(name, model_names())));
+}
+
+}  // namespace refrain::models

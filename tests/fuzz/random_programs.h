@@ -1,0 +1,97 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+/// Random programs over a pool of tensors, cut into random checkpoint regions, and what their runs must have in common.
+///
+/// A program is data: steps with a seed each. A step picks its operands among the tensors alive when it runs, by
+/// rendezvous hashing on their ids, so a step keeps its operands when an unrelated one is removed: this is what makes
+/// shrinking work. Everything is a function of the program's seed.
+namespace refrain::fuzz {
+
+struct Step {
+  int number = 0;          ///< unique in its program, kept while shrinking: outputs are named after it
+  uint64_t seed = 0;       ///< operands and parameters
+  const char* kind = "";   ///< key in `step_table()`, or a block kind below
+  std::vector<Step> body;  ///< blocks only
+};
+
+/// Block kinds: their bodies are run inside a region, under another gradient mode or under autocast.
+inline constexpr const char* kRegion = "region";
+inline constexpr const char* kThrowingRegion = "throwing_region";
+inline constexpr const char* kNoGrad = "no_grad";
+inline constexpr const char* kEnableGrad = "enable_grad";
+inline constexpr const char* kAutocast = "autocast";
+
+enum class Ending { kBackward, kBackwardTwice, kGradOfSome, kGradThenBackward, kDoubleBackward, kDropped };
+
+struct Program {
+  uint64_t seed = 0;
+  Ending ending = Ending::kBackward;
+  bool drop_handles_first = false;  ///< no tensor but loss, leaves and buffers is alive during backward
+  bool loss_in_region = false;
+  bool poison = false;  ///< fresh allocations hold garbage
+  std::vector<Step> steps;
+};
+
+Program random_program(uint64_t seed);
+
+enum class Mode {
+  kPlain,       ///< regions are plain calls
+  kCheckpoint,  ///< regions go through `refrain::checkpoint`
+  kTwin,        ///< plain, but an unaliased tensor is cloned before it is overwritten, so that autograd refuses less
+};
+
+/// Bytes of one tensor that two runs must agree on.
+struct Record {
+  std::string name;
+  std::string shape;
+  std::string bytes;
+  bool gradient = false;
+};
+
+struct Outcome {
+  std::vector<Record> records;    ///< loss, gradients, buffers, generators, surviving tensors
+  std::vector<int> failed_steps;  ///< steps that threw in forward and were skipped
+  std::string error;              ///< what forward or the ending threw; empty = nothing
+  bool has_loss = false;          ///< something required a gradient
+  int64_t leaked_bytes = 0;       ///< over the level before the run, after every handle was dropped
+  int64_t leaked_ops = 0, leaked_values = 0, leaked_slots = 0, leaked_regions = 0;  ///< from `tape_stats`
+};
+
+/// One run from fresh inputs and generator states. Never throws on account of the program.
+/// @param text  if not null, receives the program as readable lines.
+Outcome run(const Program& program, Mode mode, std::string* text = nullptr);
+
+enum class Verdict {
+  kEqual,       ///< accepted: same bytes, nothing leaked
+  kRefused,     ///< plain autograd throws; the checkpointed run leaked nothing and agrees with the twin if both ended
+  kNoGradient,  ///< nothing to differentiate
+  kFailed,
+};
+
+struct Judgement {
+  Verdict verdict = Verdict::kEqual;
+  std::string why;           ///< kFailed only
+  bool twin_agreed = false;  ///< kRefused: the checkpointed run gave gradients, and the twin gave the same
+  bool refused_too = false;  ///< kRefused: the checkpointed run threw as well
+};
+
+Judgement judge(const Program& program);
+
+/// Drops steps and unwraps blocks while the program still fails, for at most `seconds`.
+Program shrink(Program program, double seconds);
+
+/// Readable text of a plain run.
+std::string to_text(const Program& program);
+
+/// Kinds of ordinary steps, in the order of the table. Excluded by name with REFRAIN_FUZZ_WITHOUT=a,b,c.
+std::vector<std::string_view> step_kinds();
+
+/// Kinds of steps that ran to their end at least once, over all runs so far: how a test notices a dead step.
+std::vector<std::string_view> exercised_kinds();
+
+}  // namespace refrain::fuzz

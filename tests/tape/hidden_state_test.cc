@@ -1,0 +1,456 @@
+// Rule 4: what an operator's result depends on beyond its arguments: generators, GradMode, autocast, running
+// statistics, process-wide settings.
+#include <ATen/autocast_mode.h>
+
+#include <thread>
+
+#include "tests/tape/test_ops.h"
+
+namespace refrain_test {
+namespace {
+
+using refrain::CheckpointError;
+using HiddenState = TapeTest;
+
+// ---- Generators -------------------------------------------------------------------------------------------------
+
+TEST_F(HiddenState, DropoutWithTheDefaultGenerator) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({16, 16});
+    Tensor y = run.region([&] { return at::dropout(x.exp(), 0.5, true).sin(); });
+    Tensor z = run.region([&] { return at::dropout(y.cos(), 0.3, true).sin(); });
+    run.note("drawn between forward and backward", torch::rand({2}));
+    return z.sum();
+  });
+}
+
+TEST_F(HiddenState, OwnGenerator) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({16, 16});
+    auto& g = run.own_generator();
+    return run.region([&] {
+      Tensor mask = at::empty_like(x, x.options().requires_grad(false)).bernoulli_(0.5, g);
+      Tensor noise = at::normal(0.0, 1.0, {16, 16}, g);
+      return (x.exp() * mask).sin() * (x * noise).cos() * (x + torch::rand({16, 16}, g)).sin();
+    }).sum();
+  });
+}
+
+TEST_F(HiddenState, TwoGeneratorsInterleaved) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({8, 8});
+    auto& g = run.own_generator();
+    return run.region([&] {
+      Tensor t = x;
+      for (int i = 0; i < 4; ++i) {
+        t = (t * torch::rand({8, 8}, g)).sin();
+        t = at::dropout(t, 0.2, true).sin();
+      }
+      return t;
+    }).sum();
+  });
+}
+
+TEST_F(HiddenState, ManyKindsOfRandomOperators) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({8, 8});
+    return run.region([&] {
+      Tensor t = (x * torch::rand({8, 8})).sin() + (x * torch::randn({8, 8})).sin();
+      t = t + (x * torch::randint(0, 5, {8, 8})).cos() + (x.index({torch::randperm(8)}) * 2).sin();
+      t = t + (x * at::multinomial(torch::ones({8, 4}), 8, true)).sin() + (x * at::poisson(torch::ones({8, 8}))).sin();
+      t = t + (x * torch::rand_like(x)).sin() + (x * torch::randn_like(x)).sin() + at::feature_dropout(x, 0.5, true);
+      t = t + (x * at::bernoulli(torch::full({8, 8}, 0.5))).sin() + at::alpha_dropout(t, 0.3, true);
+      return (t * unary("refrain_test::noise", x)).sin();
+    }).sum();
+  });
+}
+
+// One random value is still alive in backward, the other is drawn again.
+TEST_F(HiddenState, OneKeptTheOtherRedrawn) {
+  for (int which = 0; which < 2; ++which) {
+    expect_same([which](Trial& run) {
+      Tensor x = run.param({8, 8}), held;
+      Tensor loss = run.region([&] {
+        Tensor a = torch::rand({8, 8}), b = torch::rand({8, 8}), c = torch::rand({8, 8});
+        held = which == 0 ? a : b;
+        return (x * a).sin() * (x * b).cos() * (x * c).sin();
+      }).sum();
+      loss.backward();
+      run.note("held", held);
+      return Tensor();
+    });
+  }
+}
+
+TEST_F(HiddenState, GeneratorIsWhereTheUserLeftIt) {
+  Trial run(true);
+  Tensor x = run.param({8, 8});
+  Tensor loss = run.region([&] { return at::dropout(x.exp(), 0.5, true).sin(); }).sum();
+  torch::manual_seed(99);
+  const Tensor before = at::detail::getDefaultCPUGenerator().get_state();
+  loss.backward();
+  expect_bit_equal(before, at::detail::getDefaultCPUGenerator().get_state(), "state of the default generator");
+}
+
+TEST_F(HiddenState, SeededInsideTheRegion) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({8, 8});
+    return run.region([&] {
+      Tensor y = at::dropout(x.exp(), 0.5, true).sin();
+      torch::manual_seed(3);
+      return at::dropout(y, 0.5, true).sin();
+    }).sum();
+  });
+}
+
+TEST_F(HiddenState, GeneratorStatesAreShared) {  // 5 KB each, were they not
+  Trial run(true);
+  Tensor x = run.param({4});
+  refrain::MemoryScope memory;
+  Tensor loss = run.region([&] {
+    Tensor t = x;
+    for (int i = 0; i < 200; ++i) t = at::dropout(t, 0.5, true).sin();
+    return t;
+  }).sum();
+  EXPECT_LT(memory.current(), 200 * 5056 / 4);
+  loss.backward();
+}
+
+TEST_F(HiddenState, WithoutPreservingARedrawIsRefused) {
+  const auto options = refrain::CheckpointOptions().preserve_rng_state(false);
+  Trial run(true);
+  Tensor x = run.param({8, 8});
+  Tensor random = refrain::checkpoint(options, [&] { return at::dropout(x.exp(), 0.5, true).sin(); }).sum();
+  EXPECT_THROW(random.backward(), CheckpointError);
+  Tensor calm = refrain::checkpoint(options, [&] { return x.exp().sin(); }).sum();
+  calm.backward();
+  expect_bit_equal((x.exp().cos() * x.exp()).detach(), x.grad());
+}
+
+// {read state, draw} and {set, replay, put back} must each be atomic: a torn pair is a silently wrong mask.
+TEST_F(HiddenState, TwoThreadsDrawFromOneGenerator) {
+  constexpr int kSteps = 1000;
+  torch::manual_seed(1);
+  for (int i = 0; i < 2 * kSteps; ++i) at::dropout(torch::ones({64}), 0.5, true);
+  const Tensor expected_state = at::detail::getDefaultCPUGenerator().get_state();
+
+  torch::manual_seed(1);
+  std::atomic<int> wrong = 0;
+  auto work = [&wrong] {
+    for (int i = 0; i < kSteps; ++i) {
+      Tensor x = torch::full({64}, 0.01 * i, torch::requires_grad());
+      Tensor y = refrain::checkpoint([&] { return at::dropout(x.exp(), 0.5, true); });
+      y.sum().backward();
+      // mask * 2 is exact, so the gradient has the bits of the output.
+      if (!x.grad().equal(y.detach())) ++wrong;
+    }
+  };
+  std::thread a(work), b(work);
+  a.join();
+  b.join();
+  EXPECT_EQ(wrong, 0);
+  expect_bit_equal(expected_state, at::detail::getDefaultCPUGenerator().get_state(), "state of the default generator");
+}
+
+// ---- Modes ------------------------------------------------------------------------------------------------------
+
+TEST_F(HiddenState, NoGradInsideTheRegion) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({4, 4});
+    return run.region([&] {
+      Tensor scale;
+      {
+        torch::NoGradGuard no_grad;
+        scale = x.exp().softmax(0);
+        torch::AutoGradMode again(true);
+        scale = (scale * x).sin().detach();
+      }
+      return (x * scale).sin();
+    }).sum();
+  });
+}
+
+TEST_F(HiddenState, KernelThatAsksForGradMode) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({4, 4});
+    return run.region([&] {
+      at::AutoDispatchBelowADInplaceOrView below;
+      Tensor on = kernels::op<Tensor(const Tensor&)>("refrain_test::sees_grad_mode").call(x.detach());
+      torch::NoGradGuard no_grad;
+      Tensor off = kernels::op<Tensor(const Tensor&)>("refrain_test::sees_grad_mode").call(x.detach());
+      return std::pair(on, off);
+    }).first.sum() * 0 + run.region([&] {
+      Tensor on, off;
+      {
+        at::AutoDispatchBelowADInplaceOrView below;
+        on = kernels::op<Tensor(const Tensor&)>("refrain_test::sees_grad_mode").call(x.detach());
+        torch::NoGradGuard no_grad;
+        off = kernels::op<Tensor(const Tensor&)>("refrain_test::sees_grad_mode").call(x.detach());
+      }
+      return (x * on).sin() + (x * off).cos();
+    }).sum();
+  });
+}
+
+TEST_F(HiddenState, KernelThatAsksForRequiresGrad) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({4, 4});
+    return run.region([&] {
+      Tensor yes = unary("refrain_test::sees_requires_grad", x);
+      Tensor also = unary("refrain_test::sees_requires_grad", x * 2);
+      Tensor no = unary("refrain_test::sees_requires_grad", x.detach());
+      return (x * yes).sin() + (x * also).sin() + (x * no).cos();
+    }).sum();
+  });
+}
+
+// `mkldnn_rnn_layer` returns its workspace only with gradients on.
+TEST_F(HiddenState, Lstm) {
+  expect_same([](Trial& run) {
+    torch::nn::LSTM lstm(torch::nn::LSTMOptions(6, 8).num_layers(2).dropout(0.2).batch_first(true));
+    Tensor x = run.param({3, 5, 6});
+    Tensor loss = run.region([&] { return std::get<0>(lstm->forward(x)); }).sin().sum();
+    loss.backward();
+    for (const auto& p : lstm->parameters()) run.note("gradient", p.grad());
+    return Tensor();
+  });
+}
+
+TEST_F(HiddenState, GruAndBidirectionalLstm) {
+  expect_same([](Trial& run) {
+    torch::nn::GRU gru(torch::nn::GRUOptions(6, 8));
+    torch::nn::LSTM lstm(torch::nn::LSTMOptions(8, 4).bidirectional(true));
+    Tensor x = run.param({5, 3, 6});
+    Tensor loss = run.region([&] {
+      return std::get<0>(lstm->forward(std::get<0>(gru->forward(x))));
+    }).sin().sum();
+    loss.backward();
+    for (const auto& p : gru->parameters()) run.note("gradient", p.grad());
+    for (const auto& p : lstm->parameters()) run.note("gradient", p.grad());
+    return Tensor();
+  });
+}
+
+// The wrapped-number flag decides the result type of 0-dim arithmetic.
+TEST_F(HiddenState, WrappedNumbers) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({}), h = run.track(run.input({4}).to(torch::kBFloat16));
+    Tensor n = torch::arange(4);
+    return run.region([&] {
+      return (x * 1.5).sin() + (h * 2.5).sin().to(torch::kFloat) + (n * 0.1).exp() * (x + 2).exp();
+    }).sum();
+  });
+}
+
+// ---- Autocast ---------------------------------------------------------------------------------------------------
+
+class Autocast {
+ public:
+  explicit Autocast(at::ScalarType dtype = at::kBFloat16)
+      : enabled_(at::autocast::is_autocast_enabled(at::kCPU)), dtype_(at::autocast::get_autocast_dtype(at::kCPU)) {
+    at::autocast::set_autocast_enabled(at::kCPU, true);
+    at::autocast::set_autocast_dtype(at::kCPU, dtype);
+    at::autocast::increment_nesting();
+  }
+  ~Autocast() {
+    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(at::kCPU, enabled_);
+    at::autocast::set_autocast_dtype(at::kCPU, dtype_);
+  }
+
+ private:
+  bool enabled_;
+  at::ScalarType dtype_;
+};
+
+TEST_F(HiddenState, RegionUnderAutocast) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({8, 8}), w = run.param({8, 8});
+    Autocast autocast;
+    return run.region([&] { return x.mm(w).relu().mm(w).tanh().softmax(1).to(torch::kFloat); }).sum();
+  });
+}
+
+TEST_F(HiddenState, BackwardOutsideAutocast) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({8, 8}), w = run.param({8, 8}), loss;
+    {
+      Autocast autocast;
+      loss = run.region([&] { return x.mm(w).relu().mm(w).tanh().to(torch::kFloat); }).sum();
+    }
+    return loss;
+  });
+}
+
+TEST_F(HiddenState, AutocastOnlyInsidePartOfTheRegion) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({8, 8}), w = run.param({8, 8});
+    return run.region([&] {
+      Tensor y = x.mm(w).sin();
+      {
+        Autocast autocast;
+        y = y.mm(w).tanh().to(torch::kFloat);
+      }
+      return y.mm(w).cos();
+    }).sum();
+  });
+}
+
+TEST_F(HiddenState, BackwardUnderAnotherAutocast) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({8, 8}), w = run.param({8, 8});
+    Tensor loss = run.region([&] { return x.mm(w).relu().mm(w).tanh(); }).sum();
+    Autocast autocast;
+    loss.backward();
+    run.note("still under autocast", x.mm(w));
+    return Tensor();
+  });
+}
+
+// ---- Statistics -------------------------------------------------------------------------------------------------
+
+Program batch_norm_net(bool training, std::optional<double> momentum) {
+  return [=](Trial& run) {
+    torch::nn::BatchNorm2d bn(torch::nn::BatchNorm2dOptions(4).momentum(momentum));
+    bn->train(training);
+    Tensor x = run.param({2, 4, 5, 5});
+    for (int i = 0; i < 2; ++i) {
+      run.region([&] { return at::relu_(bn->forward(x.sin())).exp(); }).sum().backward();
+    }
+    for (const auto& b : bn->named_buffers()) run.note(b.key(), b.value());
+    for (const auto& p : bn->named_parameters()) run.note(p.key(), p.value().grad());
+    return Tensor();
+  };
+}
+
+TEST_F(HiddenState, BatchNormStatisticsMoveOnce) {
+  EXPECT_EQ(expect_same(batch_norm_net(true, 0.1)).leaf_copies, 0);
+}
+TEST_F(HiddenState, BatchNormCumulativeAverage) { expect_same(batch_norm_net(true, std::nullopt)); }
+TEST_F(HiddenState, BatchNormEval) { expect_same(batch_norm_net(false, 0.1)); }
+
+TEST_F(HiddenState, BatchNormIsReplayedWithoutMovingStatistics) {
+  const Counts n = expect_same([](Trial& run) {
+    torch::nn::BatchNorm1d bn(3);
+    Tensor x = run.param({8, 3});
+    Tensor loss = run.region([&] { return bn->forward(x).sin(); }).sum();  // sin keeps the output: it must be replayed
+    const Tensor mean = bn->running_mean.clone();
+    loss.backward();
+    run.note("mean after forward", mean);
+    run.note("mean after backward", bn->running_mean);
+    run.note("batches", bn->num_batches_tracked);
+    return Tensor();
+  });
+  EXPECT_GE(n.replayed, 1);
+}
+
+TEST_F(HiddenState, BatchNormTrainThenEvalBeforeBackward) {
+  expect_same([](Trial& run) {
+    torch::nn::BatchNorm1d bn(3);
+    Tensor x = run.param({8, 3});
+    Tensor a = run.region([&] { return bn->forward(x.exp()).sin(); });
+    bn->eval();
+    Tensor b = run.region([&] { return bn->forward(x.exp()).sin(); });
+    return (a + b).sum();
+  });
+}
+
+// Eval reads the statistics, a later training step moves them without a bump.
+TEST_F(HiddenState, BatchNormEvalThenTrainBeforeBackward) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({8, 3}), w = run.param({3}), b = run.param({3});
+    Tensor mean = torch::zeros({3}), var = torch::ones({3});
+    const auto bn = [&](bool training) { return at::batch_norm(x.exp(), w, b, mean, var, training, 0.5, 1e-5, false); };
+    Tensor eval = run.region([&] { return bn(false).sin(); });
+    Tensor train = run.region([&] { return bn(true).sin(); });
+    run.note("mean", mean);
+    return (eval + train).sum();
+  });
+}
+
+TEST_F(HiddenState, BatchNormVariants) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({8, 3}), w = run.param({3}), b = run.param({3});
+    Tensor mean = torch::zeros({3}), var = torch::ones({3});
+    torch::nn::InstanceNorm1d instance(torch::nn::InstanceNorm1dOptions(3).track_running_stats(true).affine(true));
+    Tensor loss = run.region([&] {
+      Tensor y = std::get<0>(at::native_batch_norm(x, w, b, mean, var, true, 0.1, 1e-5)).sin();
+      y = std::get<0>(at::_batch_norm_with_update(y, w, b, mean, var, 0.1, 1e-5)).sin();
+      y = std::get<0>(at::_native_batch_norm_legit(y, w, b, mean, var, true, 0.1, 1e-5)).sin();
+      return instance->forward(y.reshape({2, 3, 4})).sin();
+    }).sum();
+    run.note("mean", mean);
+    run.note("var", var);
+    run.note("instance mean", instance->running_mean);
+    return loss;
+  });
+}
+
+// ---- Process-wide settings --------------------------------------------------------------------------------------
+
+// Undoes a setting at the end of its scope.
+class Restore {
+ public:
+  explicit Restore(std::function<void()> undo) : undo_(std::move(undo)) {}
+  ~Restore() { undo_(); }
+  Restore(const Restore&) = delete;
+  Restore& operator=(const Restore&) = delete;
+
+ private:
+  std::function<void()> undo_;
+};
+
+TEST_F(HiddenState, DefaultDtypeChangedIsRefusedAndMayBeRepaired) {
+  Trial run(true);
+  Tensor x = run.param({16});
+  const auto fn = [&] { return (x * (torch::arange(16) / 3)).sin(); };
+  Tensor expected = torch::autograd::grad({fn().sum()}, {x})[0];
+  Tensor loss = run.region(fn).sum();
+  {
+    Restore restore([] { torch::set_default_dtype(caffe2::TypeMeta::Make<float>()); });
+    torch::set_default_dtype(caffe2::TypeMeta::Make<double>());
+    EXPECT_THROW(loss.backward({}, /*retain_graph=*/true), CheckpointError);
+    flush_engine();
+  }
+  loss.backward();
+  expect_bit_equal(expected, x.grad());
+}
+
+TEST_F(HiddenState, OtherSettingsChangedAreRefused) {
+  auto& context = at::globalContext();
+  struct Setting {
+    const char* name;
+    std::function<void()> change, undo;
+  };
+  const std::vector<Setting> settings = {
+      {"deterministic algorithms", [&] { context.setDeterministicAlgorithms(true, true); },
+       [&] { context.setDeterministicAlgorithms(false, false); }},
+      {"mkldnn", [&] { context.setUserEnabledMkldnn(false); }, [&] { context.setUserEnabledMkldnn(true); }},
+      {"matmul precision", [&] { context.setFloat32MatmulPrecision("medium"); },
+       [&] { context.setFloat32MatmulPrecision("highest"); }},
+      {"flash attention", [&] { context.setSDPUseFlash(false); }, [&] { context.setSDPUseFlash(true); }},
+  };
+  for (const auto& setting : settings) {
+    SCOPED_TRACE(setting.name);
+    Trial run(true);
+    Tensor x = run.param({8, 8});
+    Tensor loss = run.region([&] { return x.mm(x).exp().mm(x).sin(); }).sum();
+    Restore restore(setting.undo);
+    setting.change();
+    EXPECT_THROW(loss.backward(), CheckpointError);
+    flush_engine();
+  }
+}
+
+TEST_F(HiddenState, SettingChangedAndPutBackIsFine) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({8});
+    Tensor loss = run.region([&] { return (x * (torch::arange(8) / 3)).sin(); }).sum();
+    torch::set_default_dtype(caffe2::TypeMeta::Make<double>());
+    torch::set_default_dtype(caffe2::TypeMeta::Make<float>());
+    return loss;
+  });
+}
+
+}  // namespace
+}  // namespace refrain_test
