@@ -219,28 +219,37 @@ void register_all() {
     const std::string kind = s.keeps_input ? "slots" : "no_slots";
     benchmark::RegisterBenchmark(("record/" + s.name + "/" + kind).c_str(),
                                  [step](benchmark::State& state) { recording(state, step, true); })
-        ->UseManualTime()->Unit(us);
+        ->UseManualTime()
+        ->Unit(us);
     // Nothing requires a gradient: recorded all the same, but autograd keeps nothing. The weight of mm does require one.
     if (s.name != "mm") {
       benchmark::RegisterBenchmark(("record/" + s.name + "/input_without_grad").c_str(),
                                    [step](benchmark::State& state) { recording(state, step, false); })
-          ->UseManualTime()->Unit(us);
+          ->UseManualTime()
+          ->Unit(us);
     }
   }
   const auto other = averaging_matrix();
-  benchmark::RegisterBenchmark("record/mm/input_without_grad", [other](benchmark::State& state) {
-    recording(state, [&](const torch::Tensor& x) { return x.mm(other); }, false);
-  })->UseManualTime()->Unit(us);
+  benchmark::RegisterBenchmark("record/mm/input_without_grad",
+                               [other](benchmark::State& state) {
+                                 recording(
+                                     state, [&](const torch::Tensor& x) { return x.mm(other); }, false);
+                               })
+      ->UseManualTime()
+      ->Unit(us);
   for (const auto& s : steps()) {
     const auto step = s.step;
     if (s.name == "neg" || s.name == "neg_" || s.name == "mm") {
       benchmark::RegisterBenchmark(("watch/" + s.name).c_str(),
                                    [step](benchmark::State& state) { watching(state, step); })
-          ->UseManualTime()->Unit(us);
+          ->UseManualTime()
+          ->Unit(us);
     }
     if (s.keeps_input) {
-      benchmark::RegisterBenchmark(("refill/" + s.name).c_str(), [step](benchmark::State& state) { refill(state, step); })
-          ->UseManualTime()->Unit(us);
+      benchmark::RegisterBenchmark(("refill/" + s.name).c_str(),
+                                   [step](benchmark::State& state) { refill(state, step); })
+          ->UseManualTime()
+          ->Unit(us);
     }
   }
   benchmark::RegisterBenchmark("region/empty", enter_and_exit);
@@ -250,7 +259,10 @@ void register_all() {
 
   const auto add_chain = [](const char* name, bool region, bool backward_too) {
     benchmark::RegisterBenchmark(name, [=](benchmark::State& state) { long_chain(state, region, backward_too); })
-        ->Arg(1'000'000)->Iterations(1)->UseManualTime()->Unit(benchmark::kMillisecond);
+        ->Arg(1'000'000)
+        ->Iterations(1)
+        ->UseManualTime()
+        ->Unit(benchmark::kMillisecond);
   };
   add_chain("chain/plain", false, true);
   add_chain("chain/region", true, true);

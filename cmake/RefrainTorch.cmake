@@ -42,6 +42,7 @@ if(_cpu_half AND REFRAIN_LIBTORCH)
   endforeach()
   add_library(torch INTERFACE IMPORTED)
   target_link_libraries(torch INTERFACE -Wl,--no-as-needed refrain_torch_cpu refrain_c10 -Wl,--as-needed)
+  target_compile_definitions(torch INTERFACE USE_DISTRIBUTED USE_C10D_GLOO USE_RPC USE_TENSORPIPE)
   target_include_directories(torch INTERFACE ${TORCH_INSTALL_PREFIX}/include
     ${TORCH_INSTALL_PREFIX}/include/torch/csrc/api/include)
 else()

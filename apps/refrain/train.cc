@@ -52,7 +52,6 @@ struct Run {
 Json identity(const Run& run) {
   return {{"model", run.model->name()},
           {"sizes", config_json(*run.model)},
-          {"data", run.args.data},
           {"optimizer", run.args.optimizer.empty() ? "adamw" : run.args.optimizer}};
 }
 

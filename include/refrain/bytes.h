@@ -16,11 +16,12 @@ constexpr Bytes operator""_MiB(unsigned long long n) { return static_cast<Bytes>
 constexpr Bytes operator""_GiB(unsigned long long n) { return static_cast<Bytes>(n) << 30; }
 }  // namespace literals
 
-/// "12.3 MiB"; the largest unit in which the number is at least 1. Negative numbers keep their sign.
+/// "12.3 MiB"; the largest unit in which the number, rounded to one decimal, is at least 1; below 1 KiB "512 B".
+/// Negative numbers keep their sign.
 std::string format_bytes(Bytes n);
 
 /// Reads "300MiB", "2 GiB", "1.5GB", "4096", "4096B", "64k". Suffixes are case-insensitive; KB/MB/GB are powers of 1000,
-/// KiB/MiB/GiB and a bare K/M/G powers of 1024.
+/// KiB/MiB/GiB and a bare K/M/G powers of 1024; T likewise. What a fraction leaves of a byte is dropped.
 /// @throws InvalidArgument on anything else, on negative numbers and on overflow.
 Bytes parse_bytes(std::string_view text);
 

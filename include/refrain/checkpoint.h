@@ -44,12 +44,13 @@ class RegionScope {
 /// with a `forward`.
 template <typename F, typename... Args>
 decltype(auto) call(F&& fn, Args&&... args) {
-  if constexpr (std::is_invocable_v<F, Args...>) {
+  // `forward` first: the call operator of some LibTorch module holders (Sequential) deduces to void.
+  if constexpr (requires { fn->forward(std::forward<Args>(args)...); }) {
+    return fn->forward(std::forward<Args>(args)...);
+  } else if constexpr (std::is_invocable_v<F, Args...>) {
     return std::invoke(std::forward<F>(fn), std::forward<Args>(args)...);
   } else if constexpr (requires { (*fn)(std::forward<Args>(args)...); }) {
     return (*fn)(std::forward<Args>(args)...);
-  } else if constexpr (requires { fn->forward(std::forward<Args>(args)...); }) {
-    return fn->forward(std::forward<Args>(args)...);
   } else {
     static_assert(
         requires { fn.forward(std::forward<Args>(args)...); },

@@ -7,15 +7,16 @@
 namespace refrain {
 
 /// Exact byte counts of LibTorch's CPU allocator: what was requested, not what malloc rounded it to, and never RSS.
-/// Tensors allocated before `install_memory_tracking` are not counted.
+/// Tensors allocated before `install_memory_tracking` are not counted, nor what kernels take past the allocator (oneDNN
+/// scratch). All zero while tracking is not installed.
 struct MemoryStats {
   Bytes current = 0;        ///< bytes allocated and not freed
   Bytes peak = 0;           ///< largest `current` since the start or `reset_peak_memory`
-  int64_t allocations = 0;  ///< number of allocations so far (monotone)
+  int64_t allocations = 0;  ///< number of allocations so far (monotone); empty tensors need none
 };
 
 /// Wraps LibTorch's CPU allocator with tracking and limiting, once per process. Without it nothing is slowed.
-/// `MemoryScope` and `MemoryLimit` call it. Threads: any. Idempotent.
+/// `MemoryScope` and `MemoryLimit` call it. Threads: any. Idempotent. Cannot be undone; tensors from before stay valid.
 void install_memory_tracking();
 bool memory_tracking_installed() noexcept;
 

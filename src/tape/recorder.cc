@@ -194,8 +194,14 @@ class Recording {
 
   ~Recording() {
     if (!op_) return;
+    if (op_->refs == 0) {  // failed before it was on the tape
+      delete op_;
+      op_ = nullptr;
+    }
     TapeLock lock;
-    lock.release(std::exchange(op_, nullptr));
+    pause_.restore(lock);
+    for (auto* value : borrowed_) lock.release(value);
+    if (op_) lock.release(op_);
   }
 
   Recording(const Recording&) = delete;

@@ -28,9 +28,11 @@ void refuse_unsupported_modes() {
 // behind it can go.
 void close_if_done(TapeLock& lock, Region* region) {
   if (region->active || region->live_slots > 0) return;
+  // While an enclosing region has slots, a replay of it may still pass through here.
+  const bool final = !region->top->active && region->top->live_slots == 0;
   const auto values = region->values;
   for (auto* value : values) {
-    if (value->holds > 0 && value->held && !value->stale && value->producer) {
+    if (final && value->holds > 0 && value->held && !value->stale && value->producer) {
       value->producer->outs[value->out].value = nullptr;
       lock.release(std::exchange(value->producer, nullptr));
       if (value->armed) disarm_alive(value);

@@ -271,16 +271,25 @@ void drop_unread(TapeLock& lock, Region* region) {
   }
 }
 
+// Cleans up when the graph task lets go of its callback: at its end, or when it failed.
+struct Cleanup {
+  explicit Cleanup(Region* r) : region(r) { ++region->refs; }
+  ~Cleanup() {
+    TapeLock lock;
+    drop_unread(lock, region);
+    lock.release(region);
+  }
+  Cleanup(const Cleanup&) = delete;
+  Cleanup& operator=(const Cleanup&) = delete;
+  Region* region;
+};
+
 // Bytes that this graph task brings back and does not read are dropped when it ends.
 void drop_unread_after(Region* region, int32_t task) {
   if (region->cleanup_task == task) return;
   region->cleanup_task = task;
-  ++region->refs;
-  torch::autograd::Engine::get_default_engine().queue_callback([region] {
-    TapeLock lock;
-    drop_unread(lock, region);
-    lock.release(region);
-  });
+  torch::autograd::Engine::get_default_engine().queue_callback(
+      [cleanup = std::make_shared<Cleanup>(region)]() mutable { cleanup.reset(); });
 }
 
 void install_bytes(TapeLock& lock, Value* value, const c10::Storage& bytes) {

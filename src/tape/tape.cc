@@ -11,6 +11,12 @@ Tape& Tape::get() {
   return *tape;
 }
 
+ThreadState::~ThreadState() {
+  if (unsettled.empty() && unknown_slots.empty()) return;
+  TapeLock lock;
+  settle(lock, *this);
+}
+
 ThreadState& ThreadState::get() {
   static thread_local ThreadState state;
   return state;

@@ -100,6 +100,10 @@ struct ThreadState {
   Region* region = nullptr;   ///< innermost open region, owned by its scope
   std::vector<Unsettled> unsettled;
   std::vector<Value*> unknown_slots;  ///< owned: packed while unknown, decided at the next operator
+  ThreadState() = default;
+  ~ThreadState();
+  ThreadState(const ThreadState&) = delete;
+  ThreadState& operator=(const ThreadState&) = delete;
   static ThreadState& get();
 };
 

@@ -93,7 +93,7 @@ class Sweep {
   void forget() {
     for (at::Tensor p : model_->module().parameters()) p.mutable_grad() = at::Tensor();
     // The engine's ready queue keeps tensors of a failed backward until the next one starts.
-    at::ones({1}, at::requires_grad()).sum().backward();
+    at::ones({1}).requires_grad_().sum().backward();
   }
 
   static std::string what_is_left(const MemoryScope& memory) {

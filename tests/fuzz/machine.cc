@@ -494,7 +494,7 @@ Outcome run(const Program& program, Mode mode, std::string* text) {
   }
   if (!outcome.error.empty()) {
     // The engine's ready queue keeps tensors of a failed backward until the next one starts.
-    at::ones({1}, at::requires_grad()).sum().backward();
+    at::ones({1}).requires_grad_().sum().backward();
   }
   const TapeStats after = tape_stats();
   outcome.leaked_bytes = memory.current();

@@ -146,7 +146,7 @@ void step_gather(Machine& m) {
   switch (m.rng.below(4)) {
     case 0: return m.emit("gather", {x}, x->t.gather(0, ix));
     case 1: return m.emit("scatter_value", {x}, x->t.scatter(0, ix, 0.5));
-    case 2: return m.emit("take_along_dim", {x}, at::take_along_dim(x->t, x->t.argsort(-1), -1));
+    case 2: return m.emit("take_along_dim", {x}, at::take_along_dim(x->t, at::argsort(x->t, -1, false), -1));
     default: return m.emit("scatter_add", {x}, x->t.scatter_add(0, ix, x->t * 0.3));
   }
 }

@@ -100,7 +100,8 @@ TEST_F(OnePass, MultipleOutputsFromOneReplay) {
       Tensor sum = parts[0].sin().sum() + parts[2].cos().sum() * values.sin().sum() + top.sin().sum();
       auto chunks = at::unbind(values * 2);
       auto [q, r] = at::linalg_qr(x + torch::eye(6) * 5);
-      return sum + chunks[1].sin().sum() + at::cat({q, r}).sin().sum() + x.index({where, indices.narrow(1, 0, 3)}).sum();
+      return sum + chunks[1].sin().sum() + at::cat({q, r}).sin().sum() +
+             x.index({where, indices.narrow(1, 0, 3)}).sum();
     });
   });
 }

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <functional>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,7 +33,8 @@ inline std::string bytes_of(const Tensor& tensor) {
 }
 
 inline void expect_bit_equal(const Tensor& expected, const Tensor& actual, const std::string& what = "tensor") {
-  EXPECT_TRUE(bytes_of(expected) == bytes_of(actual)) << what << " differs\nexpected\n" << expected << "\ngot\n" << actual;
+  EXPECT_TRUE(bytes_of(expected) == bytes_of(actual))
+      << what << " differs\nexpected\n" << expected << "\ngot\n" << actual;
 }
 
 /// The live numbers of the tape, for comparison.
@@ -51,7 +54,7 @@ inline Live live() {
 /// After an exception in backward the engine's ready queue keeps tensors until the next backward: give it one.
 inline void flush_engine() { torch::ones({1}, torch::requires_grad()).sum().backward(); }
 
-/// Writes over the heap blocks that freed tensors of up to `bytes` left, so that stale bytes cannot pass for right ones.
+/// Writes over the heap blocks that freed tensors of up to `bytes` left: stale bytes must not pass for right ones.
 inline void poison_heap(int64_t bytes = 4096) {
   std::vector<Tensor> blocks;
   for (int64_t n = 4; n <= bytes; n *= 2) {

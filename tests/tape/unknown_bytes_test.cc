@@ -76,7 +76,7 @@ TEST_F(Effects, SetToAnotherStorage) {
       Tensor t = x.detach() * 2;
       Tensor y = (x * t.clone()).sin();
       t.set_(outside);
-      y = y + (x * t).sin();
+      y = y + (x * t.clone()).sin();
       Tensor u = x.detach() * 3;
       t.set_(u);
       u.add_(1);

@@ -1,0 +1,296 @@
+"""Runs the refrain tool as a user would: exit codes, messages, files, JSON. REFRAIN_BIN names the binary."""
+
+import json
+import math
+import os
+import struct
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+
+BIN = os.environ.get("REFRAIN_BIN", "build/bin/refrain")
+SMALL_GPT = ["gptsmall", "--depth", "2", "--seq", "32", "--width", "32"]
+
+
+def refrain(*args):
+    return subprocess.run([BIN, *map(str, args)], capture_output=True, text=True, timeout=300)
+
+
+class CliTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.dir = Path(folder.name)
+
+    def file(self, name, content=b""):
+        path = self.dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def text(self):
+        return self.file("text.txt", "the quick brown fox jumps over the lazy dog. " * 60)
+
+    def succeed(self, *args):
+        result = refrain(*args)
+        self.assertEqual(result.returncode, 0, result.stderr + result.stdout)
+        return result.stdout
+
+    def refuse(self, *args, code=2, says=()):
+        """Exits with `code`, one line on standard error that holds all of `says`, no new file."""
+        before = sorted(self.dir.rglob("*"))
+        result = refrain(*args)
+        self.assertEqual(result.returncode, code, f"{args}: {result.stderr}{result.stdout}")
+        self.assertRegex(result.stderr, r"\Arefrain: [^\n]+\n\Z", args)
+        for part in [says] if isinstance(says, str) else says:
+            self.assertIn(part, result.stderr)
+        if code == 2:
+            self.assertEqual(before, sorted(self.dir.rglob("*")), args)
+        return result.stderr
+
+
+class HelpTest(CliTest):
+    def test_help_everywhere_with_exit_codes(self):
+        for command in ([], ["env"], ["verify"], ["bench"], ["train"], ["compare"]):
+            self.assertIn("Exit codes:", self.succeed(*command, "--help"))
+
+    def test_version(self):
+        self.assertRegex(self.succeed("--version"), r"^refrain \d+\.\d+\.\d+\n$")
+
+
+class BadInputTest(CliTest):
+    def test_commands_and_options(self):
+        self.refuse(says="subcommand")
+        self.refuse("trian", says=("unknown command 'trian'", "did you mean train?"))
+        self.refuse("train", "gpt", "--steps", 1, "--stratgy", "none", says=("'--stratgy'", "did you mean --strategy?"))
+        self.refuse("train", "gpt", says="--steps is required")
+        self.refuse("train", "gpt", "--steps", 0, says="--steps")
+        self.refuse("train", "gpt", "--steps", "many", says=("--steps", "many"))
+        self.refuse("train", "gpt", "--steps", 1, "--optimizer", "adam", says="adam")
+        self.refuse("train", "gpt", "--steps", 1, "--lr", "nan", says="--lr")
+        self.refuse("bench", "gpt", "--iters", -3, says="--iters")
+        self.refuse("verify", "gpt", "more", says="unknown argument 'more'")
+
+    def test_models_strategies_sizes(self):
+        self.refuse("verify", "gpd", says=("model 'gpd'", "expected one of gpt,"))
+        self.refuse("verify", "gpt", "--strategy", "per_blok", says=("strategy 'per_blok'", "none, per_block"[6:]))
+        self.refuse("bench", "gpt", "--strategies", "none,zzz", says="strategy 'zzz'")
+        self.refuse("train", "gpt", "--steps", 1, "--strategy", "", says="strategy ''")
+        self.refuse("bench", "gpt", "--batch", 0, says="--batch")
+        self.refuse("bench", "gpt", "--batch", 99999999, says=("batch 99999999", "expected 1 to"))
+        self.refuse("bench", "gpt", "--batch", "9" * 30, says="--batch")
+        self.refuse("bench", "mlp", "--vocab", 9, says=("vocab 9", "no such size"))
+        self.refuse("bench", "gpt", "--width", 30, says="multiple of 4")
+        self.refuse("bench", "gpt", "--dropout", 1, says="dropout 1")
+
+    def test_text_files(self):
+        def train(path, *more):
+            return ["train", *SMALL_GPT, "--steps", 1, "--data", f"text:{path}", *more]
+
+        self.refuse(*train(self.dir / "missing"), says=("missing'", "no such file"))
+        self.refuse(*train(self.dir), says="found a folder")
+        self.refuse(*train(self.file("empty")), says=("found 0 bytes", "expected at least 33"))
+        self.refuse(*train(self.file("short", b"x" * 32)), says="found 32 bytes")
+        self.refuse(*train(self.file("high", b"a" * 50 + b"\xff"), "--vocab", 128), says=("byte 255 at 50", "--vocab 256"))
+        self.refuse("train", "resnet18", "--steps", 1, "--data", f"text:{self.text()}", says="use gpt, gptsmall or lstm")
+        for data in ("", "text", "text:", "txt:a", "cifar:b", ":"):
+            self.refuse("train", *SMALL_GPT, "--steps", 1, "--data", data, says="expected text:FILE, cifar10:DIR")
+
+    def test_cifar_files(self):
+        train = ["train", "resnet18", "--image-size", 40, "--batch", 2, "--steps", 1, "--data", f"cifar10:{self.dir}"]
+        self.refuse(*train, says="found no data_batch_*.bin")
+        self.refuse(*train[:-1], "cifar10:/no/such/folder", says="not a folder")
+        batch = self.file("data_batch_1.bin")
+        self.refuse(*train, says=("found 0 bytes", "multiple of 3073"))
+        batch.write_bytes(bytes(3073 + 5))
+        self.refuse(*train, says="found 3078 bytes")
+        batch.write_bytes(bytes([10]) + bytes(3072))
+        self.refuse(*train, says="found label 10 at byte 0")
+        batch.write_bytes(bytes(3073))
+        self.refuse("train", "gpt", "--steps", 1, "--data", f"cifar10:{self.dir}", says="it reads no images")
+        self.refuse(*train, "--classes", 3, says="found 3 outputs")
+
+    def test_mnist_files(self):
+        train = ["train", "mlp", "--depth", 2, "--width", 16, "--batch", 2, "--steps", 1, "--data", f"mnist:{self.dir}"]
+        self.refuse(*train, says="train-images-idx3-ubyte': no such file")
+        self.file("train-images-idx3-ubyte.gz", b"x")
+        self.refuse(*train, says="run gunzip")
+        images = self.file("train-images-idx3-ubyte", b"abc")
+        self.refuse(*train, says="found 3 bytes; expected at least 16")
+        images.write_bytes(struct.pack(">4I", 0x801, 1, 2, 2) + bytes(4))
+        self.refuse(*train, says="found magic number 0x00000801; expected 0x00000803")
+        images.write_bytes(struct.pack(">4I", 0x803, 2**31, 2**31, 2**31))
+        self.refuse(*train, says="found 0 bytes after the header")
+        images.write_bytes(struct.pack(">4I", 0x803, 1, 2, 2) + bytes(4))
+        labels = self.file("train-labels-idx1-ubyte", struct.pack(">2I", 0x801, 2) + bytes(2))
+        self.refuse(*train, says="found 1 images and 2 labels")
+        labels.write_bytes(struct.pack(">2I", 0x801, 1) + bytes([200]))
+        self.refuse(*train, says="found label 200")
+
+    def test_memory_limits(self):
+        train = ["train", *SMALL_GPT, "--steps", 1, "--memory-limit"]
+        for limit in ("much", "-5", "1e99GiB", "MiB"):
+            self.refuse(*train, limit, says=limit)
+        self.refuse(*train, "1KiB", says=("--memory-limit 1.0 KiB", "weights, gradients and optimizer"))
+
+    def test_outputs_that_cannot_be_written(self):
+        for option in ("--json", "--save"):
+            train = ["train", *SMALL_GPT, "--steps", 1, option]
+            self.refuse(*train, self.dir, says=option)
+            self.refuse(*train, self.dir / "no" / "file", says=("expected an existing folder", option))
+        self.refuse("bench", *SMALL_GPT, "--json", self.dir, says="--json")
+
+    def test_states_to_resume(self):
+        def train(path, *more, model=SMALL_GPT):
+            return ["train", *model, "--steps", 9, "--resume", path, *more]
+
+        self.refuse(*train(self.dir / "missing"), says="no such file")
+        self.refuse(*train(self.file("empty")), says="found an empty file")
+        self.refuse(*train(self.file("noise", os.urandom(999))), says=("found 999 bytes", "train --save"))
+        state = self.dir / "state"
+        self.succeed("train", *SMALL_GPT, "--steps", 2, "--save", state)
+        whole = state.read_bytes()
+        for kept in (1, 100, len(whole) // 2, len(whole) - 1):
+            self.refuse(*train(self.file("cut", whole[:kept])), says="not a whole state file")
+        self.refuse(*train(state, model=["gptsmall"]), says="found sizes")
+        self.refuse(*train(state, model=["mlp"]), says='found model "gptsmall", this run has "mlp"')
+        self.refuse(*train(state, "--optimizer", "sgd"), says="found optimizer")
+        self.refuse("train", *SMALL_GPT, "--steps", 2, "--resume", state, says="at step 2 already")
+
+    def test_reports_to_compare(self):
+        self.refuse("compare", "a.json", says="FILES")
+        self.refuse("compare", self.dir / "a", self.dir / "b", says="no such file")
+        self.refuse("compare", self.file("a"), self.file("b"), says="found an empty file")
+        self.refuse("compare", self.file("a", "{nope"), self.file("b"), says="found no JSON from byte")
+        self.refuse("compare", self.file("a", "{}"), self.file("b"), says="found JSON of something else")
+
+
+class TrainTest(CliTest):
+    def train(self, name, *args, model=SMALL_GPT):
+        report = self.dir / f"{name}.json"
+        self.succeed("train", *model, *args, "--json", report)
+        return json.loads(report.read_text())
+
+    def test_loss_falls_and_the_report_is_whole(self):
+        report = self.train("a", "--steps", 40, "--data", f"text:{self.text()}", "--lr", 0.01)
+        self.assertEqual(report["status"], "done")
+        self.assertEqual(len(report["losses"]), 40)
+        self.assertLess(report["losses"][-1], report["losses"][0] - 1)
+        for loss, bits in zip(report["losses"], report["loss_bits"]):
+            self.assertEqual(struct.unpack(">f", bytes.fromhex(bits[2:]))[0], loss)
+        for key in ("peak_bytes", "step_ms_median", "units_per_second"):
+            self.assertGreater(report[key], 0)
+        self.assertIsNone(report["memory_limit_bytes"])
+
+    def test_strategies_give_the_same_losses(self):
+        args = ["--steps", 5, "--data", f"text:{self.text()}", "--seed", 3]
+        plain = self.train("plain", *args)
+        other = self.train("refrain", *args, "--strategy", "per_block")
+        self.assertEqual(plain["loss_bits"], other["loss_bits"])
+        self.assertLess(other["peak_bytes"], plain["peak_bytes"])
+        out = self.succeed("compare", self.dir / "plain.json", self.dir / "refrain.json")
+        self.assertIn("5 of 5 equal to the bit", out)
+
+    def test_compare_finds_differences(self):
+        self.train("a", "--steps", 3)
+        self.train("b", "--steps", 3, "--seed", 1)
+        result = refrain("compare", self.dir / "a.json", self.dir / "b.json", "--json", "-")
+        self.assertEqual(result.returncode, 1)
+        answer = json.loads(result.stdout)
+        self.assertFalse(answer["equal"])
+        self.assertEqual(answer["runs"][1]["first_difference"], 1)
+
+    def test_resume_goes_on_to_the_bit(self):
+        for optimizer in ("adamw", "sgd"):
+            args = ["--data", f"text:{self.text()}", "--optimizer", optimizer, "--strategy", "per_block"]
+            whole = self.train("whole", *args, "--steps", 6)
+            state = self.dir / f"state-{optimizer}"
+            first = self.train("first", *args, "--steps", 3, "--save", state)
+            rest = self.train("rest", *args, "--steps", 6, "--resume", state)
+            self.assertEqual(rest["first_step"], 3)
+            self.assertEqual(first["loss_bits"] + rest["loss_bits"], whole["loss_bits"])
+
+    def test_resume_keeps_batchnorm_statistics(self):
+        model = ["unet", "--image-size", 16, "--width", 4]
+        whole = self.train("whole", "--steps", 6, model=model)
+        self.train("first", "--steps", 3, "--save", self.dir / "state", model=model)
+        rest = self.train("rest", "--steps", 6, "--resume", self.dir / "state", model=model)
+        self.assertEqual(rest["loss_bits"], whole["loss_bits"][3:])
+
+    def test_memory_limit(self):
+        args = ["--steps", 3, "--data", f"text:{self.text()}"]
+        model = ["gptsmall", "--seq", 128, "--batch", 4, "--width", 32]
+        plain = self.train("plain", *args, model=model)
+        limit = plain["peak_bytes"] * 60 // 100
+        state, report = self.dir / "state", self.dir / "limited.json"
+        self.refuse("train", *model, *args, "--memory-limit", limit, "--save", state, "--json", report, code=3,
+                    says=("out of memory: requested", "in use", "limit", "--strategy per_block"))
+        self.assertFalse(state.exists())
+        self.assertEqual(json.loads(report.read_text())["status"], "out_of_memory")
+        within = self.train("within", *args, "--memory-limit", limit, "--strategy", "per_block", model=model)
+        self.assertLessEqual(within["peak_bytes"], limit)
+        self.assertEqual(within["loss_bits"], plain["loss_bits"])
+        out = self.succeed("compare", *(self.dir / f"{name}.json" for name in ("plain", "limited", "within")))
+        self.assertIn("out of memory at step 1", out)
+
+    def test_a_failed_run_leaves_the_saved_file_as_it_was(self):
+        state = self.dir / "state"
+        self.succeed("train", *SMALL_GPT, "--steps", 1, "--save", state)
+        before = state.read_bytes()
+        self.refuse("train", *SMALL_GPT, "--steps", 1, "--save", state, "--memory-limit", "1KiB")
+        self.assertEqual(state.read_bytes(), before)
+        self.assertEqual([p.name for p in self.dir.iterdir()], ["state"])
+
+    def test_image_data(self):
+        self.file("data_batch_1.bin", b"".join(bytes([i]) + os.urandom(3072) for i in range(10)))
+        self.file("train-images-idx3-ubyte", struct.pack(">4I", 0x803, 10, 28, 28) + os.urandom(7840))
+        self.file("train-labels-idx1-ubyte", struct.pack(">2I", 0x801, 10) + bytes(range(10)))
+        models = (["resnet18", "--image-size", 40, "--classes", 10, "--batch", 2], ["unet", "--image-size", 16],
+                  ["mlp", "--depth", 2, "--width", 16])
+        for model in models:
+            for data in ("cifar10", "mnist"):
+                report = self.train("images", "--steps", 2, "--data", f"{data}:{self.dir}", model=model)
+                self.assertTrue(all(map(math.isfinite, report["losses"])), (model, data))
+
+
+class VerifyAndBenchTest(CliTest):
+    def test_verify(self):
+        out = self.succeed("verify", *SMALL_GPT, "--json", "-")
+        results = json.loads(out)["results"]
+        self.assertEqual([r["strategy"] for r in results], ["none", "per_block"])
+        for result in results:
+            self.assertTrue(result["bit_equal"])
+            self.assertEqual(result["largest_difference"], 0)
+            self.assertGreater(result["tensors"], 10)
+        self.assertEqual(results[0]["replayed_ops"], 0)
+        self.assertGreater(results[1]["replayed_ops"], 0)
+
+    def test_bench_json(self):
+        path = self.dir / "bench.json"
+        out = self.succeed("bench", *SMALL_GPT, "--strategies", "checkpoint", "--iters", 3, "--json", path)
+        self.assertIn("after forward", out)
+        report = json.loads(path.read_text())
+        self.assertEqual(report["model"], "gptsmall")
+        self.assertEqual(report["config"]["seq"], 32)
+        self.assertIn("libtorch", report["machine"])
+        plain, other = report["strategies"]
+        self.assertEqual(plain["name"], "none")
+        fields = {"name", "after_forward_bytes", "peak_bytes", "step_ms_median", "step_ms_min", "added_ms_median",
+                  "replayed_ops", "replayed_kernel_ms", "bit_equal"}
+        for strategy in (plain, other):
+            self.assertEqual(set(strategy), fields)
+            self.assertTrue(strategy["bit_equal"])
+        self.assertEqual((plain["added_ms_median"], plain["replayed_ops"]), (0, 0))
+        self.assertLess(other["after_forward_bytes"], plain["after_forward_bytes"])
+        self.assertGreater(other["replayed_kernel_ms"], 0)
+
+    def test_env(self):
+        report = json.loads(self.succeed("env", "--json", "-"))
+        self.assertEqual(report["self_test"], "ok")
+        self.assertGreater(report["cores"], 0)
+        self.assertIn("gpt", report["models"])
+
+
+if __name__ == "__main__":
+    unittest.main()
