@@ -81,12 +81,14 @@ ResNetImpl::ResNetImpl(const std::array<int64_t, 4>& blocks, bool bottleneck, in
 }
 
 torch::Tensor ResNetImpl::forward(torch::Tensor x, ResNetStrategy strategy) {
-  x = stem_->forward(x);
+  auto run = [](nn::Sequential& layers, const torch::Tensor& y) { return layers->forward(y); };
+  const bool is_per_block = strategy == ResNetStrategy::kPerBlock;
+  x = checkpoint_if(is_per_block, run, stem_, x);
   for (size_t s = 0; s < stages_.size(); ++s) {
-    const bool per_block = strategy == ResNetStrategy::kPerBlock || (strategy == ResNetStrategy::kAggressive && s >= 2);
-    x = checkpoint_if(strategy == ResNetStrategy::kPerStage, run_stage, stages_[s], x, per_block);
+    const bool by_block = is_per_block || (strategy == ResNetStrategy::kAggressive && s >= 2);
+    x = checkpoint_if(strategy == ResNetStrategy::kPerStage, run_stage, stages_[s], x, by_block);
   }
-  return head_->forward(x);
+  return checkpoint_if(is_per_block, run, head_, x);
 }
 
 namespace {

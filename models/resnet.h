@@ -10,7 +10,7 @@ namespace refrain::models {
 enum class ResNetStrategy {
   kNone,
   kPerStage,    ///< each of the four stages
-  kPerBlock,    ///< each residual block
+  kPerBlock,    ///< the stem, each residual block, and the head
   kAggressive,  ///< each residual block of the last two stages only (the notebook's name for it)
 };
 

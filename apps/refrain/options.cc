@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/suggest.h"
 
 namespace refrain::cli {
@@ -104,7 +106,9 @@ std::string explain(const CLI::App& app, const CLI::ParseError& error) {
   const std::string name = chosen.empty() ? "refrain" : "refrain " + command.get_name();
   const auto extras = app.remaining(true);
   if (error.get_name() == "ExtrasError" && !extras.empty()) {
-    const std::string found = extras.front().substr(0, extras.front().find('='));
+    const auto option = std::find_if(extras.begin(), extras.end(), [](const auto& e) { return e.starts_with("-"); });
+    const std::string& extra = option == extras.end() ? extras.front() : *option;
+    const std::string found = extra.substr(0, extra.find('='));
     const auto near = found.starts_with("-") ? nearest(found, option_names(command)) : std::vector<std::string>{};
     return fmt::format("unknown {} '{}' for '{}'{}; see '{} --help'", found.starts_with("-") ? "option" : "argument",
                        found, name, near.empty() ? "" : ": did you mean " + near.front() + "?", name);

@@ -71,9 +71,11 @@ decltype(auto) call(F&& fn, Args&&... args) {
 /// @param fn    a callable, a module, a module holder, a `std::shared_ptr` to one, or `&Class::method` with the object
 ///              as first argument.
 /// @param args  forwarded to `fn` untouched.
-/// @throws whatever `fn` throws; `InvalidArgument` in inference mode, forward-mode AD or under vmap. In backward:
+/// @throws whatever `fn` throws; `InvalidArgument` under forward-mode AD, vmap, or inference mode with
+///         gradients switched on. In backward:
 ///         `CheckpointError` if a tensor that `fn` read from outside was changed since, so that replay would be wrong.
-/// Cost: about 0.4 us per operator in forward, plus the replayed operators in backward. With gradients disabled: a plain call.
+/// Cost: about 0.4 us per operator in forward, plus the replayed operators in backward. With gradients disabled
+/// (inference mode too): a plain call.
 /// Threads: may be called from several threads at once; backward may run on any thread.
 /// Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016; here on operators, not functions.
 template <typename F, typename... Args>

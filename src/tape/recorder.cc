@@ -208,6 +208,7 @@ class Recording {
   Recording& operator=(const Recording&) = delete;
 
   void run_and_record() {
+    keep_unplain();
     copy_borrowed_leaves();
     read_arguments();
     for (auto& write : writes_)
@@ -238,6 +239,15 @@ class Recording {
   };
 
   const c10::IValue* args() const { return stack_->data() + (stack_->size() - traits_.num_args); }
+
+  // Without history: a tensor with history would close a cycle through its saved tensors. Before the lock: copying the
+  // handle of a sparse tensor runs operators.
+  void keep_unplain() {
+    c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+    for_each_tensor(args(), traits_.num_args, [&](const at::Tensor& tensor, size_t, int32_t) {
+      if (!has_plain_storage(tensor)) kept_.push_back(tensor.variable_data());
+    });
+  }
 
   // `from_blob` and kin: the bytes belong to somebody who may free them before backward.
   void copy_borrowed_leaves() {
@@ -342,8 +352,7 @@ class Recording {
     ref.arg = static_cast<uint16_t>(arg);
     ref.element = element;
     if (!has_plain_storage(tensor)) {
-      // Without history: a tensor with history would close a cycle through its saved tensors.
-      ref.kept = tensor.variable_data();
+      ref.kept = std::move(kept_[next_kept_++]);
       remember_version(ref, tensor);
       return;
     }
@@ -503,6 +512,8 @@ class Recording {
   Op* op_;
   c10::SmallVector<RecordedWrite, 1> writes_;
   c10::SmallVector<c10::StorageImpl*, 6> inputs_;
+  c10::SmallVector<at::Tensor, 1> kept_;
+  size_t next_kept_ = 0;
   std::vector<Value*> borrowed_;
   BarrierPause pause_;
   bool discard_ = false;

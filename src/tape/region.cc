@@ -24,27 +24,20 @@ void refuse_unsupported_modes() {
         "the function directly, or checkpoint outside the transform.");
 }
 
-// What only the map keeps is no longer needed by this region; what others hold becomes a leaf, so that the operators
-// behind it can go.
+// Once no slot is left under the outermost region, what others hold becomes a leaf, so that the operators behind it can
+// go, and nothing lives on only because its storage does.
 void close_if_done(TapeLock& lock, Region* region) {
-  if (region->active || region->live_slots > 0) return;
-  // While an enclosing region has slots, a replay of it may still pass through here.
-  const bool final = !region->top->active && region->top->live_slots == 0;
-  const auto values = region->values;
-  for (auto* value : values) {
-    if (final && value->holds > 0 && value->held && !value->stale && value->producer) {
+  if (region->top->active || region->top->live_slots > 0) return;
+  for (auto* value : region->values) {
+    if (value->holds > 0 && value->held && !value->stale && value->producer) {
       value->producer->outs[value->out].value = nullptr;
       lock.release(std::exchange(value->producer, nullptr));
       if (value->armed) disarm_alive(value);
-      if (std::exchange(value->map_owns, false)) lock.release(value);
-    } else if (value->map_owns && value->refs == 1) {
-      if (value->armed) disarm_alive(value);
-      unmap_value(lock, value);
     }
+    if (std::exchange(value->map_owns, false)) lock.release(value);
   }
   release_bound_holds(lock, region);
-  auto bounds = std::exchange(region->bounds, {});
-  for (auto& bound : bounds) lock.release(bound.value);
+  for (auto& bound : std::exchange(region->bounds, {})) lock.release(bound.value);
   for (auto* child : region->children) close_if_done(lock, child);
 }
 

@@ -402,18 +402,21 @@ void fill_enclosing(TapeLock& lock, Region* region, int32_t task) {
 void refill(TapeLock& lock, Slot& slot) {
   auto* region = slot.region;
   const int32_t task = torch::autograd::get_current_graph_task_id();
+  const auto back = [&] {
+    if (!slot.filled) slot.filled = resident(*slot.value);
+    return static_cast<bool>(slot.filled);
+  };
   for (;;) {
     wait_until_idle(lock, region);
-    if (slot.filled) return;
-    if (auto bytes = resident(*slot.value)) {
-      slot.filled = std::move(bytes);
-      return;
-    }
+    if (back()) return;
     fill_enclosing(lock, region, task);
+    if (back()) return;
     if (region->filling) continue;
     fill_region(lock, region, &slot, task);
-    if (slot.filled) return;
-    throw CheckpointError("[refrain::checkpoint] a saved tensor could not be brought back; please report this program.");
+    if (back()) return;
+    throw CheckpointError(
+        "[refrain::checkpoint] a saved tensor could not be brought back: its bytes were never written by an operator and "
+        "are gone. Keep the tensor alive until an operator has read it.");
   }
 }
 

@@ -53,6 +53,7 @@ void Slot::call_pack_hook(const at::Tensor& tensor) {
     version = counter.current_version();
   }
   if (!has_plain_storage(tensor)) {
+    c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
     kept_ = tensor.variable_data();
     return;
   }

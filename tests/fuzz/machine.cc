@@ -8,6 +8,7 @@
 #include <set>
 
 #include "refrain/checkpoint.h"
+#include "refrain/error.h"
 #include "refrain/memory.h"
 #include "refrain/tape.h"
 
@@ -283,12 +284,16 @@ void Machine::run_step(const Step& step) {
   } catch (const Skip&) {
   } catch (const c10::OutOfMemoryError&) {
     throw;
-  } catch (const c10::Error& error) {
+  } catch (const Refused&) {
+    throw;
+  } catch (const refrain::Error&) {
+    throw;
+  } catch (const std::exception& error) {
     failed_steps_.push_back(step.number);
-    if (text_ != nullptr) {
-      const std::string what = error.what_without_backtrace();
-      line("step " + std::to_string(step.number) + " (" + step.kind + ") throws: " + what.substr(0, what.find('\n')));
-    }
+    if (text_ == nullptr) return;
+    const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+    const std::string what = torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
+    line("step " + std::to_string(step.number) + " (" + step.kind + ") throws: " + what.substr(0, what.find('\n')));
   }
 }
 

@@ -1,5 +1,6 @@
 #include "random_programs.h"
 
+#include <cctype>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -181,6 +182,7 @@ Judgement judge_refused(const Program& program, const Outcome& plain, const Outc
   Judgement judgement;
   judgement.verdict = Verdict::kRefused;
   judgement.refused_too = !ours.error.empty();
+  judgement.plain_leaks = plain.leaked_bytes != 0;
   // A refused backward may leave a cycle of plain autograd's own behind.
   if (plain.leaked_bytes == 0 && !leak(ours).empty()) {
     return failed("plain autograd refuses this program (" + plain.error + ");\nthe checkpointed run " + leak(ours));
@@ -238,6 +240,29 @@ Program unwrapped(Program program, const std::vector<size_t>& path) {
   return program;
 }
 
+/// Without the inputs that nothing mentions.
+std::string without_unused_inputs(const std::string& text) {
+  std::istringstream lines(text);
+  std::string kept;
+  for (std::string line; std::getline(lines, line);) {
+    const size_t mark = line.find(" = input ");
+    if (mark != std::string::npos) {
+      const std::string name = line.substr(2, mark - 2);
+      size_t mentions = 0;
+      for (size_t at = text.find(name); at != std::string::npos; at = text.find(name, at + 1)) {
+        const char before = at == 0 ? ' ' : text[at - 1];
+        const char after = at + name.size() < text.size() ? text[at + name.size()] : ' ';
+        if (!std::isalnum(static_cast<unsigned char>(before)) && !std::isalnum(static_cast<unsigned char>(after))) {
+          ++mentions;
+        }
+      }
+      if (mentions < 2) continue;
+    }
+    kept += line + "\n";
+  }
+  return kept;
+}
+
 }  // namespace
 
 Program random_program(uint64_t seed) {
@@ -264,6 +289,7 @@ Judgement judge(const Program& program) {
   if (!differs.empty()) return failed(differs);
   if (plain.leaked_bytes == 0 && !leak(ours).empty()) return failed("the checkpointed run " + leak(ours));
   Judgement judgement;
+  judgement.plain_leaks = plain.leaked_bytes != 0;
   if (!plain.has_loss) judgement.verdict = Verdict::kNoGradient;
   return judgement;
 }
@@ -305,7 +331,7 @@ std::string to_text(const Program& program) {
   std::string text = "program of seed " + std::to_string(program.seed) + (program.poison ? ", poisoned" : "") +
                      (program.loss_in_region ? ", loss in a region" : "") + "\n";
   run(program, Mode::kPlain, &text);
-  return text;
+  return without_unused_inputs(text);
 }
 
 }  // namespace refrain::fuzz

@@ -51,7 +51,8 @@ TEST_F(RandomPrograms, AreEqualToAPlainRunAndLeakNothing) {
   const uint64_t first = static_cast<uint64_t>(env_number("REFRAIN_FUZZ_SEED", 1));
   const bool print = env_number("REFRAIN_FUZZ_PRINT", 0) != 0;
   constexpr int kEnough = 5;
-  int64_t accepted = 0, refused = 0, refused_too = 0, twins = 0, without_gradient = 0;
+  int64_t accepted = 0, refused = 0, refused_too = 0, twins = 0, without_gradient = 0, plain_leaks = 0;
+  TapeStats excused;  // held by cycles that plain autograd makes too
   int failures = 0;
   // Kernels set up what they keep for good (scratch pads, caches) on first use.
   for (uint64_t seed = 1; seed <= 300 && wanted > 1; ++seed) {
@@ -64,7 +65,16 @@ TEST_F(RandomPrograms, AreEqualToAPlainRunAndLeakNothing) {
     current_seed = seed;
     const Program program = random_program(seed);
     if (print) std::fprintf(stderr, "%s\n", to_text(program).c_str());
+    const TapeStats before = tape_stats();
     const Judgement judgement = judge(program);
+    if (judgement.plain_leaks) {
+      const TapeStats after = tape_stats();
+      ++plain_leaks;
+      excused.live_ops += after.live_ops - before.live_ops;
+      excused.live_values += after.live_values - before.live_values;
+      excused.live_slots += after.live_slots - before.live_slots;
+      excused.live_regions += after.live_regions - before.live_regions;
+    }
     switch (judgement.verdict) {
       case Verdict::kEqual:
         ++accepted;
@@ -88,17 +98,19 @@ TEST_F(RandomPrograms, AreEqualToAPlainRunAndLeakNothing) {
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   std::printf("%lld equal, %lld refused by plain autograd (%lld also here, %lld of the others equal to their twin), "
-              "%lld without gradient, %d failed; %.1f s\n",
+              "%lld without gradient, %d failed; plain leaks in %lld; %.1f s\n",
               static_cast<long long>(accepted), static_cast<long long>(refused), static_cast<long long>(refused_too),
-              static_cast<long long>(twins), static_cast<long long>(without_gradient), failures, seconds);
+              static_cast<long long>(twins), static_cast<long long>(without_gradient), failures,
+              static_cast<long long>(plain_leaks), seconds);
   if (wanted >= 100 && failures == 0) {
-    EXPECT_GT(accepted, refused + without_gradient) << "the generator makes too many programs that plain refuses";
+    EXPECT_GT(accepted, 2 * (refused + without_gradient)) << "plain refuses too many programs";
+    EXPECT_LT(plain_leaks, accepted / 5) << "leaks are compared in too few programs";
   }
   const TapeStats stats = tape_stats();
-  EXPECT_EQ(stats.live_ops, 0);
-  EXPECT_EQ(stats.live_values, 0);
-  EXPECT_EQ(stats.live_slots, 0);
-  EXPECT_EQ(stats.live_regions, 0);
+  EXPECT_EQ(stats.live_ops, excused.live_ops);
+  EXPECT_EQ(stats.live_values, excused.live_values);
+  EXPECT_EQ(stats.live_slots, excused.live_slots);
+  EXPECT_EQ(stats.live_regions, excused.live_regions);
   if (wanted < 1000 || failures > 0 || std::getenv("REFRAIN_FUZZ_WITHOUT") != nullptr) return;
   EXPECT_GT(stats.replayed_ops, wanted);
   const auto exercised = exercised_kinds();

@@ -75,8 +75,8 @@ void step_function(Machine& m) {
       return m.emit_some("Gate", {x, y}, Gate::apply(x->t, y->t));
     }
     default: {
-      auto target = m.pick([](const Tensor& t) { return is_writable(t) && !t.is_view() && t.requires_grad(); });
-      m.writable(target) = HalveInPlace::apply(m.writable(target));
+      auto target = m.pick([](const Tensor& t) { return is_writable(t) && !t.is_view() && !t.is_leaf(); });
+      HalveInPlace::apply(m.writable(target));
       return m.wrote("HalveInPlace", target);
     }
   }
@@ -126,11 +126,12 @@ struct Noisy : Function<Noisy> {
 };
 
 struct Blend : Function<Blend> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& a, const Tensor& b, const Tensor& w, double s) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& a, const Tensor& b, const std::optional<Tensor>& w,
+                               double s) {
     at::AutoDispatchBelowADInplaceOrView below;
     const std::vector<Tensor> xs{a, b};
-    auto [y, z] = call_blend(xs, w.defined() ? std::optional<Tensor>(w) : std::nullopt, s);
-    ctx->save_for_backward({y, w});
+    auto [y, z] = call_blend(xs, w, s);
+    ctx->save_for_backward({y, w.value_or(Tensor())});
     ctx->saved_data["s"] = s;
     return {y, z};
   }
@@ -144,7 +145,7 @@ struct Blend : Function<Blend> {
 };
 
 std::tuple<Tensor, Tensor> blend_autograd(at::TensorList xs, const std::optional<Tensor>& w, double s) {
-  auto out = Blend::apply(xs[0], xs[1], w.has_value() ? *w : Tensor(), s);
+  auto out = Blend::apply(xs[0], xs[1], w, s);
   return {out[0], out[1]};
 }
 

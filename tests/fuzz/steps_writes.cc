@@ -11,7 +11,7 @@ SlotPtr source_for(Machine& m, const Tensor& target) {
 }
 
 void write_unary(Machine& m, const SlotPtr& slot, Tensor t) {
-  switch (m.rng.below(9)) {
+  switch (m.rng.below(8)) {
     case 0: t.relu_(); return m.wrote("relu_", slot);
     case 1: t.sigmoid_(); return m.wrote("sigmoid_", slot);
     case 2: t.tanh_(); return m.wrote("tanh_", slot);
@@ -19,8 +19,7 @@ void write_unary(Machine& m, const SlotPtr& slot, Tensor t) {
     case 4: t.add_(0.3); return m.wrote("add_scalar_", slot);
     case 5: t.clamp_(-1, 1); return m.wrote("clamp_", slot);
     case 6: t.neg_(); return m.wrote("neg_", slot);
-    case 7: at::leaky_relu_(t, 0.2); return m.wrote("leaky_relu_", slot);
-    default: t.mul_(t); return m.wrote("mul_self_", slot);
+    default: at::leaky_relu_(t, 0.2); return m.wrote("leaky_relu_", slot);
   }
 }
 
@@ -50,7 +49,7 @@ void step_inplace_on_view(Machine& m) {
 void step_inplace_binary(Machine& m) {
   auto x = m.pick(is_writable);
   auto y = source_for(m, x->t);
-  if (y == x && m.rng.chance(0.5)) throw Skip{};
+  if (y == x) throw Skip{};
   const Tensor other = y->t;
   Tensor& t = m.writable(x);
   switch (m.rng.below(6)) {
@@ -60,6 +59,18 @@ void step_inplace_binary(Machine& m) {
     case 3: t.copy_(other); return m.wrote("copy_", x, {y});
     case 4: t.addcmul_(other, other, 0.3); return m.wrote("addcmul_", x, {y});
     default: t.div_(other.abs() + 1); return m.wrote("div_", x, {y});
+  }
+}
+
+/// Aliased arguments. With gradients plain autograd makes a cycle here, and leaks unless backward comes by.
+void step_inplace_self(Machine& m) {
+  const bool grad = m.rng.chance(0.15);
+  auto x = m.pick([&](const Tensor& t) { return is_writable(t) && t.requires_grad() == grad; });
+  Tensor& t = m.writable(x);
+  switch (m.rng.below(3)) {
+    case 0: t.mul_(t); return m.wrote("mul_self_", x);
+    case 1: t.add_(t, 0.5); return m.wrote("add_self_", x);
+    default: t.addcmul_(t, t, 0.3); return m.wrote("addcmul_self_", x);
   }
 }
 
@@ -268,6 +279,7 @@ std::vector<StepSpec> write_steps() {
   return {{"inplace", 4, step_inplace},
           {"inplace_on_view", 3, step_inplace_on_view},
           {"inplace_binary", 4, step_inplace_binary},
+          {"inplace_self", 1, step_inplace_self},
           {"overwrite", 2, step_overwrite},
           {"inplace_index", 2, step_inplace_index},
           {"inplace_random", 1.5, step_inplace_random},

@@ -1,6 +1,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 
 #include "models/lstm.h"
@@ -48,7 +49,8 @@ TEST(ModelsTest, OutputShapes) {
   EXPECT_EQ(Gpt(50, 32, 2, BlockOptions{.width = 16, .causal = true})->forward(tokens).sizes(),
             torch::IntArrayRef({2, 20, 50}));
   EXPECT_EQ(LstmLanguageModel(50, 16, 2)->forward(tokens).sizes(), torch::IntArrayRef({2, 20, 50}));
-  EXPECT_EQ(ResNet({1, 1, 1, 1}, true, 7)->forward(torch::zeros({2, 3, 40, 40})).sizes(), torch::IntArrayRef({2, 7}));
+  EXPECT_EQ(ResNet(std::array<int64_t, 4>{1, 1, 1, 1}, true, 7)->forward(torch::zeros({2, 3, 40, 40})).sizes(),
+            torch::IntArrayRef({2, 7}));
   EXPECT_EQ(UNet(4)->forward(torch::zeros({2, 3, 16, 24})).sizes(), torch::IntArrayRef({2, 1, 16, 24}));
   EXPECT_EQ(Mlp(8, 5, 3)->forward(torch::zeros({2, 8})).sizes(), torch::IntArrayRef({2, 5}));
 }

@@ -385,7 +385,7 @@ TEST_F(UserCode, ComplexConjAndNegViews) {
       Tensor c = z.conj(), n = at::imag(c);  // `n` has the neg bit
       Tensor p = (c * z).mm(z.t().conj()) + at::real(z * c) * 2;
       Tensor lazy = c.detach();
-      return at::real(p).sin() + (n * x).cos() + (n * n).exp() * 0.1 + at::abs(lazy * z) + at::view_as_real(c).sum(-1);
+      return at::real(p).sin() + (n * x).cos() + (n * n).exp() * 0.1 + at::abs(lazy * z) + at::view_as_real(z).sum(-1);
     }).sum();
   });
 }

@@ -286,6 +286,8 @@ TEST_F(Off, InferenceModeIsRefusedByName) {
   std::string text;
   {
     c10::InferenceMode inference;
+    EXPECT_TRUE(checkpoint([&] { return x.exp(); }).is_inference());  // nothing is saved: a plain call
+    at::AutoGradMode grad(true);
     text = message_of<InvalidArgument>([&] { checkpoint([&] { return x.exp(); }); });
   }
   EXPECT_NE(text.find("inference mode"), std::string::npos) << text;
