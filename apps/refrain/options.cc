@@ -105,7 +105,7 @@ std::string explain(const CLI::App& app, const CLI::ParseError& error) {
   const CLI::App& command = chosen.empty() ? app : *chosen.front();
   const std::string name = chosen.empty() ? "refrain" : "refrain " + command.get_name();
   const auto extras = app.remaining(true);
-  if (error.get_name() == "ExtrasError" && !extras.empty()) {
+  if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::ExtrasError) && !extras.empty()) {
     const auto option = std::find_if(extras.begin(), extras.end(), [](const auto& e) { return e.starts_with("-"); });
     const std::string& extra = option == extras.end() ? extras.front() : *option;
     const std::string found = extra.substr(0, extra.find('='));

@@ -135,7 +135,7 @@ void run_unrecorded(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit
   c10::SmallVector<Write*, 2> to_copy;
   {
     TapeLock lock;
-    settle(lock, thread);
+    settle_writes(lock, thread);
     if (barrier)
       for_each_tensor(args, count, [&](const at::Tensor& tensor, size_t, int32_t) {
         if (!has_plain_storage(tensor)) return;
@@ -297,7 +297,7 @@ class Recording {
     op_->region = thread_.region;
     op_->args.resize(traits_.num_args);
     TapeLock lock;
-    settle(lock, thread_);
+    settle_writes(lock, thread_);
     ++lock.tape().stats.live_ops;
     ++op_->region->refs;
     op_->seq = lock.tape().next_seq++;
@@ -348,7 +348,7 @@ class Recording {
   }
 
   void add_argument(TapeLock& lock, const at::Tensor& tensor, size_t arg, int32_t element, const WriteTrait* write) {
-    auto& ref = op_->refs_in.emplace_back(tensor);
+    auto& ref = op_->refs_in.emplace_back();
     ref.arg = static_cast<uint16_t>(arg);
     ref.element = element;
     if (!has_plain_storage(tensor)) {
@@ -356,6 +356,7 @@ class Recording {
       remember_version(ref, tensor);
       return;
     }
+    ref.meta = TensorMeta(tensor);
     const auto& storage = tensor.storage();
     auto* impl = storage.unsafeGetStorageImpl();
     if (std::find(inputs_.begin(), inputs_.end(), impl) == inputs_.end()) inputs_.push_back(impl);
@@ -441,6 +442,7 @@ class Recording {
       }
     }
     pause_.restore(lock);
+    settle_unknown(lock, thread_);
     if (op_->outs.empty()) {
       lock.release(std::exchange(op_, nullptr));
       return;

@@ -317,6 +317,16 @@ class FillingScope {
   Region* region_;
 };
 
+// What slots read from a bound stays with them; the bounds themselves have done their work until the next backward.
+void keep_bounds_read(TapeLock& lock, Region* region, Slot* asked, int32_t task) {
+  if (task < 0) return;
+  for (auto* slot = region->slots; slot; slot = slot->in_region.next)
+    if ((slot == asked || slot->read_task != task) && slot->value && !slot->filled && !slot->value->is_leaf())
+      slot->filled = resident(*slot->value);
+  release_bound_holds(lock, region);
+  drop_unread_after(region, task);
+}
+
 // Replays what `region`'s unread slots (or only `asked`, outside a graph task) and the bounds of its nested regions need.
 void fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t task) {
   Plan plan(lock);
@@ -336,7 +346,7 @@ void fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t task) {
       any = true;
     }
   }
-  if (!any) return;
+  if (!any) return keep_bounds_read(lock, region, asked, task);
   FillingScope filling(region);
   const auto start = std::chrono::steady_clock::now();
   std::exception_ptr failure;
@@ -366,10 +376,7 @@ void fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t task) {
         hold(lock, bound.value);
       }
     }
-    if (task >= 0) {
-      release_bound_holds(lock, region);
-      drop_unread_after(region, task);
-    }
+    keep_bounds_read(lock, region, asked, task);
     lock.tape().stats.replay_ns +=
         std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
   }

@@ -21,7 +21,7 @@ Slot::Slot(Region* r) : region(r) {
 Slot::~Slot() {
   TapeLock lock;
   auto& thread = ThreadState::get();
-  if (!thread.unsettled.empty() || !thread.unknown_slots.empty()) settle(lock, thread);
+  settle_writes(lock, thread);
   if (value) detach(lock);
   lock.discard(std::move(filled));
   (in_region.prev ? in_region.prev->in_region.next : region->slots) = in_region.next;
@@ -60,7 +60,7 @@ void Slot::call_pack_hook(const at::Tensor& tensor) {
   meta_ = std::make_unique<TensorMeta>(tensor);
   auto& thread = ThreadState::get();
   TapeLock lock;
-  settle(lock, thread);
+  settle_writes(lock, thread);
   auto* known = value_of(lock, tensor);
   attach(lock, known, needs_hold(lock, known, region));
   if (known->unknown) {

@@ -209,6 +209,8 @@ Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* af
       lock.discard(std::move(before->held));
     }
   } else {
+    before->lost = before->unknown;
+    before->unknown = false;
     lock.discard(std::move(before->held));
   }
   if (before->slots && !after && storage) {
@@ -312,7 +314,7 @@ void disarm_alive(Value* value) {
 
 // --- settling ---------------------------------------------------------------------------------------------------------
 
-void settle(TapeLock& lock, ThreadState& thread) {
+void settle_writes(TapeLock& lock, ThreadState& thread) {
   for (size_t i = 0; i < thread.unsettled.size(); ++i) {
     auto [before, after] = thread.unsettled[i];
     for (auto* slot = before->slots; slot;) {
@@ -329,11 +331,19 @@ void settle(TapeLock& lock, ThreadState& thread) {
     lock.release(after);
   }
   thread.unsettled.clear();
+}
+
+void settle_unknown(TapeLock& lock, ThreadState& thread) {
   for (auto* value : thread.unknown_slots) {
     if (value->unknown && value->slots) make_leaf(lock, value);
     lock.release(value);
   }
   thread.unknown_slots.clear();
+}
+
+void settle(TapeLock& lock, ThreadState& thread) {
+  settle_writes(lock, thread);
+  settle_unknown(lock, thread);
 }
 
 }  // namespace refrain::tape

@@ -36,6 +36,7 @@ struct TensorMeta {
   bool wrapped_number = false;
   bool requires_grad = false;
 
+  TensorMeta() = default;
   explicit TensorMeta(const at::Tensor& tensor);
   at::Tensor build(const c10::Storage& storage) const;
 };
@@ -85,7 +86,7 @@ struct Value {
 /// A tensor argument of a recorded operator.
 struct ArgRef {
   Value* value = nullptr;  ///< owned; null for scratch
-  TensorMeta meta;
+  TensorMeta meta;               ///< unless `kept`
   at::Tensor kept;               ///< the tensor itself, without history, where it has no plain storage
   c10::VariableVersion counter;  ///< where the bytes are held or kept
   uint32_t version = 0;
@@ -95,8 +96,6 @@ struct ArgRef {
   bool written = false;   ///< the operator writes it
   size_t scratch_bytes = 0;
   c10::Device device = c10::kCPU;
-
-  explicit ArgRef(const at::Tensor& tensor) : meta(tensor) {}
 };
 
 /// Where an output value appears when the operator runs.
