@@ -134,7 +134,11 @@ void disarm_alive(Value* value);
 /// Whether any barrier (ours or copy-on-write's) is set. False where LibTorch has none.
 bool has_barrier(const c10::StorageImpl* storage);
 
-/// Decides what waits for a version bump. @param reading whether unknown slots must be decided too.
+/// Decides what waited for a version bump.
+void settle_writes(TapeLock& lock, ThreadState& thread);
+/// Slots packed on unknown bytes that no operator has written since: from now on they mean what is there.
+void settle_unknown(TapeLock& lock, ThreadState& thread);
+/// Both. At every event but a pack and the start of an operator, which may be the one that fills the unknown bytes.
 void settle(TapeLock& lock, ThreadState& thread);
 
 // --- regions ----------------------------------------------------------------------------------------------------------
