@@ -195,8 +195,6 @@ OpTraits::OpTraits(const c10::OperatorHandle& op) : handle(op) {
   view_only = (all_alias_read && writes.empty()) || metadata_in_place || metadata_ops().count(qualified);
   if (view_only) writes.clear();
   pure_inplace = all_alias_written && !writes.empty();
-  const bool fused = qualified.rfind("aten::_fused_", 0) == 0 || qualified.rfind("aten::_amp_", 0) == 0;
-  bumps_version = pure_inplace && !fused;
   random = op.hasTag(at::Tag::nondeterministic_seeded);
   maybe_random = !random && space != "aten" && space != "prims" && space != "prim";
   {

@@ -31,7 +31,6 @@ struct OpTraits {
   c10::SmallVector<WriteTrait, 3> writes;
   bool view_only = false;       ///< every return is a non-written alias, or only metadata changes: nothing to record
   bool pure_inplace = false;    ///< every return aliases a written argument: no new storage
-  bool bumps_version = false;   ///< autograd bumps the version counter of what it writes
   bool random = false;          ///< tagged as drawing from a generator
   bool maybe_random = false;    ///< not from LibTorch, so it may draw without the tag: compared around the call
   bool effect = false;          ///< runs once, outputs kept

@@ -92,10 +92,8 @@ class BarrierPause {
 };
 
 // Whether the bytes of this leaf must be copied before an operator overwrites them, as policy and bound allow.
-bool should_copy(TapeLock& lock, const Value& value, const OpTraits& traits, int32_t own_refs) {
+bool should_copy(TapeLock& lock, const Value& value, int32_t own_refs) {
   if (!value.is_leaf() || value.op_refs <= own_refs || value.lost) return false;
-  // Plain autograd refuses to go back through a saved tensor that was changed: the copy could never be used.
-  if (traits.bumps_version && value.slots) return false;
   auto& tape = lock.tape();
   return tape.leaf_write_policy == LeafWritePolicy::kCopy &&
          tape.stats.leaf_copy_bytes + static_cast<int64_t>(value.nbytes) <= tape.max_leaf_copy_bytes;
@@ -143,7 +141,7 @@ void run_unrecorded(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit
       });
     for (auto& write : writes) {
       auto* value = find_value(lock, write.storage.unsafeGetStorageImpl());
-      if (value && should_copy(lock, *value, traits, 0)) to_copy.push_back(&write);
+      if (value && should_copy(lock, *value, 0)) to_copy.push_back(&write);
     }
   }
   try {
@@ -332,7 +330,7 @@ class Recording {
       int32_t own = 0;
       if (discard_)
         for (const auto& ref : op_->refs_in) own += ref.value == value;
-      write.copy_wanted = should_copy(lock, *value, traits_, own);
+      write.copy_wanted = should_copy(lock, *value, own);
     }
     for (auto* value : std::exchange(borrowed_, {})) lock.release(value);
   }
