@@ -12,6 +12,16 @@ namespace {
 constexpr const char* kJsonHelp = "write the result as JSON to this file; '-' for standard output";
 constexpr int64_t kManySteps = 1'000'000'000;
 
+/// CLI::Range lets NaN pass.
+const CLI::Validator kLearningRate(
+    [](std::string& text) {
+      double value = 0.0;
+      const bool is_number = CLI::detail::lexical_cast(text, value);
+      return is_number && value >= 1e-12 && value <= 1e3 ? ""
+                                                         : fmt::format("Value {} not in range 1e-12 to 1000", text);
+    },
+    "FLOAT in [1e-12 - 1000]");
+
 void add_model_options(CLI::App& command, ModelArgs& model, const char* model_help) {
   const CLI::Range size(int64_t{1}, int64_t{1} << 30);
   command.add_option("MODEL", model.name, model_help)->required();
@@ -76,7 +86,7 @@ Commands::Commands(CLI::App& app) {
   train_->add_option("--optimizer", train_args_.optimizer, "adamw (default) or sgd")
       ->check(CLI::IsMember({"adamw", "sgd"}));
   train_->add_option("--lr", train_args_.lr, "learning rate; default: 0.001 for adamw, 0.01 for sgd")
-      ->check(CLI::Range(1e-12, 1e3));
+      ->check(kLearningRate);
   train_->add_option("--memory-limit", train_args_.memory_limit, "most bytes of tensors at any time, as '300MiB'");
   train_->add_option("--save", train_args_.save,
                      "at the end, write weights, optimizer, step and generator to this file");

@@ -191,7 +191,7 @@ OpTraits::OpTraits(const c10::OperatorHandle& op) : handle(op) {
     all_alias_written &= alias && alias->isWrite();
     opaque_args |= !tape_reads(*ret.type());
   }
-  const bool metadata_in_place = op.hasTag(at::Tag::inplace_view) && !effect_ops().count(qualified);
+  metadata_in_place = op.hasTag(at::Tag::inplace_view) && !effect_ops().count(qualified);
   view_only = (all_alias_read && writes.empty()) || metadata_in_place || metadata_ops().count(qualified);
   if (view_only) writes.clear();
   pure_inplace = all_alias_written && !writes.empty();

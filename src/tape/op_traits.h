@@ -30,6 +30,7 @@ struct OpTraits {
   uint16_t num_returns = 0;
   c10::SmallVector<WriteTrait, 3> writes;
   bool view_only = false;       ///< every return is a non-written alias, or only metadata changes: nothing to record
+  bool metadata_in_place = false;  ///< changes the shape of argument 0 in place: bumps its version, writes no bytes
   bool pure_inplace = false;    ///< every return aliases a written argument: no new storage
   bool random = false;          ///< tagged as drawing from a generator
   bool maybe_random = false;    ///< not from LibTorch, so it may draw without the tag: compared around the call

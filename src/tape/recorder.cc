@@ -391,6 +391,7 @@ class Recording {
     if (tensor.is_inference()) return;
     ref.counter = tensor.unsafeGetTensorImpl()->version_counter();
     ref.version = ref.counter.current_version();
+    if (ref.value) ref.metadata_bumps = ref.value->metadata_bumps;
   }
 
   void refer(TapeLock& lock, ArgRef& ref, Value* value, const at::Tensor& tensor) {
@@ -530,9 +531,18 @@ bool writes_unplain(const OpTraits& traits, const torch::jit::Stack& stack) {
   return found;
 }
 
+void note_metadata_change(const OpTraits& traits, const torch::jit::Stack& stack) {
+  const auto& self = stack[stack.size() - traits.num_args].toTensor();
+  if (!self.defined() || !has_plain_storage(self)) return;
+  TapeLock lock;
+  settle_writes(lock, ThreadState::get());
+  if (auto* value = find_value(lock, self.storage().unsafeGetStorageImpl())) ++value->metadata_bumps;
+}
+
 void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const auto& traits = op_traits(op);
   auto& thread = ThreadState::get();
+  if (traits.metadata_in_place) note_metadata_change(traits, *stack);
   if (!thread.region) return watch(traits, keys, stack);
   if (traits.view_only) return run(traits, keys, stack);
   if (traits.effect || writes_unplain(traits, *stack)) return run_unrecorded(traits, keys, stack);

@@ -120,7 +120,7 @@ class Plan {
   }
 
   void add_input(TapeLock& lock, const Op& op, const ArgRef& ref, std::vector<int32_t>& todo) {
-    const bool moved = ref.counter.enabled() && ref.counter.current_version() != ref.version;
+    const bool moved = ref.version_moved();
     if (ref.kept.defined() && moved) throw_changed(op, ref);
     auto* value = ref.value;
     if (!value) return;

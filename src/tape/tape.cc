@@ -169,8 +169,7 @@ void unmap_value(TapeLock& lock, Value* value) {
 
 c10::Storage resident(const Value& value) {
   if (value.lost) return {};
-  const bool counted = !value.private_copy && value.counter.enabled() && !value.is_leaf();
-  if (counted && value.counter.current_version() != value.version) return {};
+  if (!value.private_copy && !value.is_leaf() && value.version_moved()) return {};
   if (value.held) return value.held;
   if (value.stale) return {};
   auto strong = value.storage.lock();
@@ -225,7 +224,10 @@ Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* af
   if (moved_to || (after && after->producer)) {
     retain(before);
     retain(after);
-    ThreadState::get().unsettled.push_back({before, after});
+    // Its tensor may be gone before the bump is known.
+    const bool holds = after->is_leaf();
+    if (holds) hold(lock, after);
+    ThreadState::get().unsettled.push_back({before, after, holds});
   }
   lock.release(before);
   return moved_to;
@@ -316,7 +318,7 @@ void disarm_alive(Value* value) {
 
 void settle_writes(TapeLock& lock, ThreadState& thread) {
   for (size_t i = 0; i < thread.unsettled.size(); ++i) {
-    auto [before, after] = thread.unsettled[i];
+    auto [before, after, holds] = thread.unsettled[i];
     for (auto* slot = before->slots; slot;) {
       auto* next = slot->in_value.next;
       if (!slot->version_bumped()) {
@@ -327,6 +329,7 @@ void settle_writes(TapeLock& lock, ThreadState& thread) {
       slot = next;
     }
     if (after->producer && after->counter.enabled()) after->version = after->counter.current_version();
+    if (holds) unhold(lock, after);
     lock.release(before);
     lock.release(after);
   }

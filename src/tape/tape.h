@@ -96,6 +96,7 @@ struct ThreadState {
   struct Unsettled {
     Value* before = nullptr;  ///< owned
     Value* after = nullptr;   ///< owned
+    bool holds = false;       ///< counts in `after->holds`
   };
   Region* region = nullptr;   ///< innermost open region, owned by its scope
   std::vector<Unsettled> unsettled;

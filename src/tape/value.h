@@ -74,6 +74,7 @@ struct Value {
   size_t nbytes = 0;
   c10::VariableVersion counter;  ///< of the tensor that first carried the value
   uint32_t version = 0;
+  uint32_t metadata_bumps = 0;   ///< version bumps by operators that changed a tensor's shape, not the bytes
   Slot* slots = nullptr;         ///< slots that mean this value
   uint32_t region_index = 0;     ///< position in `region->values`
   uint64_t mark = 0;             ///< planning scratch: valid if equal to the running plan's number
@@ -81,6 +82,7 @@ struct Value {
 
   explicit Value(const c10::Storage& s) : storage(s.getWeakStorageImpl()), nbytes(s.nbytes()) {}
   bool is_leaf() const { return !producer && !unknown; }
+  bool version_moved() const { return counter.enabled() && counter.current_version() - version > metadata_bumps; }
 };
 
 /// A tensor argument of a recorded operator.
@@ -90,12 +92,18 @@ struct ArgRef {
   at::Tensor kept;               ///< the tensor itself, without history, where it has no plain storage
   c10::VariableVersion counter;  ///< where the bytes are held or kept
   uint32_t version = 0;
+  uint32_t metadata_bumps = 0;   ///< of `value`, when recorded
   uint16_t arg = 0;       ///< position in the schema
   int32_t element = -1;   ///< position in a list argument, or -1
   bool holds = false;     ///< counts in `value->holds`
   bool written = false;   ///< the operator writes it
   size_t scratch_bytes = 0;
   c10::Device device = c10::kCPU;
+
+  bool version_moved() const {
+    const uint32_t allowed = value ? value->metadata_bumps - metadata_bumps : 0;
+    return counter.enabled() && counter.current_version() - version > allowed;
+  }
 };
 
 /// Where an output value appears when the operator runs.

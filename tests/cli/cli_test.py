@@ -70,6 +70,8 @@ class BadInputTest(CliTest):
         self.refuse("train", "gpt", "--steps", 1, "--optimizer", "adam", says="adam")
         self.refuse("train", "gpt", "--steps", 1, "--lr", "nan", says="--lr")
         self.refuse("bench", "gpt", "--iters", -3, says="--iters")
+        self.refuse("verify", "gpt", "--seed", -1, says="--seed")
+        self.refuse("verify", "gpt", "--batch", 1.5, says="--batch")
         self.refuse("verify", "gpt", "more", says="unknown argument 'more'")
 
     def test_models_strategies_sizes(self):
@@ -83,6 +85,7 @@ class BadInputTest(CliTest):
         self.refuse("bench", "mlp", "--vocab", 9, says=("vocab 9", "no such size"))
         self.refuse("bench", "gpt", "--width", 30, says="multiple of 4")
         self.refuse("bench", "gpt", "--dropout", 1, says="dropout 1")
+        self.refuse("bench", "gpt", "--dropout", "nan", says="dropout nan")
 
     def test_text_files(self):
         def train(path, *more):

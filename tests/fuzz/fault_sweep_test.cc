@@ -129,7 +129,8 @@ class Sweep {
     }
     const std::vector<at::Tensor> buffers = model_->module().buffers();
     for (size_t i = 0; i < buffers.size() && found.empty(); ++i) {
-      if (!same_bytes(buffers[i], buffers_after_[i])) found = "the next step leaves another buffer " + std::to_string(i);
+      if (same_bytes(buffers[i], buffers_after_[i])) continue;
+      found = "the next step leaves another buffer " + std::to_string(i);
     }
     forget();
     return found;

@@ -175,7 +175,8 @@ void Machine::make_inputs() {
   }
   add_input("ix", {3}, at::kLong, false, true);
   static const std::vector<Kind> parameters = {
-      {"linear.weight", {4, 4}, at::kFloat}, {"linear.bias", {4}, at::kFloat},  {"conv.weight", {3, 3, 3, 3}, at::kFloat},
+      {"linear.weight", {4, 4}, at::kFloat}, {"linear.bias", {4}, at::kFloat},
+      {"conv.weight", {3, 3, 3, 3}, at::kFloat},
       {"norm.weight", {4}, at::kFloat},      {"norm.bias", {4}, at::kFloat},    {"table", {12, 4}, at::kFloat},
       {"lstm.w_ih", {16, 4}, at::kFloat},    {"lstm.w_hh", {16, 4}, at::kFloat}, {"lstm.b_ih", {16}, at::kFloat},
       {"lstm.b_hh", {16}, at::kFloat}};
@@ -397,7 +398,8 @@ void Machine::record(Outcome& outcome, const std::string& name, const Tensor& t,
 void Machine::end(const Tensor& loss, Outcome& outcome) {
   static const char* const endings[] = {"loss.backward()", "backward twice, graph retained", "grad of some",
                                         "grad of some, then backward", "double backward", "dropped without backward"};
-  line(endings[static_cast<int>(program_.ending)] + std::string(program_.drop_handles_first ? ", handles dropped" : ""));
+  const std::string ending = endings[static_cast<int>(program_.ending)];
+  line(ending + (program_.drop_handles_first ? ", handles dropped" : ""));
   std::vector<Tensor> some;
   rng = Rng(mix(program_.seed, 78));
   for (const SlotPtr& leaf : leaves_) {

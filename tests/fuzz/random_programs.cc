@@ -92,9 +92,8 @@ Ending random_ending(Rng& rng) {
 }
 
 std::string leak(const Outcome& o) {
-  if (o.leaked_bytes == 0 && o.leaked_ops == 0 && o.leaked_values == 0 && o.leaked_slots == 0 && o.leaked_regions == 0) {
-    return "";
-  }
+  const bool tape = o.leaked_ops != 0 || o.leaked_values != 0 || o.leaked_slots != 0 || o.leaked_regions != 0;
+  if (o.leaked_bytes == 0 && !tape) return "";
   std::ostringstream out;
   out << "leaked " << o.leaked_bytes << " bytes, " << o.leaked_ops << " ops, " << o.leaked_values << " values, "
       << o.leaked_slots << " slots, " << o.leaked_regions << " regions";

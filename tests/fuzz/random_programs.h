@@ -78,7 +78,7 @@ struct Judgement {
   std::string why;           ///< kFailed only
   bool twin_agreed = false;  ///< kRefused: the checkpointed run gave gradients, and the twin gave the same
   bool refused_too = false;  ///< kRefused: the checkpointed run threw as well
-  bool plain_leaks = false;  ///< a cycle of plain autograd's own (`a.mul_(a)`, failed backward): leaks were not compared
+  bool plain_leaks = false;  ///< a cycle of plain autograd's own (as `a.mul_(a)` makes): leaks not compared
 };
 
 Judgement judge(const Program& program);

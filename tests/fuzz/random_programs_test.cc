@@ -91,7 +91,8 @@ TEST_F(RandomPrograms, AreEqualToAPlainRunAndLeakNothing) {
         ++failures;
         const Program small = shrink(program, 20.0);
         const Judgement again = judge(small);
-        ADD_FAILURE() << "seed " << seed << ": " << judgement.why << "\nshrunk: " << again.why << "\n" << to_text(small);
+        ADD_FAILURE() << "seed " << seed << ": " << judgement.why << "\nshrunk: " << again.why << "\n"
+                      << to_text(small);
         break;
       }
     }

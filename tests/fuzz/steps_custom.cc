@@ -96,7 +96,8 @@ std::tuple<Tensor, Tensor> blend_cpu(at::TensorList xs, const std::optional<Tens
 void tally_cpu(Tensor& count, const Tensor& x) { count.add_(x.numel()); }
 
 Tensor call_noisy(const Tensor& x) {
-  static auto op = c10::Dispatcher::singleton().findSchemaOrThrow("refrain_fuzz::noisy", "").typed<Tensor(const Tensor&)>();
+  using NoisyType = Tensor(const Tensor&);
+  static auto op = c10::Dispatcher::singleton().findSchemaOrThrow("refrain_fuzz::noisy", "").typed<NoisyType>();
   return op.call(x);
 }
 

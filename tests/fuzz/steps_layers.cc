@@ -51,7 +51,9 @@ void step_linear(Machine& m) {
   m.emit("linear", {x, w, b}, at::linear(x->t, w->t, b->t));
 }
 
-bool is_image(const Tensor& t) { return is_single(t) && t.dim() == 4 && t.size(1) == 3 && t.size(2) > 1 && t.size(3) > 1; }
+bool is_image(const Tensor& t) {
+  return is_single(t) && t.dim() == 4 && t.size(1) == 3 && t.size(2) > 1 && t.size(3) > 1;
+}
 
 void step_conv(Machine& m) {
   auto w = m.given("conv.weight");
