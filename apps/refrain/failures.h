@@ -9,6 +9,12 @@ namespace refrain::cli {
 /// Without LibTorch's backtraces and details, which start on the second line.
 inline std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
+/// A file name in a message may hold line breaks and other control characters: shown as '?'.
+inline std::string one_line(std::string text) {
+  for (char& c : text) c = static_cast<unsigned char>(c) < ' ' || c == 127 ? '?' : c;
+  return text;
+}
+
 /// A limit of ours, or LibTorch's allocator being refused memory by the system (a plain `c10::Error` with this text).
 inline bool is_allocation_failure(const c10::Error& error) {
   return dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr ||

@@ -19,6 +19,7 @@ using refrain::cli::allocation_failure_cause;
 using refrain::cli::ExitCode;
 using refrain::cli::first_line;
 using refrain::cli::is_allocation_failure;
+using refrain::cli::one_line;
 
 constexpr const char* kFooter =
     "Exit codes:\n"
@@ -28,9 +29,9 @@ constexpr const char* kFooter =
     "  3  out of memory: the memory limit, or the machine's memory, was reached; --save was not written\n"
     "  4  anything else";
 
-/// One line on standard error: what an exception says up to its first line break, without LibTorch's backtrace.
+/// One line on standard error.
 int fail(ExitCode code, const std::string& message) {
-  fmt::print(stderr, "refrain: {}\n", first_line(message));
+  fmt::print(stderr, "refrain: {}\n", one_line(message));
   return code;
 }
 
@@ -75,10 +76,10 @@ int main(int argc, char** argv) {
       return fail(ExitCode::kOutOfMemory,
                   "out of memory: " + allocation_failure_cause(error) + "; choose smaller sizes or another strategy");
     }
-    return fail(ExitCode::kInternal, error.msg());
+    return fail(ExitCode::kInternal, first_line(error.msg()));
   } catch (const std::bad_alloc&) {
     return fail(ExitCode::kOutOfMemory, "out of memory: the system refused an allocation; choose smaller sizes");
   } catch (const std::exception& error) {
-    return fail(ExitCode::kInternal, error.what());
+    return fail(ExitCode::kInternal, first_line(error.what()));
   }
 }

@@ -22,6 +22,10 @@ const CLI::Validator kLearningRate(
     },
     "FLOAT in [1e-12 - 1000]");
 
+/// Conversion to an unsigned number wraps negative ones.
+const CLI::Validator kSeed(
+    [](std::string& text) { return text.starts_with("-") ? "Value " + text + " is negative" : ""; }, "");
+
 void add_model_options(CLI::App& command, ModelArgs& model, const char* model_help) {
   const CLI::Range size(int64_t{1}, int64_t{1} << 30);
   command.add_option("MODEL", model.name, model_help)->required();
@@ -33,7 +37,7 @@ void add_model_options(CLI::App& command, ModelArgs& model, const char* model_he
   command.add_option("--vocab", model.vocab, "different tokens (gpt, lstm); 256 reads bytes")->check(size);
   command.add_option("--classes", model.classes, "different labels (resnet)")->check(size);
   command.add_option("--dropout", model.dropout, "probability (gpt)")->check(CLI::Range(0.0, 1.0));
-  command.add_option("--seed", model.seed, "of weights, data and dropout")->capture_default_str();
+  command.add_option("--seed", model.seed, "of weights, data and dropout")->check(kSeed)->capture_default_str();
   command.add_option("--threads", model.threads, "compute threads; default: LibTorch's choice")
       ->check(CLI::Range(1, 1024));
 }

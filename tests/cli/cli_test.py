@@ -92,6 +92,7 @@ class BadInputTest(CliTest):
             return ["train", *SMALL_GPT, "--steps", 1, "--data", f"text:{path}", *more]
 
         self.refuse(*train(self.dir / "missing"), says=("missing'", "no such file"))
+        self.refuse(*train(self.dir / "two\nlines"), says="two?lines': no such file")
         self.refuse(*train(self.dir), says="found a folder")
         self.refuse(*train(self.file("empty")), says=("found 0 bytes", "expected at least 33"))
         self.refuse(*train(self.file("short", b"x" * 32)), says="found 32 bytes")

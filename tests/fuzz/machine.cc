@@ -478,6 +478,7 @@ void Machine::run(Outcome& outcome) {
     outcome.error = error.what();
   }
   outcome.failed_steps = failed_steps_;
+  outcome.picks = picks_;
   for (const SlotPtr& leaf : leaves_) {
     record(outcome, leaf->name, leaf->t, false);
     record(outcome, leaf->name + ".grad", leaf->t.grad(), true);

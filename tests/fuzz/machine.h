@@ -75,6 +75,7 @@ class Machine {
       best = pool_[i];
       best_score = score;
     }
+    picks_ = mix(picks_, best ? best->id : 0);
     if (!best) throw Skip{};
     return best;
   }
@@ -133,6 +134,7 @@ class Machine {
   std::vector<SlotPtr> buffers_;
   std::map<uint64_t, uint64_t> born_;  // slot id -> serial
   uint64_t serial_ = 0;
+  uint64_t picks_ = 0;
   std::vector<int> failed_steps_;
 };
 

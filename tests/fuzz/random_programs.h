@@ -57,6 +57,7 @@ struct Outcome {
   std::vector<Record> records;    ///< loss, gradients, buffers, generators, surviving tensors
   std::vector<int> failed_steps;  ///< steps that threw in forward and were skipped
   std::string error;              ///< what forward or the ending threw; empty = nothing
+  uint64_t picks = 0;             ///< which operands the steps chose: runs that differ here were other programs
   bool has_loss = false;          ///< something required a gradient
   int64_t leaked_bytes = 0;       ///< over the level before the run, after every handle was dropped
   int64_t leaked_ops = 0, leaked_values = 0, leaked_slots = 0, leaked_regions = 0;  ///< from `tape_stats`
