@@ -3,6 +3,7 @@
 
 #include <fstream>
 
+#include "refrain/bytes.h"
 #include "apps/refrain/steps.h"
 #include "refrain/error.h"
 #include "refrain/tape.h"
