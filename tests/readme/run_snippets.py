@@ -86,8 +86,8 @@ def build(compiler, flags, source, text):
     source.write_text(text)
     program = source.with_suffix("")
     objects = source.with_suffix(".o")
-    first = [f for f in flags if not f.startswith(("-l", "-L", "-Wl")) and not f.endswith(".so")]
-    last = [f for f in flags if f.startswith(("-l", "-L", "-Wl")) or f.endswith(".so")]
+    last = [f for f in flags if f.startswith(("-l", "-L", "-Wl"))]
+    first = [f for f in flags if f not in last]
     ok = subprocess.run([*compiler, "-O0", *first, "-c", str(source), "-o", str(objects)]).returncode == 0
     ok = ok and subprocess.run([*compiler, str(objects), *last, "-o", str(program)]).returncode == 0
     return program if ok else None
