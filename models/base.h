@@ -34,6 +34,24 @@ class ModelBase : public TrainableModel {
 /// Seeded CPU generator of its own: the default one is not touched.
 at::Generator own_generator(uint64_t seed);
 
+/// A model that predicts the next token.
+class TextModel : public ModelBase {
+ public:
+  using ModelBase::ModelBase;
+  Batch synthetic_batch(uint64_t seed) override {
+    auto text =
+        torch::randint(options().vocab, {options().batch, options().seq + 1}, own_generator(seed), torch::kLong);
+    return {text.narrow(1, 0, options().seq).contiguous(), text.narrow(1, 1, options().seq).contiguous()};
+  }
+  std::string unit() const override { return "tokens"; }
+  int64_t units_per_batch() const override { return options().batch * options().seq; }
+
+ protected:
+  torch::Tensor next_token_loss(const torch::Tensor& logits, const Batch& batch) const {
+    return torch::cross_entropy_loss(logits.view({-1, options().vocab}), batch.target.reshape({-1}));
+  }
+};
+
 /// `refrain::checkpoint(fn, args...)` if `on`, else `fn(args...)`.
 template <typename F, typename... Args>
 decltype(auto) checkpoint_if(bool on, F&& fn, Args&&... args) {

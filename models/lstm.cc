@@ -46,10 +46,10 @@ torch::Tensor LstmLanguageModelImpl::forward(const torch::Tensor& tokens, LstmSt
 
 namespace {
 
-class LstmModel final : public ModelBase {
+class LstmModel final : public TextModel {
  public:
   LstmModel(const std::string& name, const ModelOptions& o)
-      : ModelBase(name, o, {"none", "per_layer", "per_block"}), net_(o.vocab, o.width, o.depth) {}
+      : TextModel(name, o, {"none", "per_layer", "per_block"}), net_(o.vocab, o.width, o.depth) {}
 
   torch::nn::Module& module() override { return *net_; }
 
@@ -57,18 +57,8 @@ class LstmModel final : public ModelBase {
     const auto strategy = strategy_is("per_layer")   ? LstmStrategy::kPerLayer
                           : strategy_is("per_block") ? LstmStrategy::kPerBlock
                                                      : LstmStrategy::kNone;
-    auto logits = net_->forward(batch.input, strategy);
-    return torch::cross_entropy_loss(logits.view({-1, options().vocab}), batch.target.reshape({-1}));
+    return next_token_loss(net_->forward(batch.input, strategy), batch);
   }
-
-  Batch synthetic_batch(uint64_t seed) override {
-    auto text =
-        torch::randint(options().vocab, {options().batch, options().seq + 1}, own_generator(seed), torch::kLong);
-    return {text.narrow(1, 0, options().seq).contiguous(), text.narrow(1, 1, options().seq).contiguous()};
-  }
-
-  std::string unit() const override { return "tokens"; }
-  int64_t units_per_batch() const override { return options().batch * options().seq; }
 
  private:
   LstmLanguageModel net_;

@@ -69,26 +69,16 @@ void check_width(const std::string& name, const ModelOptions& options) {
   }
 }
 
-class GptModel final : public ModelBase {
+class GptModel final : public TextModel {
  public:
   GptModel(const std::string& name, const ModelOptions& o)
-      : ModelBase(name, o, {"none", "per_block"}), net_(o.vocab, o.seq, o.depth, block_options(o)) {}
+      : TextModel(name, o, {"none", "per_block"}), net_(o.vocab, o.seq, o.depth, block_options(o)) {}
 
   torch::nn::Module& module() override { return *net_; }
 
   torch::Tensor loss(const Batch& batch) override {
-    auto logits = net_->forward(batch.input, strategy_is("per_block"));
-    return torch::cross_entropy_loss(logits.view({-1, options().vocab}), batch.target.reshape({-1}));
+    return next_token_loss(net_->forward(batch.input, strategy_is("per_block")), batch);
   }
-
-  Batch synthetic_batch(uint64_t seed) override {
-    auto text =
-        torch::randint(options().vocab, {options().batch, options().seq + 1}, own_generator(seed), torch::kLong);
-    return {text.narrow(1, 0, options().seq).contiguous(), text.narrow(1, 1, options().seq).contiguous()};
-  }
-
-  std::string unit() const override { return "tokens"; }
-  int64_t units_per_batch() const override { return options().batch * options().seq; }
 
  private:
   static BlockOptions block_options(const ModelOptions& o) {

@@ -36,8 +36,7 @@ class RegionScope {
   RegionScope& operator=(const RegionScope&) = delete;
 
  private:
-  void* region_ = nullptr;
-  bool entered_ = false;
+  void* region_ = nullptr;  ///< null with gradients disabled
 };
 
 /// `fn(args...)`; a member pointer on an object, pointer or module holder; a `std::shared_ptr` to something callable or

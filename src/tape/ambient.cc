@@ -10,8 +10,7 @@ namespace {
 constexpr const char* kSwitches[] = {
     "mkldnn",           "cudnn",           "cudnn benchmark",     "deterministic cudnn",
     "deterministic algorithms", "fill uninitialized memory", "flash attention", "memory-efficient attention",
-    "math attention",   "cudnn attention", "reduced-precision math attention", "TF32 in cudnn",
-    "TF32 in cublas",   "TF32 in onednn",  "nnpack",
+    "math attention",   "cudnn attention", "reduced-precision math attention", "nnpack",
 };
 
 uint64_t globals_word() {
@@ -28,9 +27,6 @@ uint64_t globals_word() {
       context.userEnabledMathSDP(),
       context.userEnabledCuDNNSDP(),
       context.allowFP16BF16ReductionMathSDP(),
-      false,
-      false,
-      false,
       context.userEnabledNNPACK(),
   };
   uint64_t word = static_cast<uint64_t>(c10::get_default_dtype_as_scalartype()) & 0xff;

@@ -1,10 +1,6 @@
 #include "tape/install.h"
 
-#include <ATen/ATen.h>
 #include <torch/csrc/autograd/engine.h>
-#include <torch/csrc/autograd/graph_task.h>
-
-#include <mutex>
 
 #include "refrain/error.h"
 #include "tape/slots.h"

@@ -54,9 +54,22 @@ struct Write {
   c10::Storage storage;
   const void* data = nullptr;
   size_t nbytes = 0;
-  bool scratch = false;     ///< the result does not depend on the old bytes
   c10::Storage copy;        ///< old bytes of a leaf that ops still need
+
+  bool moved() const { return storage.data() != data || storage.nbytes() != nbytes; }
 };
+
+// The entry for `tensor`'s storage, new if this is the first argument that names it.
+template <typename W>
+W& write_to(c10::SmallVectorImpl<W>& writes, const at::Tensor& tensor) {
+  for (auto& write : writes)
+    if (write.storage.unsafeGetStorageImpl() == tensor.storage().unsafeGetStorageImpl()) return write;
+  auto& write = writes.emplace_back();
+  write.storage = tensor.storage();
+  write.data = write.storage.data();
+  write.nbytes = write.storage.nbytes();
+  return write;
+}
 
 const WriteTrait* write_trait(const OpTraits& traits, size_t arg, const c10::IValue* args) {
   for (const auto& write : traits.writes) {
@@ -85,7 +98,6 @@ class BarrierPause {
     }
     lifted_.clear();
   }
-  bool empty() const { return lifted_.empty(); }
 
  private:
   c10::SmallVector<c10::Storage, 3> lifted_;
@@ -101,18 +113,14 @@ bool should_copy(TapeLock& lock, const Value& value, int32_t own_refs) {
 
 // --- watch ------------------------------------------------------------------------------------------------------------
 
-void note_write(c10::SmallVectorImpl<Write>& writes, const at::Tensor& tensor, bool scratch) {
+// The operator threw: what it was writing may hold anything.
+template <typename W>
+void forget_written(c10::SmallVectorImpl<W>& writes, BarrierPause& pause) {
+  TapeLock lock;
   for (auto& write : writes)
-    if (write.storage.unsafeGetStorageImpl() == tensor.storage().unsafeGetStorageImpl()) {
-      write.scratch &= scratch;
-      return;
-    }
-  Write write;
-  write.storage = tensor.storage();
-  write.data = write.storage.data();
-  write.nbytes = write.storage.nbytes();
-  write.scratch = scratch;
-  writes.push_back(std::move(write));
+    if (auto* value = find_value(lock, write.storage.unsafeGetStorageImpl()))
+      overwritten(lock, value, std::move(write.copy), nullptr);
+  pause.restore(lock);
 }
 
 // An operator the tape does not record (outside regions, or with effects): what it writes becomes unknown to the tape.
@@ -124,7 +132,7 @@ void run_unrecorded(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit
   bool barrier = false;
   for_each_tensor(args, count, [&](const at::Tensor& tensor, size_t arg, int32_t) {
     if (!has_plain_storage(tensor)) return;
-    if (write_trait(traits, arg, args)) note_write(writes, tensor, false);
+    if (write_trait(traits, arg, args)) write_to(writes, tensor);
     barrier |= has_barrier(tensor.storage().unsafeGetStorageImpl());
   });
   if (writes.empty() && !barrier) return run(traits, keys, stack);
@@ -148,18 +156,14 @@ void run_unrecorded(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit
     for (auto* write : to_copy) write->copy = clone_storage(write->storage);
     run(traits, keys, stack);
   } catch (...) {
-    TapeLock lock;
-    for (auto& write : writes)
-      if (auto* value = find_value(lock, write.storage.unsafeGetStorageImpl()))
-        overwritten(lock, value, std::move(write.copy), nullptr);
-    pause.restore(lock);
+    forget_written(writes, pause);
     throw;
   }
   TapeLock lock;
   for (auto& write : writes) {
     auto* value = find_value(lock, write.storage.unsafeGetStorageImpl());
     if (!value) continue;
-    if (value->unknown && write.nbytes == write.storage.nbytes() && write.data == write.storage.data()) continue;
+    if (value->unknown && !write.moved()) continue;
     overwritten(lock, value, std::move(write.copy), nullptr);
   }
   pause.restore(lock);
@@ -206,8 +210,7 @@ class Recording {
   Recording& operator=(const Recording&) = delete;
 
   void run_and_record() {
-    keep_unplain();
-    copy_borrowed_leaves();
+    prepare_arguments();
     read_arguments();
     for (auto& write : writes_)
       if (write.copy_wanted) write.copy = clone_storage(write.storage);
@@ -218,7 +221,7 @@ class Recording {
     try {
       run(traits_, keys_, stack_);
     } catch (...) {
-      after_exception();
+      forget_written(writes_, pause_);
       throw;
     }
     if (timing) op_->forward_ns = now_ns() - start;
@@ -229,6 +232,7 @@ class Recording {
 
  private:
   struct RecordedWrite : Write {
+    bool scratch = true;        ///< no argument that names it feeds its old bytes into the result
     bool once = false;          ///< an effect that a replay does not repeat: the new version cannot be replayed
     bool produces = false;      ///< the new version is an output of the recorded op
     bool copy_wanted = false;
@@ -238,52 +242,34 @@ class Recording {
 
   const c10::IValue* args() const { return stack_->data() + (stack_->size() - traits_.num_args); }
 
-  // Without history: a tensor with history would close a cycle through its saved tensors. Before the lock: copying the
-  // handle of a sparse tensor runs operators.
-  void keep_unplain() {
-    c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+  // What needs operators or allocations, and so comes before the lock.
+  void prepare_arguments() {
     for_each_tensor(args(), traits_.num_args, [&](const at::Tensor& tensor, size_t, int32_t) {
-      if (!has_plain_storage(tensor)) kept_.push_back(tensor.variable_data());
+      if (has_plain_storage(tensor)) return copy_if_borrowed(tensor);
+      // Without history: a tensor with history would close a cycle through its saved tensors.
+      c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+      kept_.push_back(tensor.variable_data());
     });
   }
 
   // `from_blob` and kin: the bytes belong to somebody who may free them before backward.
-  void copy_borrowed_leaves() {
-    for_each_tensor(args(), traits_.num_args, [&](const at::Tensor& tensor, size_t, int32_t) {
-      if (!has_plain_storage(tensor)) return;
-      const auto& storage = tensor.storage();
-      const auto& pointer = std::as_const(*storage.unsafeGetStorageImpl());
-      if (storage.nbytes() == 0 || pointer.data_ptr().get_context()) return;
-      {
-        TapeLock lock;
-        const auto* known = find_value(lock, storage.unsafeGetStorageImpl());
-        if (known && (known->private_copy || !known->is_leaf())) return;
-      }
-      auto copy = clone_storage(storage);
+  void copy_if_borrowed(const at::Tensor& tensor) {
+    const auto& storage = tensor.storage();
+    const auto& pointer = std::as_const(*storage.unsafeGetStorageImpl());
+    if (storage.nbytes() == 0 || pointer.data_ptr().get_context()) return;
+    {
       TapeLock lock;
-      auto* value = value_of(lock, tensor);
-      lock.discard(std::exchange(value->held, std::move(copy)));
-      value->private_copy = true;
-      lock.tape().stats.leaf_copy_bytes += static_cast<int64_t>(value->nbytes);
-      borrowed_.push_back(value);
-      retain(value);
-    });
-  }
-
-  RecordedWrite& write_to(const at::Tensor& tensor, bool scratch) {
-    auto* impl = tensor.storage().unsafeGetStorageImpl();
-    for (auto& write : writes_)
-      if (write.storage.unsafeGetStorageImpl() == impl) {
-        write.scratch &= scratch;
-        return write;
-      }
-    auto& write = writes_.emplace_back();
-    write.storage = tensor.storage();
-    write.data = write.storage.data();
-    write.nbytes = write.storage.nbytes();
-    write.scratch = scratch;
-    write.counter = tensor.unsafeGetTensorImpl()->version_counter();
-    return write;
+      const auto* known = find_value(lock, storage.unsafeGetStorageImpl());
+      if (known && (known->private_copy || !known->is_leaf())) return;
+    }
+    auto copy = clone_storage(storage);
+    TapeLock lock;
+    auto* value = value_of(lock, tensor);
+    lock.discard(std::exchange(value->held, std::move(copy)));
+    value->private_copy = true;
+    lock.tape().stats.leaf_copy_bytes += static_cast<int64_t>(value->nbytes);
+    borrowed_.push_back(value);
+    retain(value);
   }
 
   void read_arguments() {
@@ -322,13 +308,13 @@ class Recording {
       write.produces = !write.once && value && (value->producer || (value->unknown && write.scratch));
       leaves_only &= !write.produces;
     }
-    discard_ = traits_.pure_inplace && leaves_only;
+    const bool discard = traits_.pure_inplace && leaves_only;
     for (auto& write : writes_) {
       if (write.produces) continue;
       auto* value = find_value(lock, write.storage.unsafeGetStorageImpl());
       if (!value || value->unknown) continue;
       int32_t own = 0;
-      if (discard_)
+      if (discard)
         for (const auto& ref : op_->refs_in) own += ref.value == value;
       write.copy_wanted = should_copy(lock, *value, own);
     }
@@ -362,7 +348,9 @@ class Recording {
     if (write) {
       if (traits_.full_overwrite && arg == 0) replay = ReplayArg::kWriteOnly;
       if (replay == ReplayArg::kWriteOnly && !covers_storage(tensor)) replay = ReplayArg::kBytes;
-      auto& noted = write_to(tensor, replay == ReplayArg::kWriteOnly);
+      auto& noted = write_to(writes_, tensor);
+      noted.scratch &= replay == ReplayArg::kWriteOnly;
+      if (!noted.counter.enabled()) noted.counter = tensor.unsafeGetTensorImpl()->version_counter();
       noted.once |= replay == ReplayArg::kScratch || replay == ReplayArg::kUndefined;
       noted.ref = static_cast<int32_t>(op_->refs_in.size() - 1);
       ref.written = true;
@@ -417,14 +405,6 @@ class Recording {
     return lock;
   }
 
-  void after_exception() {
-    TapeLock lock;
-    for (auto& write : writes_)
-      if (auto* value = find_value(lock, write.storage.unsafeGetStorageImpl()))
-        overwritten(lock, value, std::move(write.copy), nullptr);
-    pause_.restore(lock);
-  }
-
   void note_results() {
     auto& stack = *stack_;
     TapeLock lock;
@@ -442,12 +422,10 @@ class Recording {
     }
     pause_.restore(lock);
     settle_unknown(lock, thread_);
-    if (op_->outs.empty()) {
-      lock.release(std::exchange(op_, nullptr));
-      return;
+    if (!op_->outs.empty()) {
+      ++stats.recorded_ops;
+      stats.recorded_ns += op_->forward_ns;
     }
-    ++stats.recorded_ops;
-    stats.recorded_ns += op_->forward_ns;
     lock.release(std::exchange(op_, nullptr));
   }
 
@@ -476,9 +454,8 @@ class Recording {
     auto* impl = write.storage.unsafeGetStorageImpl();
     auto* before = find_value(lock, impl);
     if (!before) return;
-    const bool moved = write.storage.data() != write.data || write.storage.nbytes() != write.nbytes;
-    if (!write.produces || moved) {
-      if (before->unknown && !moved) return;
+    if (!write.produces || write.moved()) {
+      if (before->unknown && !write.moved()) return;
       overwritten(lock, before, std::move(write.copy), nullptr);
       return;
     }
@@ -517,7 +494,6 @@ class Recording {
   size_t next_kept_ = 0;
   std::vector<Value*> borrowed_;
   BarrierPause pause_;
-  bool discard_ = false;
 };
 
 // Writes into sparse, quantized and other tensors that the tape cannot name.

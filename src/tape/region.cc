@@ -64,14 +64,13 @@ Region* open_region(const CheckpointOptions& options) {
   return region;
 }
 
-void close_region(Region* region, bool) {
+void close_region(Region* region) {
   auto& thread = ThreadState::get();
   TapeLock lock;
   settle(lock, thread);
   thread.region = region->parent;
   region->active = false;
-  const auto values = region->values;
-  for (auto* value : values)
+  for (auto* value : region->values)
     if (value->map_owns && value->storage.expired()) unmap_value(lock, value);
   close_if_done(lock, region);
   lock.release(region);
@@ -103,13 +102,12 @@ namespace refrain::detail {
 RegionScope::RegionScope(const CheckpointOptions& options) {
   if (!c10::GradMode::is_enabled()) return;
   region_ = tape::open_region(options);
-  entered_ = true;
   c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
 }
 
 RegionScope::~RegionScope() {
-  if (!entered_) return;
-  tape::close_region(static_cast<tape::Region*>(region_), true);
+  if (!region_) return;
+  tape::close_region(static_cast<tape::Region*>(region_));
   if (!tape::ThreadState::get().region && tape::Tape::get().pending_slots.load(std::memory_order_relaxed) == 0)
     c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
 }

@@ -27,11 +27,7 @@ class Plan {
 
   explicit Plan(TapeLock& lock) : number_(++lock.tape().plan_number) {}
 
-  void want(TapeLock& lock, Value* value) {
-    auto& planned = entry(value);
-    if (std::exchange(planned.target, true)) return;
-    (void)lock;
-  }
+  void want(Value* value) { entry(value).target = true; }
 
   /// Finds the operators needed, in recorded order. @throws CheckpointError
   void close(TapeLock& lock) {
@@ -52,7 +48,7 @@ class Plan {
             "[refrain::checkpoint] backward needs the random operator `{}` again, but the region was recorded with "
             "preserve_rng_state(false). Leave it on for functions that draw random numbers.",
             op->traits->name()));
-      for (const auto& ref : op->refs_in) add_input(lock, *op, ref, todo);
+      for (const auto& ref : op->refs_in) add_input(*op, ref, todo);
     }
     std::sort(ops_.begin(), ops_.end(), [](const Op* a, const Op* b) { return a->seq < b->seq; });
     for (auto* op : ops_) {
@@ -119,7 +115,7 @@ class Plan {
     return values_[value->plan_index];
   }
 
-  void add_input(TapeLock& lock, const Op& op, const ArgRef& ref, std::vector<int32_t>& todo) {
+  void add_input(const Op& op, const ArgRef& ref, std::vector<int32_t>& todo) {
     const bool moved = ref.version_moved();
     if (ref.kept.defined() && moved) throw_changed(op, ref);
     auto* value = ref.value;
@@ -266,9 +262,7 @@ class Plan {
 void drop_unread(TapeLock& lock, Region* region) {
   for (auto* slot = region->slots; slot; slot = slot->in_region.next) lock.discard(std::move(slot->filled));
   release_bound_holds(lock, region);
-  for (auto* child : region->children) {
-    release_bound_holds(lock, child);
-  }
+  for (auto* child : region->children) release_bound_holds(lock, child);
 }
 
 // Cleans up when the graph task lets go of its callback: at its end, or when it failed.
@@ -335,14 +329,14 @@ void fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t task) {
     const bool unread = task >= 0 && slot->read_task != task;
     if (slot != asked && !unread) continue;
     if (!slot->value || slot->filled || slot->value->is_leaf() || slot->value->unknown || resident(*slot->value)) continue;
-    plan.want(lock, slot->value);
+    plan.want(slot->value);
     any = true;
   }
   for (auto* child : region->children) {
     if (child->live_slots == 0) continue;
     for (auto& bound : child->bounds) {
       if (bound.value->is_leaf() || resident(*bound.value)) continue;
-      plan.want(lock, bound.value);
+      plan.want(bound.value);
       any = true;
     }
   }

@@ -145,7 +145,7 @@ void settle(TapeLock& lock, ThreadState& thread);
 // --- regions ----------------------------------------------------------------------------------------------------------
 
 Region* open_region(const CheckpointOptions& options);
-void close_region(Region* region, bool keep_watching);
+void close_region(Region* region);
 void slot_added(TapeLock& lock, Region* region);
 void slot_removed(TapeLock& lock, Region* region);
 void release_bound_holds(TapeLock& lock, Region* region);

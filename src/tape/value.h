@@ -123,7 +123,6 @@ struct Op {
   Ambient ambient;
   std::shared_ptr<const RngState> rng;
   bool rng_not_preserved = false;
-  bool replayed = false;
   int64_t forward_ns = 0;
   Region* region = nullptr;  ///< owned
   c10::SmallVector<c10::IValue, 6> args;  ///< tensors replaced: None, or the length for a list
