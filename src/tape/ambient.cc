@@ -13,7 +13,9 @@ constexpr const char* kSwitches[] = {
     "math attention",   "cudnn attention", "reduced-precision math attention", "nnpack",
 };
 
-uint64_t globals_word() {
+constexpr uint64_t kPrecision = 0xff00;  // all set: not read
+
+uint64_t globals_word(bool precision) {
   const auto& context = at::globalContext();
   const bool bits[] = {
       context.userEnabledMkldnn(),
@@ -30,28 +32,32 @@ uint64_t globals_word() {
       context.userEnabledNNPACK(),
   };
   uint64_t word = static_cast<uint64_t>(c10::get_default_dtype_as_scalartype()) & 0xff;
-  word |= static_cast<uint64_t>(context.float32MatmulPrecision()) << 8;
+  word |= precision ? static_cast<uint64_t>(context.float32MatmulPrecision()) << 8 : kPrecision;
   for (size_t i = 0; i < std::size(bits); ++i) word |= uint64_t{bits[i]} << (16 + i);
   return word;
 }
 
 }  // namespace
 
-Ambient Ambient::now() {
-  return {c10::impl::tls_local_dispatch_key_set(), globals_word(), c10::GradMode::is_enabled()};
+Ambient Ambient::now(bool precision) {
+  return {c10::impl::tls_local_dispatch_key_set(), globals_word(precision), c10::GradMode::is_enabled()};
 }
 
-std::string describe_change(uint64_t recorded, uint64_t now) {
-  if (recorded == now) return "";
-  if ((recorded ^ now) & 0xff)
-    return std::string("the default dtype was ") + c10::toString(static_cast<c10::ScalarType>(recorded & 0xff)) +
-           " in forward and is " + c10::toString(static_cast<c10::ScalarType>(now & 0xff)) + " now";
-  if ((recorded ^ now) & 0xff00) return "the float32 matmul precision changed since forward";
+bool Ambient::same_globals(const Ambient& now) const {
+  const uint64_t compared = (globals & kPrecision) == kPrecision ? ~kPrecision : ~uint64_t{0};
+  return ((globals ^ now.globals) & compared) == 0;
+}
+
+std::string describe_change(const Ambient& recorded, const Ambient& now) {
+  const uint64_t before = recorded.globals, after = now.globals, changed = before ^ after;
+  if (changed & 0xff)
+    return std::string("the default dtype was ") + c10::toString(static_cast<c10::ScalarType>(before & 0xff)) +
+           " in forward and is " + c10::toString(static_cast<c10::ScalarType>(after & 0xff)) + " now";
   for (size_t i = 0; i < std::size(kSwitches); ++i)
-    if (((recorded ^ now) >> (16 + i)) & 1)
-      return std::string("the switch `") + kSwitches[i] + "` was " + (((recorded >> (16 + i)) & 1) ? "on" : "off") +
-             " in forward and is " + (((now >> (16 + i)) & 1) ? "on" : "off") + " now";
-  return "a global setting changed since forward";
+    if ((changed >> (16 + i)) & 1)
+      return std::string("the switch `") + kSwitches[i] + "` was " + (((before >> (16 + i)) & 1) ? "on" : "off") +
+             " in forward and is " + (((after >> (16 + i)) & 1) ? "on" : "off") + " now";
+  return "the float32 matmul precision changed since forward";
 }
 
 AmbientScope::AmbientScope()

@@ -106,6 +106,8 @@ std::atomic<uint64_t> cache_epoch{1};
 
 class Cache {
  public:
+  Cache();
+
   const OpTraits& find(const c10::OperatorHandle& op) {
     const auto key = op.operator_name();
     std::lock_guard guard(mutex_);
@@ -135,6 +137,7 @@ class Cache {
   std::mutex mutex_;
   std::unordered_map<c10::OperatorName, std::unique_ptr<OpTraits>> table_;
   std::deque<std::unique_ptr<OpTraits>> retired_;
+  c10::RegistrationHandleRAII listening_;
 };
 
 Cache& cache();
@@ -144,14 +147,12 @@ struct Listener final : c10::OpRegistrationListener {
   void onOperatorDeregistered(const c10::OperatorHandle& op) override { cache().forget(op.operator_name()); }
 };
 
+Cache::Cache()
+    : listening_(c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Listener>())) {}
+
+// Never destroyed: operators of static tensors still run at exit.
 Cache& cache() {
-  static Cache* instance = [] {
-    auto* made = new Cache;
-    return made;
-  }();
-  static auto* listening =
-      new c10::RegistrationHandleRAII(c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Listener>()));
-  (void)listening;
+  static auto* instance = new Cache;
   return *instance;
 }
 
@@ -204,6 +205,7 @@ OpTraits::OpTraits(const c10::OperatorHandle& op) : handle(op) {
   }
   uninitialized = uninitialized_ops().count(qualified) && writes.empty();
   full_overwrite = full_overwriters().count(qualified);
+  pointwise = op.hasTag(at::Tag::pointwise);
   cast = qualified == "aten::_to_copy";
 }
 
@@ -218,7 +220,13 @@ const OpTraits& op_traits(const c10::OperatorHandle& op) {
     uint64_t epoch = 0;
     std::array<Entry, 256> entries;
   };
-  static thread_local Front front;
+  // The pointer lies in static thread-local storage, which is small and cheap to reach; the table does not.
+  [[gnu::tls_model("initial-exec")]] static thread_local Front* fast = nullptr;
+  if (!fast) {
+    static thread_local auto owned = std::make_unique<Front>();
+    fast = owned.get();
+  }
+  auto& front = *fast;
   const uint64_t epoch = cache_epoch.load(std::memory_order_acquire);
   if (front.epoch != epoch) {
     front.entries.fill({});

@@ -37,6 +37,7 @@ struct OpTraits {
   bool effect = false;          ///< runs once, outputs kept
   bool uninitialized = false;   ///< outputs are raw memory (`empty` and kin)
   bool full_overwrite = false;  ///< writes argument 0 everywhere without reading it
+  bool pointwise = false;       ///< tagged as elementwise: multiplies no matrices
   bool cast = false;            ///< `_to_copy`: cheap to recompute from a leaf, never worth pinning
   bool opaque_args = false;     ///< takes containers of tensors that the tape does not take apart: as `effect`
 

@@ -192,14 +192,10 @@ c10::IValue constant(const c10::IValue& value) {
 class Recording {
  public:
   Recording(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, ThreadState& thread)
-      : traits_(traits), keys_(keys), stack_(stack), thread_(thread), op_(new Op) {}
+      : traits_(traits), keys_(keys), stack_(stack), thread_(thread) {}
 
   ~Recording() {
-    if (!op_) return;
-    if (op_->refs == 0) {  // failed before it was on the tape
-      delete op_;
-      op_ = nullptr;
-    }
+    if (!op_ && borrowed_.empty()) return;
     TapeLock lock;
     pause_.restore(lock);
     for (auto* value : borrowed_) lock.release(value);
@@ -274,17 +270,19 @@ class Recording {
 
   void read_arguments() {
     const auto* in = args();
-    op_->refs = 1;
-    op_->traits = &traits_;
-    op_->keys = keys_ & kBelowTape;
-    op_->ambient = Ambient::now();
-    op_->region = thread_.region;
-    op_->args.resize(traits_.num_args);
+    const auto ambient = Ambient::now(!traits_.pointwise);
     TapeLock lock;
     settle_writes(lock, thread_);
+    op_ = lock.tape().ops.make();
+    op_->refs = 1;
+    op_->region = thread_.region;
     ++lock.tape().stats.live_ops;
     ++op_->region->refs;
     op_->seq = lock.tape().next_seq++;
+    op_->traits = &traits_;
+    op_->keys = keys_ & kBelowTape;
+    op_->ambient = ambient;
+    op_->args.resize(traits_.num_args);
     for (size_t i = 0; i < traits_.num_args; ++i) {
       const auto& value = in[i];
       if (value.isTensor()) continue;
@@ -340,7 +338,7 @@ class Recording {
       remember_version(ref, tensor);
       return;
     }
-    ref.meta = TensorMeta(tensor);
+    ref.meta.assign(tensor);
     const auto& storage = tensor.storage();
     auto* impl = storage.unsafeGetStorageImpl();
     if (std::find(inputs_.begin(), inputs_.end(), impl) == inputs_.end()) inputs_.push_back(impl);
@@ -430,7 +428,7 @@ class Recording {
   }
 
   Value* new_value(TapeLock& lock, const c10::VariableVersion& counter, const c10::Storage& storage) {
-    auto* value = new Value(storage);
+    auto* value = lock.tape().values.make(storage);
     ++lock.tape().stats.live_values;
     auto* region = op_->region;
     value->region = region;
@@ -487,7 +485,7 @@ class Recording {
   const c10::DispatchKeySet keys_;
   torch::jit::Stack* const stack_;
   ThreadState& thread_;
-  Op* op_;
+  Op* op_ = nullptr;
   c10::SmallVector<RecordedWrite, 1> writes_;
   c10::SmallVector<c10::StorageImpl*, 6> inputs_;
   c10::SmallVector<at::Tensor, 1> kept_;

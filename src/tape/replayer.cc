@@ -72,13 +72,13 @@ class Plan {
 
   void run() {
     AmbientScope ambient;
-    uint64_t globals = Ambient::now().globals;
+    const auto now = Ambient::now(true);
     for (auto& step : steps_) {
       const auto& op = *step.op;
-      if (op.ambient.globals != globals)
+      if (!op.ambient.same_globals(now))
         throw CheckpointError(fmt::format(
             "[refrain::checkpoint] cannot replay `{}` as it ran in forward: {}. Restore the setting before backward.",
-            op.traits->name(), describe_change(op.ambient.globals, globals)));
+            op.traits->name(), describe_change(op.ambient, now)));
       ambient.set(op.ambient);
       run_step(step);
     }

@@ -9,8 +9,10 @@
 
 namespace refrain::tape {
 
-Slot::Slot(Region* r) : region(r) {
-  TapeLock lock;
+Slot::Slot(Region* r) : region(r) {}
+
+void Slot::join(TapeLock& lock) {
+  joined_ = true;
   ++region->refs;
   in_region.next = region->slots;
   if (region->slots) region->slots->in_region.prev = this;
@@ -19,6 +21,7 @@ Slot::Slot(Region* r) : region(r) {
 }
 
 Slot::~Slot() {
+  if (!joined_) return;
   TapeLock lock;
   auto& thread = ThreadState::get();
   settle_writes(lock, thread);
@@ -55,11 +58,13 @@ void Slot::call_pack_hook(const at::Tensor& tensor) {
   if (!has_plain_storage(tensor)) {
     c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
     kept_ = tensor.variable_data();
-    return;
+    TapeLock lock;
+    return join(lock);
   }
-  meta_ = std::make_unique<TensorMeta>(tensor);
+  meta_.assign(tensor);
   auto& thread = ThreadState::get();
   TapeLock lock;
+  join(lock);
   settle_writes(lock, thread);
   auto* known = value_of(lock, tensor);
   attach(lock, known, needs_hold(lock, known, region));
@@ -81,12 +86,12 @@ at::Tensor Slot::call_unpack_hook() {
   TapeLock lock;
   settle(lock, ThreadState::get());
   if (value->is_leaf() && version_bumped()) {
-    const auto sizes = c10::IntArrayRef(meta_->sizes_and_strides.sizes_data(), meta_->sizes_and_strides.size()).vec();
+    const auto sizes = c10::IntArrayRef(meta_.sizes_and_strides.sizes_data(), meta_.sizes_and_strides.size()).vec();
     throw CheckpointError(fmt::format(
         "[refrain::checkpoint] one of the variables needed for gradient computation has been modified by an inplace "
         "operation: a {} tensor of size {} is at version {}, expected version {}. It was read from outside the "
         "checkpointed function; modify a clone, or move the change after backward.",
-        c10::toString(meta_->dtype.toScalarType()), c10::str(sizes), counter.current_version(), version));
+        c10::toString(meta_.dtype.toScalarType()), c10::str(sizes), counter.current_version(), version));
   }
   const int32_t task = torch::autograd::get_current_graph_task_id();
   auto bytes = std::move(filled);
@@ -97,7 +102,7 @@ at::Tensor Slot::call_unpack_hook() {
   }
   filled = {};
   if (task >= 0) read_task = task;
-  auto tensor = meta_->build(bytes);
+  auto tensor = meta_.build(bytes);
   return tensor;
 }
 

@@ -9,6 +9,7 @@ namespace refrain::tape {
 /// What autograd keeps instead of a tensor: a value, the view of it, and the version it was packed at.
 class Slot final : public torch::autograd::SavedVariableHooks {
  public:
+  /// @param region the innermost open one of this thread; the slot joins it when it packs.
   explicit Slot(Region* region);
   ~Slot() override;
   void call_pack_hook(const at::Tensor& tensor) override;
@@ -30,7 +31,10 @@ class Slot final : public torch::autograd::SavedVariableHooks {
   void detach(TapeLock& lock);
 
  private:
-  std::unique_ptr<TensorMeta> meta_;
+  void join(TapeLock& lock);
+
+  bool joined_ = false;        ///< its region knows it
+  TensorMeta meta_;
   at::Tensor kept_;            ///< tensors without a plain storage
 };
 

@@ -17,9 +17,17 @@ ThreadState::~ThreadState() {
   settle(lock, *this);
 }
 
-ThreadState& ThreadState::get() {
-  static thread_local ThreadState state;
-  return state;
+thread_local ThreadState* ThreadState::current = nullptr;
+
+ThreadState& ThreadState::make() {
+  // A thread's last tensors may die after its guard: they get a state that stays.
+  struct Guard {
+    ~Guard() { delete std::exchange(current, nullptr); }
+  };
+  current = new ThreadState;
+  static thread_local Guard guard;
+  (void)guard;
+  return *current;
 }
 
 // --- letting go -------------------------------------------------------------------------------------------------------
@@ -29,7 +37,7 @@ TapeLock::~TapeLock() {
     drain();
     lock_.unlock();
   }
-  for (auto* op : buried_ops_) delete op;
+  for (auto* op : buried_ops_) tape_.ops.drop(op);
   for (auto* region : buried_regions_) delete region;
 }
 
@@ -91,7 +99,7 @@ void TapeLock::destroy(Value* value) {
     release(region);
   }
   --tape().stats.live_values;
-  delete value;
+  tape().values.drop(value);
 }
 
 void TapeLock::take_apart(Op* op) {
@@ -119,7 +127,7 @@ void retain(Value* value) { ++value->refs; }
 Value* value_of(TapeLock& lock, const at::Tensor& tensor) {
   const auto& storage = tensor.storage();
   if (auto* known = find_value(lock, storage.unsafeGetStorageImpl())) return known;
-  auto* value = new Value(storage);
+  auto* value = lock.tape().values.make(storage);
   ++lock.tape().stats.live_values;
   map_value(lock, value, storage.unsafeGetStorageImpl(), false);
   return value;
@@ -215,7 +223,7 @@ Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* af
   if (before->slots && !after && storage) {
     // The tape did not see what was written: the new bytes are a leaf.
     if (auto strong = before->storage.lock()) {
-      after = new Value(c10::Storage(std::move(strong)));
+      after = lock.tape().values.make(c10::Storage(std::move(strong)));
       ++lock.tape().stats.live_values;
       map_value(lock, after, storage, false);
     }

@@ -10,6 +10,7 @@
 
 #include "refrain/checkpoint.h"
 #include "refrain/tape.h"
+#include "tape/pool.h"
 #include "tape/value.h"
 
 namespace refrain::tape {
@@ -49,6 +50,8 @@ struct Tape {
   size_t sweep_at = 1024;
   uint64_t next_seq = 1;
   uint64_t plan_number = 0;
+  Pool<Op> ops;
+  Pool<Value> values;
   TapeStats stats;
   LeafWritePolicy leaf_write_policy = LeafWritePolicy::kCopy;
   int64_t max_leaf_copy_bytes = int64_t{64} << 20;
@@ -61,12 +64,12 @@ struct Tape {
 /// foreign code. Never run an operator, allocate a tensor or free a storage while holding it.
 class TapeLock {
  public:
-  TapeLock() : lock_(Tape::get().mutex) {}
+  TapeLock() : tape_(Tape::get()), lock_(tape_.mutex) {}
   ~TapeLock();
   TapeLock(const TapeLock&) = delete;
   TapeLock& operator=(const TapeLock&) = delete;
 
-  Tape& tape() { return Tape::get(); }
+  Tape& tape() { return tape_; }
   std::unique_lock<std::mutex>& raw() { return lock_; }
 
   void release(Value* value);
@@ -81,6 +84,7 @@ class TapeLock {
   void destroy(Value* value);
   void take_apart(Op* op);
 
+  Tape& tape_;
   std::unique_lock<std::mutex> lock_;
   std::vector<Value*> dead_values_;
   std::vector<Op*> dead_ops_;
@@ -105,7 +109,12 @@ struct ThreadState {
   ~ThreadState();
   ThreadState(const ThreadState&) = delete;
   ThreadState& operator=(const ThreadState&) = delete;
-  static ThreadState& get();
+  static ThreadState& get() { return current ? *current : make(); }
+
+ private:
+  static ThreadState& make();
+  // One pointer in static thread-local storage: a look at it is a load, not a call.
+  [[gnu::tls_model("initial-exec")]] static thread_local ThreadState* current;
 };
 
 // --- values -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ constexpr c10::DispatchKeySet kNotPlain({
 
 }  // namespace
 
-TensorMeta::TensorMeta(const at::Tensor& tensor) {
+void TensorMeta::assign(const at::Tensor& tensor) {
   auto* impl = tensor.unsafeGetTensorImpl();
   sizes_and_strides.set_sizes(impl->sizes());
   const auto strides = impl->strides();

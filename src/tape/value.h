@@ -36,8 +36,7 @@ struct TensorMeta {
   bool wrapped_number = false;
   bool requires_grad = false;
 
-  TensorMeta() = default;
-  explicit TensorMeta(const at::Tensor& tensor);
+  void assign(const at::Tensor& tensor);
   at::Tensor build(const c10::Storage& storage) const;
 };
 

@@ -394,6 +394,7 @@ TEST_F(Inplace, BatchNormStatisticsSavedThenUsed) {
 // ---- Programs that plain autograd refuses: the old value, as the out-of-place twin has it ------------------------
 
 TEST_F(Inplace, SquareInPlace) {
+  LibTorchLeaks quiet;
   expect_old_value(
       [](Trial& run) {
         Tensor x = run.param({4, 4}), a = x.exp();

@@ -12,6 +12,10 @@
 
 #include "refrain/refrain.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/lsan_interface.h>
+#endif
+
 /// The vocabulary of the tape's tests: a *program* is a function of a `Trial`. It is run twice, plain and under
 /// `checkpoint`, from identical inputs and generators; everything it leaves behind must be equal as bytes.
 namespace refrain_test {
@@ -53,6 +57,19 @@ inline Live live() {
 
 /// After an exception in backward the engine's ready queue keeps tensors until the next backward: give it one.
 inline void flush_engine() { torch::ones({1}, torch::requires_grad()).sum().backward(); }
+
+/// Where LibTorch itself leaks, so that LeakSanitizer does not look: `a.mul_(a)` where autograd keeps both leaves a graph that
+/// holds itself, with hooks and without.
+class LibTorchLeaks {
+#if defined(__SANITIZE_ADDRESS__)
+ public:
+  LibTorchLeaks() { __lsan_disable(); }
+  ~LibTorchLeaks() { __lsan_enable(); }
+#else
+ public:
+  LibTorchLeaks() {}  // as a scope: declared and not used
+#endif
+};
 
 /// Writes over the heap blocks that freed tensors of up to `bytes` left: stale bytes must not pass for right ones.
 inline void poison_heap(int64_t bytes = 4096) {

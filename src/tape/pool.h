@@ -1,0 +1,55 @@
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <new>
+#include <utility>
+
+namespace refrain::tape {
+
+/// Objects whose memory is used again, last in, first out. A step makes thousands of operators and values and drops them
+/// all in backward; the allocator's bins do not take that many, and its slow path costs more than recording does.
+/// Keeps at most `kMost` free blocks. Under AddressSanitizer nothing is kept, so that it sees each end of life.
+template <typename T>
+class Pool {
+ public:
+  /// Guarded by the tape's lock.
+  template <typename... Args>
+  T* make(Args&&... args) {
+    if (!free_) free_ = returned_.exchange(nullptr, std::memory_order_acquire);
+    if (!free_) return new T(std::forward<Args>(args)...);
+    auto* block = std::exchange(free_, free_->next);
+    kept_.fetch_sub(1, std::memory_order_relaxed);
+    return ::new (static_cast<void*>(block)) T(std::forward<Args>(args)...);
+  }
+
+  /// Ends `object`. Any thread, with the lock or without: destructors that run foreign code must run without.
+  void drop(T* object) noexcept {
+    if (kMost == 0 || kept_.load(std::memory_order_relaxed) >= kMost) {
+      delete object;
+      return;
+    }
+    object->~T();
+    kept_.fetch_add(1, std::memory_order_relaxed);
+    auto* block = ::new (static_cast<void*>(object)) Block{returned_.load(std::memory_order_relaxed)};
+    while (!returned_.compare_exchange_weak(block->next, block, std::memory_order_release, std::memory_order_relaxed)) {
+    }
+  }
+
+ private:
+  struct Block {
+    Block* next;
+  };
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr ptrdiff_t kMost = 0;
+#else
+  static constexpr ptrdiff_t kMost = 8192;
+#endif
+  static_assert(sizeof(T) >= sizeof(Block) && alignof(T) <= alignof(std::max_align_t));
+
+  Block* free_ = nullptr;  ///< only the holder of the lock takes, so no block can come back while it is looked at
+  std::atomic<Block*> returned_{nullptr};
+  std::atomic<ptrdiff_t> kept_{0};
+};
+
+}  // namespace refrain::tape
