@@ -17,7 +17,7 @@ configure = $(CMAKE) --preset $(1) -DCMAKE_MAKE_PROGRAM=$(NINJA) -DREFRAIN_WERRO
 compile = $(CMAKE) --build $(1) --parallel $(JOBS)
 test = cd $(1) && $(CTEST) --output-on-failure $(CTEST_ARGS)
 
-.PHONY: help setup build demo test core asan bench peers format format-check tidy clean
+.PHONY: help setup build demo test core asan mutations bench peers format format-check tidy clean
 .NOTPARALLEL:
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make test    build and run all tests'
 	@echo 'make core    the tests that need no LibTorch'
 	@echo 'make asan    the tests under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make mutations   breaks each rule of the tape and expects a test to fail'
 	@echo 'make bench   the benchmarks;  make peers   side by side with torch.utils.checkpoint'
 	@echo 'make format | format-check | tidy | clean'
 
@@ -50,6 +51,9 @@ asan: setup
 	@$(call configure,asan-ubsan)
 	@$(call compile,build-asan)
 	@$(call test,build-asan)
+
+mutations: build
+	@tests/mutations/run
 
 bench: build
 	@set -e; found=; for b in build/bin/bench_*; do [ -x "$$b" ] || continue; found=1; echo "== $$b"; "$$b"; done; \

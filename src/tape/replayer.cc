@@ -200,12 +200,13 @@ class Plan {
         stack[arg] = list_of(op, arg, std::vector<at::Tensor>(stack[arg].toInt()));
   }
 
-  // Memory in which the operator may overwrite this value: the value's own at its last use, else a copy.
+  // Memory in which the operator may overwrite this value: the value's own if this pass made it and no slot wants it, else
+  // a copy. No later operator reads the old value: what was recorded after the write reads the new one.
   void writable(int32_t index, c10::SmallVectorImpl<std::pair<int32_t, c10::Storage>>& written) {
     for (const auto& [known, storage] : written)
       if (known == index) return;
     auto& planned = values_[index];
-    const bool consume = planned.ours && planned.uses == 1 && !planned.target;
+    const bool consume = planned.ours && !planned.target;
     written.emplace_back(index, consume ? planned.bytes : clone_storage(planned.bytes));
   }
 

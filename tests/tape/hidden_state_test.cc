@@ -192,6 +192,19 @@ TEST_F(HiddenState, KernelThatAsksForGradMode) {
   });
 }
 
+// What LibTorch carries from thread to thread with at::ThreadLocalState, here its debug info.
+TEST_F(HiddenState, KernelThatAsksForThreadLocalState) {
+  struct Marker : c10::DebugInfoBase {};
+  expect_same([](Trial& run) {
+    Tensor x = run.param({4, 4}), y;
+    {
+      c10::DebugInfoGuard guard(c10::DebugInfoKind::TEST_INFO, std::make_shared<Marker>());
+      y = run.region([&] { return x * unary("refrain_test::sees_debug_info", x.detach()); });
+    }
+    return y.sum();
+  });
+}
+
 TEST_F(HiddenState, KernelThatAsksForRequiresGrad) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
@@ -232,12 +245,20 @@ TEST_F(HiddenState, GruAndBidirectionalLstm) {
 }
 
 // The wrapped-number flag decides the result type of 0-dim arithmetic.
+// A number as a tensor, as bindings pass them: of no dimension, and too weak to raise the type of the other operand.
+Tensor number(double value) {
+  Tensor tensor = torch::scalar_tensor(value, torch::kDouble);
+  tensor.unsafeGetTensorImpl()->set_wrapped_number(true);
+  return tensor;
+}
+
 TEST_F(HiddenState, WrappedNumbers) {
   expect_same([](Trial& run) {
     Tensor x = run.param({}), h = run.track(run.input({4}).to(torch::kBFloat16));
     Tensor n = torch::arange(4);
     return run.region([&] {
-      return (x * 1.5).sin() + (h * 2.5).sin().to(torch::kFloat) + (n * 0.1).exp() * (x + 2).exp();
+      return (x * number(1.5)).sin() + (h * number(2.5)).sin().to(torch::kFloat) +
+             (n * number(0.1)).exp() * (x + number(2)).exp();
     }).sum();
   });
 }

@@ -1,6 +1,7 @@
 // Rule 1: a leaf (parameter, input, tensor from outside) may change between forward and backward, with or without a
 // version bump. Then the old bytes were copied, or backward is an error; never a silently wrong gradient.
 #include <cstring>
+#include <thread>
 
 #include "tests/tape/support.h"
 
@@ -196,6 +197,19 @@ TEST_F(Leaf, SavedByAutogradAndOverwrittenInsideTheRegionIsAnError) {
   };
   EXPECT_THROW(execute(program, false), std::exception);
   EXPECT_THROW(execute(program, true), std::exception);
+}
+
+// A thread that never opened a region is not watched, so its write is not seen as it happens; the version counter tells.
+TEST_F(Leaf, ChangedByAnUnwatchedThreadIsAnErrorThatNamesIt) {
+  const auto on_a_thread = changing([](Tensor& w) {
+    std::thread([&] {
+      torch::NoGradGuard no_grad;
+      w.add_(1);
+    }).join();
+  });
+  const std::string text = message_of<CheckpointError>([&] { execute(on_a_thread, true); });
+  for (const char* part : {"aten::add", "is at version 1, expected version 0", "[4, 4]"})
+    EXPECT_NE(text.find(part), std::string::npos) << "expected `" << part << "` in: " << text;
 }
 
 TEST_F(Leaf, PolicyErrorThrowsAndCopiesNothing) {

@@ -345,6 +345,23 @@ TEST_F(Slots, UnpackedTwiceByOneFunction) {
   });
 }
 
+// The second unpack replays `mul_` alone, from bytes that wait for ExpBackward: it must write into a copy.
+TEST_F(Slots, UnpackedTwiceWhereAReplayedWriteStartsFromAnotherSlotsBytes) {
+  expect_old_value(
+      [](Trial& run) {
+        Tensor x = run.param({64});
+        return UnpacksTwice::apply(x.exp() * 2).sum();
+      },
+      [](Trial& run) {
+        Tensor x = run.param({64});
+        return run.region([&] {
+          Tensor v = x.exp();
+          v.mul_(2);
+          return UnpacksTwice::apply(v);
+        }).sum();
+      });
+}
+
 TEST_F(Slots, UnpackedTwiceLeaksNoBytes) {
   Trial run(true);
   Tensor x = run.param({kFloats});

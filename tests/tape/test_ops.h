@@ -1,5 +1,6 @@
 #pragma once
 
+#include <c10/util/ThreadLocalDebugInfo.h>
 #include <torch/library.h>
 
 #include <array>
@@ -35,6 +36,10 @@ inline Tensor sees_requires_grad(const Tensor& x) { return at::mul(x, x.requires
 
 inline Tensor sees_grad_mode(const Tensor& x) { return at::mul(x, at::GradMode::is_enabled() ? 2.0 : 3.0); }
 
+inline Tensor sees_debug_info(const Tensor& x) {
+  return at::mul(x, c10::ThreadLocalDebugInfo::get(c10::DebugInfoKind::TEST_INFO) ? 2.0 : 3.0);
+}
+
 inline Tensor& half_then_throw(Tensor& x) {
   x.narrow(0, 0, x.size(0) / 2).fill_(0.25);
   throw std::runtime_error("half done");
@@ -54,6 +59,7 @@ TORCH_LIBRARY(refrain_test, m) {
   m.def("noise(Tensor x) -> Tensor", {at::Tag::nondeterministic_seeded});
   m.def("sees_requires_grad(Tensor x) -> Tensor");
   m.def("sees_grad_mode(Tensor x) -> Tensor");
+  m.def("sees_debug_info(Tensor x) -> Tensor");
   m.def("half_then_throw(Tensor(a!) x) -> Tensor(a!)");
   m.def("fill_through_pointer(Tensor(a!) x, float value) -> Tensor(a!)");
 }
@@ -64,6 +70,7 @@ TORCH_LIBRARY_IMPL(refrain_test, CPU, m) {
   m.impl("noise", kernels::noise);
   m.impl("sees_requires_grad", kernels::sees_requires_grad);
   m.impl("sees_grad_mode", kernels::sees_grad_mode);
+  m.impl("sees_debug_info", kernels::sees_debug_info);
   m.impl("half_then_throw", kernels::half_then_throw);
   m.impl("fill_through_pointer", kernels::fill_through_pointer);
 }

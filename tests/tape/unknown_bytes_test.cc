@@ -98,6 +98,25 @@ TEST_F(Effects, OutOfTheWrongSize) {
   });
 }
 
+// LibTorch warns at each resize of an output that has elements: an effect, so it happens once.
+TEST_F(Effects, OutOfTheWrongSizeIsNotResizedAgain) {
+  struct Count : c10::WarningHandler {
+    void process(const c10::Warning&) override { ++warnings; }
+    int warnings = 0;
+  } count;
+  c10::WarningUtils::WarningHandlerGuard guard(&count);
+  Trial run(true);
+  Tensor x = run.param({8, 8}), source = run.input({8, 8});
+  Tensor loss = run.region([&] {
+    Tensor out = x.detach().narrow(0, 0, 4).exp();
+    at::sin_out(out, source);
+    return (x * out).sin();
+  }).sum();
+  EXPECT_EQ(count.warnings, 1);
+  loss.backward();
+  EXPECT_EQ(count.warnings, 1);
+}
+
 TEST_F(Effects, AddbmmInPlace) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), a = run.input({3, 4, 5}), b = run.input({3, 5, 4});
@@ -147,6 +166,20 @@ TEST_F(Effects, ExceptionInAnOperatorThatWritesALeaf) {
   });
 }
 
+// Nobody undoes what was half written: plain autograd reads it in backward, and so must we once the tensor is gone.
+TEST_F(Effects, ExceptionAfterTheRegionInAnOperatorThatWritesASavedTensor) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({4, 4}), h;
+    Tensor loss = run.region([&] {
+      h = x.exp();
+      return h.sin();
+    }).sum();
+    EXPECT_THROW(half_then_throw(h), std::exception);
+    h = Tensor();
+    return loss;
+  });
+}
+
 // ---- Rule 6 -----------------------------------------------------------------------------------------------------
 
 // A tensor made by `make` inside the region and filled through its pointer.
@@ -170,6 +203,56 @@ TEST_F(UnknownBytes, EmptyFilledRaw) {
   expect_same(filled([](const Tensor& x) { return x.new_empty_strided({4, 4}, {4, 1}); }));
   expect_same(filled([](const Tensor&) { return at::empty_permuted({4, 4}, {0, 1}); }));
   expect_same(filled([](const Tensor&) { return torch::empty({0}).resize_({4, 4}); }));
+}
+
+// Read by an operator that is replayed, saved by none.
+TEST_F(UnknownBytes, EmptyFilledRawAndReadByAReplayOnly) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({4, 4});
+    return run.region([&] {
+      Tensor t = torch::empty({4, 4});
+      fill_raw(t, 1);
+      return (x.exp() + t).sin();
+    }).sum();
+  });
+}
+
+// Saved by a function, read by no operator.
+struct SavesRawBytes : torch::autograd::Function<SavesRawBytes> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x) {
+    Tensor t = torch::empty({4, 4});
+    fill_raw(t, 1);
+    ctx->save_for_backward({t});
+    return x.sin();
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
+    return {grads[0] * ctx->get_saved_variables()[0]};
+  }
+};
+
+TEST_F(UnknownBytes, EmptyFilledRawAndOnlySaved) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({4, 4});
+    return run.region([&] { return SavesRawBytes::apply(x.exp()).cos(); }).sum();
+  });
+  expect_same([](Trial& run) {  // the last thing in the region
+    Tensor x = run.param({4, 4});
+    return run.region([&] { return SavesRawBytes::apply(x.exp()); }).sum();
+  });
+}
+
+// A pointer to const with the const cast away passes the barrier: `empty` must count as unknown all the same.
+TEST_F(UnknownBytes, EmptyFilledBehindTheBarrier) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({4, 4});
+    return run.region([&] {
+      Tensor t = torch::empty({4, 4});
+      auto* data = const_cast<float*>(t.const_data_ptr<float>());
+      for (int64_t i = 0; i < t.numel(); ++i) data[i] = static_cast<float>(i);
+      return (x * t).sin();
+    }).sum();
+  });
 }
 
 // Operator results: only the barrier between operators can see the write.
