@@ -70,6 +70,7 @@ void Slot::call_pack_hook(const at::Tensor& tensor) {
   attach(lock, known, needs_hold(lock, known, region));
   if (known->unknown) {
     retain(known);
+    hold(lock, known);  // its tensor may be gone before it is decided
     thread.unknown_slots.push_back(known);
   }
 }

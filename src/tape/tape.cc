@@ -347,6 +347,7 @@ void settle_writes(TapeLock& lock, ThreadState& thread) {
 void settle_unknown(TapeLock& lock, ThreadState& thread) {
   for (auto* value : thread.unknown_slots) {
     if (value->unknown && value->slots) make_leaf(lock, value);
+    unhold(lock, value);
     lock.release(value);
   }
   thread.unknown_slots.clear();

@@ -104,7 +104,7 @@ struct ThreadState {
   };
   Region* region = nullptr;   ///< innermost open region, owned by its scope
   std::vector<Unsettled> unsettled;
-  std::vector<Value*> unknown_slots;  ///< owned: packed while unknown, decided at the next operator
+  std::vector<Value*> unknown_slots;  ///< owned and held: packed while unknown, decided at the next operator
   ThreadState() = default;
   ~ThreadState();
   ThreadState(const ThreadState&) = delete;

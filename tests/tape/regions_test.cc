@@ -158,6 +158,31 @@ TEST_F(OnePass, RetainedGraphHoldsNoBytesBetweenBackwards) {
   }
 }
 
+// Kernels that call operators (tick calls mul) are replayed as one; in an open region nothing of that is recorded.
+TEST_F(OnePass, ReplayInsideAnOpenRegionIsNotRecorded) {
+  struct Done {
+    int64_t recorded, replayed;
+  };
+  const auto grad_inside = [](bool keep_alive) {
+    Trial run(true);
+    Tensor x = run.param({64});
+    Done done{};
+    run.region([&] {
+      Tensor a = x.sin(), b = tick_saving(a, 1), c = tick_saving(b, 2), y = c.sum();
+      if (!keep_alive) a = b = c = Tensor();
+      const auto before = refrain::tape_stats();
+      torch::autograd::grad({y}, {x});
+      const auto after = refrain::tape_stats();
+      done = {after.recorded_ops - before.recorded_ops, after.replayed_ops - before.replayed_ops};
+    });
+    return done;
+  };
+  const Done live = grad_inside(true), dropped = grad_inside(false);
+  EXPECT_EQ(live.replayed, 0);
+  EXPECT_GT(dropped.replayed, 0);
+  EXPECT_EQ(dropped.recorded, live.recorded);
+}
+
 TEST_F(OnePass, ReplayIsNotRecorded) {
   Trial run(true);
   Tensor x = run.param({4, 4});
@@ -168,6 +193,24 @@ TEST_F(OnePass, ReplayIsNotRecorded) {
 }
 
 // ---- Rule 9 -----------------------------------------------------------------------------------------------------
+
+// The outer region is filled once, before its last inner one, and not walked through anew for each.
+TEST_F(Nested, OuterOperatorsAreReplayedOnceForAllInnerRegions) {
+  reset_ticks();
+  Trial run(true);
+  Tensor x = run.param({16});
+  Tensor loss = run.region([&] {
+    Tensor t = x;
+    for (int i = 0; i < 8; ++i) {
+      t = tick_saving(t, 0);
+      t = run.region([&] { return t.sin().exp(); });
+    }
+    return t;
+  }).sum();
+  EXPECT_EQ(ticks[0], 8);
+  loss.backward();
+  EXPECT_EQ(ticks[0], 16) << "each once more";
+}
 
 TEST_F(Nested, ThreeLevels) {
   reset_ticks();
@@ -360,6 +403,16 @@ TEST_F(Slots, UnpackedTwiceWhereAReplayedWriteStartsFromAnotherSlotsBytes) {
           return UnpacksTwice::apply(v);
         }).sum();
       });
+}
+
+// The graph is kept, so slots that this backward has read already are still there: they are not filled again.
+TEST_F(Slots, UnpackedTwiceBringsBackOnlyWhatIsAsked) {
+  reset_ticks();
+  Trial run(true);
+  Tensor x = run.param({64});
+  Tensor loss = run.region([&] { return tick_saving(tick_saving(UnpacksTwice::apply(x.sin()), 1), 2); }).sum();
+  loss.backward({}, /*retain_graph=*/true);
+  EXPECT_EQ(ticks[1], 2) << "forward and one replay";
 }
 
 TEST_F(Slots, UnpackedTwiceLeaksNoBytes) {
