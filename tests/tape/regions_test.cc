@@ -492,6 +492,23 @@ TEST_F(AcrossRegions, OutputAddedToAfterAnotherRegionReadIt) {
   });
 }
 
+// Not seen as it happens (only threads with regions are watched): the version tells that the bytes are no longer those.
+TEST_F(AcrossRegions, OutputWrittenByAnUnwatchedThread) {
+  expect_old_value([](Trial& run) { return run.param({4, 4}).exp().sin().sum(); },
+                   [](Trial& run) {
+                     Tensor x = run.param({4, 4}), h;
+                     Tensor loss = run.region([&] {
+                       h = x.exp();
+                       return h.sin();
+                     }).sum();
+                     std::thread([&] {
+                       torch::NoGradGuard no_grad;
+                       h.add_(1);
+                     }).join();
+                     return loss;
+                   });
+}
+
 TEST_F(AcrossRegions, OutputOverwrittenWithoutABump) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
