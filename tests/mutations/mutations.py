@@ -1,5 +1,5 @@
 """Ways to break the tape. `rule` is the number in docs/design/tape.md; `edits` are (file under src, text, replacement);
-`tests` run first."""
+`tests`, each a test program or "program:filter", run first."""
 
 
 def m(rule, name, *edits, tests=()):
@@ -166,18 +166,18 @@ MUTATIONS = [
       (TAPE, "    release(value->producer);\n", ""), tests=["lifetime_test"]),
 
     m(13, "operators run under the tape's lock",
-      (REPLAYER, "    lock.raw().unlock();\n", ""), tests=["lifetime_test"]),
+      (REPLAYER, "    lock.raw().unlock();\n", ""), tests=["lifetime_test:Threads.*"]),
     m(13, "nobody waits for a thread that is filling",
       (REPLAYER, "  while (region->filling) lock.tape().filled.wait(lock.raw());", ""),
-      tests=["lifetime_test", "regions_test", "checkpoint_api_test"]),
+      tests=["lifetime_test:Threads.*", "regions_test", "checkpoint_api_test"]),
 
     m(14, "gradients disabled records all the same",
-      (REGION, "  if (!c10::GradMode::is_enabled()) return;\n", ""), tests=["lifetime_test"]),
+      (REGION, "  if (!c10::GradMode::is_enabled()) return;\n", ""), tests=["lifetime_test:Off.*"]),
     m(14, "inference mode is not refused",
-      (REGION, "if (c10::InferenceMode::is_enabled())", "if (false)"), tests=["lifetime_test"]),
+      (REGION, "if (c10::InferenceMode::is_enabled())", "if (false)"), tests=["lifetime_test:Off.*"]),
     m(14, "forward-mode differentiation is not refused",
-      (REGION, "if (torch::autograd::ForwardADLevel::try_get_by_idx(0))", "if (false)"), tests=["lifetime_test"]),
+      (REGION, "if (torch::autograd::ForwardADLevel::try_get_by_idx(0))", "if (false)"), tests=["lifetime_test:Off.*"]),
     m(14, "vmap is not refused",
       (REGION, "if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode))", "if (false)"),
-      tests=["lifetime_test"]),
+      tests=["lifetime_test:Off.*"]),
 ]
