@@ -166,7 +166,7 @@ MUTATIONS = [
       (TAPE, "    release(value->producer);\n", ""), tests=["lifetime_test"]),
 
     m(13, "operators run under the tape's lock",
-      (REPLAYER, "    lock.raw().unlock();\n", ""), tests=["lifetime_test:Threads.*"]),
+      (REPLAYER, "    lock.raw().unlock();\n", ""), tests=["regions_test"]),
     m(13, "nobody waits for a thread that is filling",
       (REPLAYER, "  while (region->filling) lock.tape().filled.wait(lock.raw());", ""),
       tests=["lifetime_test:Threads.*", "regions_test", "checkpoint_api_test"]),

@@ -38,6 +38,14 @@ TEST_F(OnePass, EachOperatorOnceAndNothingAfterTheLastNeeded) {
   EXPECT_EQ(tape_stats().refills, 1);
 }
 
+// A kernel that waits for a thread that needs the tape's lock: it must not be held, in forward or at replay.
+TEST_F(OnePass, AKernelMayWaitForAThreadThatAsksTheTape) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({4, 4});
+    return run.region([&] { return x * unary("refrain_test::waits_for_the_tape", x.detach()); }).sum();
+  });
+}
+
 TEST_F(OnePass, SharedSubexpressionOnce) {
   reset_ticks();
   const Counts n = expect_same([](Trial& run) {

@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <stdexcept>
+#include <thread>
 
 #include "tests/tape/support.h"
 
@@ -40,6 +41,11 @@ inline Tensor sees_debug_info(const Tensor& x) {
   return at::mul(x, c10::ThreadLocalDebugInfo::get(c10::DebugInfoKind::TEST_INFO) ? 2.0 : 3.0);
 }
 
+inline Tensor waits_for_the_tape(const Tensor& x) {
+  std::thread([] { refrain::tape_stats(); }).join();
+  return at::mul(x, 2.0);
+}
+
 inline Tensor& half_then_throw(Tensor& x) {
   x.narrow(0, 0, x.size(0) / 2).fill_(0.25);
   throw std::runtime_error("half done");
@@ -60,6 +66,7 @@ TORCH_LIBRARY(refrain_test, m) {
   m.def("sees_requires_grad(Tensor x) -> Tensor");
   m.def("sees_grad_mode(Tensor x) -> Tensor");
   m.def("sees_debug_info(Tensor x) -> Tensor");
+  m.def("waits_for_the_tape(Tensor x) -> Tensor");
   m.def("half_then_throw(Tensor(a!) x) -> Tensor(a!)");
   m.def("fill_through_pointer(Tensor(a!) x, float value) -> Tensor(a!)");
 }
@@ -71,6 +78,7 @@ TORCH_LIBRARY_IMPL(refrain_test, CPU, m) {
   m.impl("sees_requires_grad", kernels::sees_requires_grad);
   m.impl("sees_grad_mode", kernels::sees_grad_mode);
   m.impl("sees_debug_info", kernels::sees_debug_info);
+  m.impl("waits_for_the_tape", kernels::waits_for_the_tape);
   m.impl("half_then_throw", kernels::half_then_throw);
   m.impl("fill_through_pointer", kernels::fill_through_pointer);
 }
