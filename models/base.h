@@ -1,11 +1,13 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "models/zoo.h"
 #include "refrain/checkpoint.h"
+#include "refrain/selective.h"
 
 namespace refrain::models {
 
@@ -23,6 +25,12 @@ class ModelBase : public TrainableModel {
 
  protected:
   bool strategy_is(const char* name) const { return strategy_ == name; }
+  /// How each block is checkpointed: `per_block` keeps nothing, `selective` what is dear to compute; the others not at all.
+  std::optional<CheckpointOptions> block_options() const {
+    if (strategy_is("per_block")) return CheckpointOptions();
+    if (strategy_is("selective")) return CheckpointOptions().policy(save_compute_intensive());
+    return std::nullopt;
+  }
 
  private:
   std::string name_;
@@ -56,6 +64,13 @@ class TextModel : public ModelBase {
 template <typename F, typename... Args>
 decltype(auto) checkpoint_if(bool on, F&& fn, Args&&... args) {
   if (on) return refrain::checkpoint(std::forward<F>(fn), std::forward<Args>(args)...);
+  return refrain::detail::call(std::forward<F>(fn), std::forward<Args>(args)...);
+}
+
+/// The same with options, if there are any.
+template <typename F, typename... Args>
+decltype(auto) checkpoint_if(const std::optional<CheckpointOptions>& options, F&& fn, Args&&... args) {
+  if (options) return refrain::checkpoint(*options, std::forward<F>(fn), std::forward<Args>(args)...);
   return refrain::detail::call(std::forward<F>(fn), std::forward<Args>(args)...);
 }
 

@@ -53,7 +53,9 @@ class ResidualImpl : public nn::Module {
 };
 TORCH_MODULE(Residual);
 
-torch::Tensor run_stage(const nn::Sequential& stage, torch::Tensor x, bool per_block) {
+using Options = std::optional<CheckpointOptions>;
+
+torch::Tensor run_stage(const nn::Sequential& stage, torch::Tensor x, const Options& per_block) {
   for (size_t i = 0; i < stage->size(); ++i) x = checkpoint_if(per_block, stage->ptr<ResidualImpl>(i), x);
   return x;
 }
@@ -82,13 +84,16 @@ ResNetImpl::ResNetImpl(const std::array<int64_t, 4>& blocks, bool bottleneck, in
 
 torch::Tensor ResNetImpl::forward(torch::Tensor x, ResNetStrategy strategy) {
   auto run = [](nn::Sequential& layers, const torch::Tensor& y) { return layers->forward(y); };
-  const bool is_per_block = strategy == ResNetStrategy::kPerBlock;
-  x = checkpoint_if(is_per_block, run, stem_, x);
+  Options everywhere;
+  if (strategy == ResNetStrategy::kPerBlock) everywhere = CheckpointOptions();
+  if (strategy == ResNetStrategy::kSelective) everywhere = CheckpointOptions().policy(save_compute_intensive());
+  x = checkpoint_if(everywhere, run, stem_, x);
   for (size_t s = 0; s < stages_.size(); ++s) {
-    const bool by_block = is_per_block || (strategy == ResNetStrategy::kAggressive && s >= 2);
-    x = checkpoint_if(strategy == ResNetStrategy::kPerStage, run_stage, stages_[s], x, by_block);
+    const bool deep = strategy == ResNetStrategy::kAggressive && s >= 2;
+    x = checkpoint_if(strategy == ResNetStrategy::kPerStage, run_stage, stages_[s], x,
+                      deep ? Options(CheckpointOptions()) : everywhere);
   }
-  return checkpoint_if(is_per_block, run, head_, x);
+  return checkpoint_if(everywhere, run, head_, x);
 }
 
 namespace {
@@ -96,7 +101,7 @@ namespace {
 class ResNetModel final : public ModelBase {
  public:
   ResNetModel(const std::string& name, const ModelOptions& o)
-      : ModelBase(name, o, {"none", "per_stage", "per_block", "aggressive"}),
+      : ModelBase(name, o, {"none", "per_stage", "per_block", "selective", "aggressive"}),
         net_(name == "resnet50" ? std::array<int64_t, 4>{3, 4, 6, 3} : std::array<int64_t, 4>{2, 2, 2, 2},
              name == "resnet50", o.classes) {}
 
@@ -105,6 +110,7 @@ class ResNetModel final : public ModelBase {
   torch::Tensor loss(const Batch& batch) override {
     const auto strategy = strategy_is("per_stage")    ? ResNetStrategy::kPerStage
                           : strategy_is("per_block")  ? ResNetStrategy::kPerBlock
+                          : strategy_is("selective")  ? ResNetStrategy::kSelective
                           : strategy_is("aggressive") ? ResNetStrategy::kAggressive
                                                       : ResNetStrategy::kNone;
     return torch::cross_entropy_loss(net_->forward(batch.input, strategy), batch.target);

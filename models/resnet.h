@@ -11,6 +11,7 @@ enum class ResNetStrategy {
   kNone,
   kPerStage,    ///< each of the four stages
   kPerBlock,    ///< the stem, each residual block, and the head
+  kSelective,   ///< the same places; products and convolutions are kept
   kAggressive,  ///< each residual block of the last two stages only (the notebook's name for it)
 };
 

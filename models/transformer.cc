@@ -50,11 +50,11 @@ GptImpl::GptImpl(int64_t vocab, int64_t seq, int64_t depth, const BlockOptions& 
   positions_->weight.normal_(0.0, 0.02);
 }
 
-torch::Tensor GptImpl::forward(const torch::Tensor& tokens, bool checkpointed) {
+torch::Tensor GptImpl::forward(const torch::Tensor& tokens, const std::optional<CheckpointOptions>& per_block) {
   auto positions = torch::arange(tokens.size(1), tokens.options());
   auto x = tokens_->forward(tokens) + positions_->forward(positions);
   if (dropout_ > 0) x = torch::dropout(x, dropout_, is_training());
-  for (const auto& block : *blocks_) x = checkpoint_if(checkpointed, block->as<Block>(), x);
+  for (const auto& block : *blocks_) x = checkpoint_if(per_block, block->as<Block>(), x);
   return torch::linear(norm_->forward(x), tokens_->weight);
 }
 
@@ -72,16 +72,16 @@ void check_width(const std::string& name, const ModelOptions& options) {
 class GptModel final : public TextModel {
  public:
   GptModel(const std::string& name, const ModelOptions& o)
-      : TextModel(name, o, {"none", "per_block"}), net_(o.vocab, o.seq, o.depth, block_options(o)) {}
+      : TextModel(name, o, {"none", "per_block", "selective"}), net_(o.vocab, o.seq, o.depth, block_of(o)) {}
 
   torch::nn::Module& module() override { return *net_; }
 
   torch::Tensor loss(const Batch& batch) override {
-    return next_token_loss(net_->forward(batch.input, strategy_is("per_block")), batch);
+    return next_token_loss(net_->forward(batch.input, block_options()), batch);
   }
 
  private:
-  static BlockOptions block_options(const ModelOptions& o) {
+  static BlockOptions block_of(const ModelOptions& o) {
     return {.width = o.width, .heads = kHeads, .causal = true, .dropout = o.dropout};
   }
   Gpt net_;
@@ -89,7 +89,7 @@ class GptModel final : public TextModel {
 
 class BlocksModel final : public ModelBase {
  public:
-  BlocksModel(const std::string& name, const ModelOptions& o) : ModelBase(name, o, {"none", "per_block"}) {
+  BlocksModel(const std::string& name, const ModelOptions& o) : ModelBase(name, o, {"none", "per_block", "selective"}) {
     for (int64_t i = 0; i < o.depth; ++i) stack_->push_back(Block(BlockOptions{.width = o.width, .heads = kHeads}));
   }
 
@@ -97,7 +97,7 @@ class BlocksModel final : public ModelBase {
 
   torch::Tensor loss(const Batch& batch) override {
     auto x = batch.input.clone().requires_grad_();
-    for (const auto& block : *stack_) x = checkpoint_if(strategy_is("per_block"), block->as<Block>(), x);
+    for (const auto& block : *stack_) x = checkpoint_if(block_options(), block->as<Block>(), x);
     return x.pow(2).mean();
   }
 

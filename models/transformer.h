@@ -1,8 +1,10 @@
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "models/zoo.h"
+#include "refrain/checkpoint.h"
 
 namespace refrain::models {
 
@@ -33,8 +35,9 @@ TORCH_MODULE(Block);
 class GptImpl : public torch::nn::Module {
  public:
   GptImpl(int64_t vocab, int64_t seq, int64_t depth, const BlockOptions& block);
-  /// @param tokens  int64 [batch, <= seq].  @return logits [batch, seq, vocab].
-  torch::Tensor forward(const torch::Tensor& tokens, bool checkpointed = false);
+  /// @param tokens  int64 [batch, <= seq].  @param per_block  how each block is checkpointed, if at all.
+  /// @return logits [batch, seq, vocab].
+  torch::Tensor forward(const torch::Tensor& tokens, const std::optional<CheckpointOptions>& per_block = {});
 
  private:
   double dropout_;

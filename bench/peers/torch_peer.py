@@ -148,6 +148,7 @@ MODES = {
     "checkpoint": Mode(keep_nothing),
     "checkpoint-all": Mode(keep_nothing, everywhere=True),
     "selective": Mode(keep_products_only),
+    "selective-all": Mode(keep_products_only, everywhere=True),
 }
 
 

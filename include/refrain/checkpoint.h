@@ -7,6 +7,11 @@
 
 namespace refrain {
 
+class OpContext;
+enum class CheckpointPolicy : int;
+/// What to do with the results of one operator; see refrain/selective.h.
+using PolicyFunction = std::function<CheckpointPolicy(const OpContext&)>;
+
 /// How one `checkpoint` call behaves. Setters chain: `CheckpointOptions().preserve_rng_state(false)`.
 class CheckpointOptions {
  public:
@@ -21,8 +26,37 @@ class CheckpointOptions {
   }
   bool preserve_rng_state() const { return preserve_rng_state_; }
 
+  /// Which operators' results to keep rather than compute again: see refrain/selective.h. Default: none is kept.
+  /// Holds for this region, not for regions opened inside it.
+  CheckpointOptions& policy(PolicyFunction value) {
+    policy_ = value ? std::make_shared<const PolicyFunction>(std::move(value)) : nullptr;
+    return *this;
+  }
+  const std::shared_ptr<const PolicyFunction>& policy() const { return policy_; }
+
  private:
+  std::shared_ptr<const PolicyFunction> policy_;
   bool preserve_rng_state_ = true;
+};
+
+/// Whether this thread is inside the forward of a `checkpoint` region. Cost: a few ns.
+bool is_checkpointing() noexcept;
+
+/// Whether this thread is computing again what a region did not keep. With the replay source only operators run then, none
+/// of your functions, so only custom operators, kernels and allocators can see `true`. Cost: a few ns.
+bool is_recomputing() noexcept;
+
+/// While it lives, `checkpoint` is a plain call on this thread: nothing is recorded, everything is kept. To compare, to
+/// debug, or for an evaluation that needs gradients of little. Regions that are open already go on. Nests.
+class NoCheckpointGuard {
+ public:
+  NoCheckpointGuard();
+  ~NoCheckpointGuard();
+  NoCheckpointGuard(const NoCheckpointGuard&) = delete;
+  NoCheckpointGuard& operator=(const NoCheckpointGuard&) = delete;
+
+ private:
+  bool before_;
 };
 
 namespace detail {
@@ -36,7 +70,7 @@ class RegionScope {
   RegionScope& operator=(const RegionScope&) = delete;
 
  private:
-  void* region_ = nullptr;  ///< null with gradients disabled
+  void* region_ = nullptr;  ///< null with gradients disabled, or under a `NoCheckpointGuard`
 };
 
 /// `fn(args...)`; a member pointer on an object, pointer or module holder; a `std::shared_ptr` to something callable or

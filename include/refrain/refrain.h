@@ -5,4 +5,6 @@
 #include "refrain/checkpoint.h"
 #include "refrain/error.h"
 #include "refrain/memory.h"
+#include "refrain/selective.h"
+#include "refrain/sequential.h"
 #include "refrain/tape.h"

@@ -158,9 +158,10 @@ Cache& cache() {
 
 }  // namespace
 
-OpTraits::OpTraits(const c10::OperatorHandle& op) : handle(op) {
+OpTraits::OpTraits(const c10::OperatorHandle& op)
+    : handle(op), qualified_name(op.schema().name()), overload_name(op.schema().overload_name()) {
   const auto& schema = op.schema();
-  const std::string& qualified = schema.name();
+  const std::string& qualified = qualified_name;
   const auto space = qualified.substr(0, qualified.find("::"));
   num_args = static_cast<uint16_t>(schema.arguments().size());
   num_returns = static_cast<uint16_t>(schema.returns().size());

@@ -26,6 +26,8 @@ struct WriteTrait {
 /// What the tape needs to know about an operator overload, worked out once from its schema, its tags and the tables.
 struct OpTraits {
   c10::OperatorHandle handle;
+  std::string qualified_name;   ///< "aten::add"
+  std::string overload_name;    ///< "Tensor"
   uint16_t num_args = 0;
   uint16_t num_returns = 0;
   c10::SmallVector<WriteTrait, 3> writes;

@@ -5,6 +5,7 @@
 
 #include <chrono>
 
+#include "tape/policy.h"
 #include "tape/storage_copy.h"
 #include "tape/tape.h"
 
@@ -223,7 +224,16 @@ class Recording {
     if (timing) op_->forward_ns = now_ns() - start;
     if (rng && traits_.maybe_random && op_->rng && !has_moved(*op_->rng)) op_->rng.reset();
     if (rng) rng.unlock();
+    std::exception_ptr failure;
+    if (op_->region->policy) {
+      try {
+        saved_ = wants_saved(*op_, *stack_);
+      } catch (...) {
+        failure = std::current_exception();  // what the operator wrote must be noted all the same
+      }
+    }
     note_results();
+    if (failure) std::rethrow_exception(failure);
   }
 
  private:
@@ -341,6 +351,7 @@ class Recording {
     ref.meta.assign(tensor);
     const auto& storage = tensor.storage();
     auto* impl = storage.unsafeGetStorageImpl();
+    ref.device = storage.device();
     if (std::find(inputs_.begin(), inputs_.end(), impl) == inputs_.end()) inputs_.push_back(impl);
     auto replay = write ? write->replay : ReplayArg::kBytes;
     if (write) {
@@ -361,7 +372,6 @@ class Recording {
     }
     if (replay != ReplayArg::kBytes) {
       ref.scratch_bytes = storage.nbytes();
-      ref.device = storage.device();
       return;
     }
     // Unknown bytes written in part by nothing but this operator stay unknown; read by it, they come from outside.
@@ -445,6 +455,7 @@ class Recording {
     ++op_->refs;
     value->out = static_cast<uint16_t>(op_->outs.size());
     out.value = value;
+    value->saved = saved_;
     op_->outs.push_back(out);
   }
 
@@ -491,6 +502,7 @@ class Recording {
   c10::SmallVector<at::Tensor, 1> kept_;
   size_t next_kept_ = 0;
   std::vector<Value*> borrowed_;
+  bool saved_ = false;  ///< the region's policy keeps the results
   BarrierPause pause_;
 };
 

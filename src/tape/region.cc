@@ -2,6 +2,8 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/forward_grad.h>
 
+#include <algorithm>
+
 #include "refrain/error.h"
 #include "tape/install.h"
 #include "tape/slots.h"
@@ -36,6 +38,7 @@ void close_if_done(TapeLock& lock, Region* region) {
     }
     if (std::exchange(value->map_owns, false)) lock.release(value);
   }
+  release_marked(lock, region);
   release_bound_holds(lock, region);
   for (auto& bound : std::exchange(region->bounds, {})) lock.release(bound.value);
   for (auto* child : region->children) close_if_done(lock, child);
@@ -50,6 +53,7 @@ Region* open_region(const CheckpointOptions& options) {
   auto* region = new Region;
   region->thread_state = std::make_unique<at::ThreadLocalState>();
   region->preserve_rng_state = options.preserve_rng_state();
+  region->policy = options.policy();
   region->refs = 1;
   region->parent = thread.region;
   region->top = region->parent ? region->parent->top : region;
@@ -72,6 +76,7 @@ void close_region(Region* region) {
   region->active = false;
   for (auto* value : region->values)
     if (value->map_owns && value->storage.expired()) unmap_value(lock, value);
+  if (region->top == region) release_unneeded(lock, region);
   close_if_done(lock, region);
   lock.release(region);
 }
@@ -95,12 +100,71 @@ void release_bound_holds(TapeLock& lock, Region* region) {
     if (std::exchange(bound.holds, false)) unhold(lock, bound.value);
 }
 
+void release_unneeded(TapeLock& lock, Region* top) {
+  std::vector<Region*> regions{top};
+  for (size_t i = 0; i < regions.size(); ++i)
+    regions.insert(regions.end(), regions[i]->children.begin(), regions[i]->children.end());
+  if (std::none_of(regions.begin(), regions.end(), [](const Region* region) { return region->policy != nullptr; })) return;
+
+  // What a replay for the pending slots would run, stopping at saved values: those are needed.
+  const uint64_t number = ++lock.tape().plan_number;
+  std::vector<Value*> todo;
+  const auto reach = [&](Value* value) {
+    if (value->mark == number) return;
+    value->mark = number;
+    todo.push_back(value);
+  };
+  for (auto* region : regions) {
+    for (auto* slot = region->slots; slot; slot = slot->in_region.next)
+      if (slot->value && !slot->holds) reach(slot->value);
+    for (auto& bound : region->bounds) reach(bound.value);
+  }
+  while (!todo.empty()) {
+    auto* value = todo.back();
+    todo.pop_back();
+    if (!value->producer || (value->saved && value->held)) continue;
+    for (auto& ref : value->producer->refs_in)
+      if (ref.value) reach(ref.value);
+  }
+  for (auto* region : regions) {
+    for (auto* value : region->values) {
+      auto* op = value->producer;
+      if (!op || op->mark == number) continue;
+      op->mark = number;
+      for (auto& ref : op->refs_in) {
+        if (!ref.value || !ref.holds || !ref.value->saved || ref.value->mark == number) continue;
+        ref.holds = false;
+        unhold(lock, ref.value);
+      }
+    }
+  }
+}
+
+void release_marked(TapeLock& lock, Region* region) {
+  for (auto* value : std::exchange(region->marked, {})) {
+    unhold(lock, value);
+    lock.release(value);
+  }
+}
+
 }  // namespace refrain::tape
+
+namespace refrain {
+
+bool is_checkpointing() noexcept { return tape::ThreadState::get().region != nullptr; }
+
+bool is_recomputing() noexcept { return tape::ThreadState::get().replaying; }
+
+NoCheckpointGuard::NoCheckpointGuard() : before_(std::exchange(tape::ThreadState::get().disabled, true)) {}
+
+NoCheckpointGuard::~NoCheckpointGuard() { tape::ThreadState::get().disabled = before_; }
+
+}  // namespace refrain
 
 namespace refrain::detail {
 
 RegionScope::RegionScope(const CheckpointOptions& options) {
-  if (!c10::GradMode::is_enabled()) return;
+  if (!c10::GradMode::is_enabled() || tape::ThreadState::get().disabled) return;
   region_ = tape::open_region(options);
   c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
 }

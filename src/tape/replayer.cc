@@ -13,6 +13,18 @@
 namespace refrain::tape {
 namespace {
 
+/// Marks the thread for `is_recomputing`.
+class ReplayingScope {
+ public:
+  ReplayingScope() : before_(std::exchange(ThreadState::get().replaying, true)) {}
+  ~ReplayingScope() { ThreadState::get().replaying = before_; }
+  ReplayingScope(const ReplayingScope&) = delete;
+  ReplayingScope& operator=(const ReplayingScope&) = delete;
+
+ private:
+  bool before_;
+};
+
 /// A replay pass: which operators to run, and where each value in it comes from and ends. Made under the lock; run without
 /// it on what it owns.
 class Plan {
@@ -72,6 +84,7 @@ class Plan {
 
   void run() {
     AmbientScope ambient;
+    ReplayingScope replaying;
     const auto now = Ambient::now(true);
     for (auto& step : steps_) {
       const auto& op = *step.op;

@@ -66,6 +66,7 @@ void TapeLock::drain() {
     } else if (!dead_regions_.empty()) {
       auto* region = dead_regions_.back();
       dead_regions_.pop_back();
+      release_marked(*this, region);
       for (auto& bound : region->bounds) {
         if (bound.holds) unhold(*this, bound.value);
         release(bound.value);
@@ -242,7 +243,7 @@ Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* af
 }
 
 bool needs_hold(TapeLock& lock, Value* value, Region* region) {
-  if (value->is_leaf()) return true;
+  if (value->is_leaf() || value->saved) return true;
   if (value->unknown || !region) return false;
   if (value->region->top != region->top) {
     const auto* producer = value->producer;
@@ -262,6 +263,14 @@ bool needs_hold(TapeLock& lock, Value* value, Region* region) {
     at->bounds.push_back({value, false});
   }
   return false;
+}
+
+void keep_marked(TapeLock& lock, Value* value, Region* region) {
+  if (value->saved || value->is_leaf()) return;
+  value->saved = true;
+  retain(value);
+  hold(lock, value);
+  region->marked.push_back(value);
 }
 
 // --- the raw-pointer barrier ------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <string>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "refrain/checkpoint.h"
@@ -27,10 +29,14 @@ struct Region {
   int32_t live_slots = 0;   ///< here and in nested regions
   bool active = true;       ///< its scope is still open
   bool preserve_rng_state = true;
+  std::shared_ptr<const PolicyFunction> policy;
+  int64_t judged = 0;                          ///< operators that `policy` was asked about
+  std::unordered_map<std::string, int64_t> counts;  ///< of `OpContext::count`; this and `judged`: recording thread only
   Region* parent = nullptr;  ///< owned
   Region* top = nullptr;     ///< outermost enclosing region or itself; not owned
   std::vector<Region*> children;  ///< not owned
   std::vector<Bound> bounds;
+  std::vector<Value*> marked;     ///< owned and held: kept by name, after the operators that read them may have run
   Slot* slots = nullptr;
   std::vector<Value*> values;  ///< produced here and alive; not owned
   bool filling = false;      ///< some thread is replaying for it
@@ -103,6 +109,8 @@ struct ThreadState {
     bool holds = false;       ///< counts in `after->holds`
   };
   Region* region = nullptr;   ///< innermost open region, owned by its scope
+  bool replaying = false;     ///< a replay pass runs on this thread
+  bool disabled = false;      ///< under a `NoCheckpointGuard`
   std::vector<Unsettled> unsettled;
   std::vector<Value*> unknown_slots;  ///< owned and held: packed while unknown, decided at the next operator
   ThreadState() = default;
@@ -134,6 +142,8 @@ void make_leaf(TapeLock& lock, Value* value);
 /// The storage of `value` now means something else. @param copy bytes saved beforehand for a leaf that ops still need.
 /// @returns the value that slots without a version bump move to (borrowed), or null if there are no slots.
 Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* after);
+/// Keeps `value`, whatever refers to it already, until `region` is done.
+void keep_marked(TapeLock& lock, Value* value, Region* region);
 /// Whether `region` must keep the bytes of `value` alive itself; otherwise notes it as a bound where that is needed.
 bool needs_hold(TapeLock& lock, Value* value, Region* region);
 
@@ -158,5 +168,8 @@ void close_region(Region* region);
 void slot_added(TapeLock& lock, Region* region);
 void slot_removed(TapeLock& lock, Region* region);
 void release_bound_holds(TapeLock& lock, Region* region);
+void release_marked(TapeLock& lock, Region* region);
+/// Lets go of what policies saved under `top`, which is closing, and no pending slot can need.
+void release_unneeded(TapeLock& lock, Region* top);
 
 }  // namespace refrain::tape

@@ -264,7 +264,7 @@ class VerifyAndBenchTest(CliTest):
     def test_verify(self):
         out = self.succeed("verify", *SMALL_GPT, "--json", "-")
         results = json.loads(out)["results"]
-        self.assertEqual([r["strategy"] for r in results], ["none", "per_block"])
+        self.assertEqual([r["strategy"] for r in results], ["none", "per_block", "selective"])
         for result in results:
             self.assertTrue(result["bit_equal"])
             self.assertEqual(result["largest_difference"], 0)

@@ -95,6 +95,12 @@ class Trial {
     return refrain::detail::call(std::forward<F>(fn), std::forward<Args>(args)...);
   }
 
+  template <typename F, typename... Args>
+  decltype(auto) region_with(const refrain::CheckpointOptions& options, F&& fn, Args&&... args) {
+    if (recorded_) return refrain::checkpoint(options, std::forward<F>(fn), std::forward<Args>(args)...);
+    return refrain::detail::call(std::forward<F>(fn), std::forward<Args>(args)...);
+  }
+
   /// The same numbers in every run; from a private generator, so that the default one is the program's alone.
   Tensor input(at::IntArrayRef sizes) { return torch::randn(sizes, input_generator_, torch::kFloat); }
   Tensor param(at::IntArrayRef sizes) { return track(input(sizes)); }

@@ -1,0 +1,111 @@
+#pragma once
+
+#include <torch/nn/modules/container/any.h>
+#include <torch/nn/modules/container/sequential.h>
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "refrain/checkpoint.h"
+
+namespace refrain {
+
+/// Layers [begin, end) run as one; `checkpoint`: in a region of their own.
+struct Segment {
+  int64_t begin = 0;
+  int64_t end = 0;
+  bool checkpoint = true;
+  bool operator==(const Segment&) const = default;
+};
+
+/// How to cut a row of layers into segments.
+class Segments {
+ public:
+  /// `segments` pieces of floor(layers / segments) layers, the last with the rest; the last is run plainly, as
+  /// torch.utils.checkpoint.checkpoint_sequential does: backward wants its activations first.
+  Segments(int64_t segments) : Segments(Kind::kEven, {segments}) {}  // NOLINT: `checkpoint_sequential(seq, 4, x)`
+  static Segments even(int64_t segments) { return {Kind::kEven, {segments}}; }
+  /// Pieces of these sizes, which must add up to the number of layers.
+  static Segments sizes(std::vector<int64_t> layers) { return {Kind::kSizes, std::move(layers)}; }
+  /// Pieces of `layers` layers, the last of what remains; all of them checkpointed. (Megatron: uniform.)
+  static Segments uniform(int64_t layers) { return Segments(Kind::kUniform, {layers}).checkpoint_last(true); }
+  /// Each of the first `layers` layers on its own, the others plainly. (Megatron: block.)
+  static Segments block(int64_t layers) { return Segments(Kind::kBlock, {layers}).checkpoint_last(true); }
+  /// Layers n-1, 2n-1, ... each on its own, the others plainly.
+  static Segments every_nth(int64_t n) { return Segments(Kind::kEveryNth, {n}).checkpoint_last(true); }
+
+  /// Whether the last piece is checkpointed as well.
+  Segments& checkpoint_last(bool value) {
+    checkpoint_last_ = value;
+    return *this;
+  }
+
+  /// The pieces of `layers` layers, in order, without gaps or empty ones.
+  /// @throws InvalidArgument on a count below 1 or above `layers`, or sizes that do not add up.
+  std::vector<Segment> split(int64_t layers) const;
+
+ private:
+  enum class Kind { kEven, kSizes, kUniform, kBlock, kEveryNth };
+  Segments(Kind kind, std::vector<int64_t> numbers) : kind_(kind), numbers_(std::move(numbers)) {}
+
+  Kind kind_;
+  std::vector<int64_t> numbers_;
+  bool checkpoint_last_ = false;
+};
+
+/// The number of segments with the least peak for a row of `layers` equal layers: the nearest to sqrt(layers), at least 1.
+///
+/// With s segments, forward keeps s boundaries and backward brings back one segment of n/s layers at a time, so the peak is
+/// s + n/s activations; its derivative 1 - n/s^2 is zero at s = sqrt(n), where the peak is 2 sqrt(n) instead of n.
+/// Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
+int64_t suggest_segments(int64_t layers);
+
+namespace detail {
+
+template <typename Layer>
+torch::Tensor run_layer(Layer& layer, torch::Tensor x) {
+  if constexpr (requires { layer.template forward<torch::Tensor>(std::move(x)); })
+    return layer.template forward<torch::Tensor>(std::move(x));  // AnyModule
+  else
+    return call(layer, std::move(x));
+}
+
+template <typename At>
+torch::Tensor run_segments(const Segments& segments, int64_t layers, torch::Tensor x, const CheckpointOptions& options,
+                           At&& layer_at) {
+  for (const auto& segment : segments.split(layers)) {
+    const auto run = [&](torch::Tensor input) {
+      for (int64_t i = segment.begin; i < segment.end; ++i) input = run_layer(layer_at(i), std::move(input));
+      return input;
+    };
+    x = segment.checkpoint ? checkpoint(options, run, x) : run(x);
+  }
+  return x;
+}
+
+}  // namespace detail
+
+/// Runs a `torch::nn::Sequential` of layers from tensor to tensor, each segment in a region of its own.
+/// @throws InvalidArgument as `Segments::split`.
+inline torch::Tensor checkpoint_sequential(torch::nn::Sequential seq, const Segments& segments, torch::Tensor input,
+                                           const CheckpointOptions& options = {}) {
+  std::vector<torch::nn::AnyModule> layers(seq->begin(), seq->end());
+  return detail::run_segments(segments, static_cast<int64_t>(layers.size()), std::move(input), options,
+                              [&](int64_t i) -> torch::nn::AnyModule& { return layers[static_cast<size_t>(i)]; });
+}
+
+/// The same for anything with `size()` and `operator[]` whose elements `checkpoint` can call with a tensor: vectors of
+/// functions, of module holders, of `std::shared_ptr` to modules, of `AnyModule`.
+template <typename Layers>
+  requires requires(Layers& layers) {
+    layers.size();
+    layers[0];
+  }
+torch::Tensor checkpoint_sequential(Layers&& layers, const Segments& segments, torch::Tensor input,
+                                    const CheckpointOptions& options = {}) {
+  return detail::run_segments(segments, static_cast<int64_t>(layers.size()), std::move(input), options,
+                              [&](int64_t i) -> auto& { return layers[static_cast<size_t>(i)]; });
+}
+
+}  // namespace refrain
