@@ -470,6 +470,7 @@ class Recording {
     }
     auto* after = new_value(lock, write.counter, write.storage);
     produce(after, OutRef{nullptr, -1, -1, write.ref});
+    after->saved |= before->saved;  // the bytes kept are now these: the same memory, and more of the work in them
     retain(after);
     overwritten(lock, before, {}, after);
     map_value(lock, after, impl, true);
