@@ -22,7 +22,7 @@ MUTATIONS = [
       (RECORDER, "  run_unrecorded(traits, keys, stack);\n}\n\n// --- record", "  run(traits, keys, stack);\n}\n\n// --- record")),
     m(1, "borrowed memory is not copied",
       (RECORDER, "if (storage.nbytes() == 0 || pointer.data_ptr().get_context()) return;", "return;")),
-    m(1, "a leaf's bytes are not held", (TAPE, "if (value->is_leaf()) return true;", "if (value->is_leaf()) return false;")),
+    m(1, "a leaf's bytes are not held", (TAPE, "if (value->is_leaf() || value->saved) return true;", "if (value->saved) return true;\n  if (value->is_leaf()) return false;")),
 
     m(2, "a replayed write takes bytes that a slot wants",
       (REPLAYER, "planned.ours && !planned.target", "planned.ours"),
@@ -152,8 +152,8 @@ MUTATIONS = [
     m(11, "a storage overwritten since serves the old value",
       (TAPE, "  if (value.stale) return {};\n", ""), tests=["inplace_test", "regions_test"]),
     m(11, "a map entry keeps a value for ever",
-      (REGION, "    if (std::exchange(value->map_owns, false)) lock.release(value);\n  }\n  release_bound_holds",
-       "  }\n  release_bound_holds"), tests=["lifetime_test", "regions_test"]),
+      (REGION, "    if (std::exchange(value->map_owns, false)) lock.release(value);\n  }\n  release_marked",
+       "  }\n  release_marked"), tests=["lifetime_test", "regions_test"]),
 
     m(12, "teardown recurses",
       (TAPE, "if (--value->refs == 0) dead_values_.push_back(value);", "if (--value->refs == 0) destroy(value);"),
@@ -169,7 +169,7 @@ MUTATIONS = [
       tests=["lifetime_test:Threads.*", "regions_test", "checkpoint_api_test"]),
 
     m(14, "gradients disabled records all the same",
-      (REGION, "  if (!c10::GradMode::is_enabled()) return;\n", ""), tests=["lifetime_test:Off.*"]),
+      (REGION, "if (!c10::GradMode::is_enabled() || ", "if ("), tests=["lifetime_test:Off.*"]),
     m(14, "inference mode is not refused",
       (REGION, "if (c10::InferenceMode::is_enabled())", "if (false)"), tests=["lifetime_test:Off.*"]),
     m(14, "forward-mode differentiation is not refused",
