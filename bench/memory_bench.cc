@@ -12,11 +12,12 @@
 #include <chrono>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "refrain/memory.h"
 #include "models/zoo.h"
+#include "refrain/memory.h"
 
 namespace {
 

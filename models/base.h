@@ -60,18 +60,18 @@ class TextModel : public ModelBase {
   }
 };
 
-/// `refrain::checkpoint(fn, args...)` if `on`, else `fn(args...)`.
-template <typename F, typename... Args>
-decltype(auto) checkpoint_if(bool on, F&& fn, Args&&... args) {
-  if (on) return refrain::checkpoint(std::forward<F>(fn), std::forward<Args>(args)...);
-  return refrain::detail::call(std::forward<F>(fn), std::forward<Args>(args)...);
-}
-
-/// The same with options, if there are any.
+/// `refrain::checkpoint(*options, fn, args...)` if there are options, else `fn(args...)`.
 template <typename F, typename... Args>
 decltype(auto) checkpoint_if(const std::optional<CheckpointOptions>& options, F&& fn, Args&&... args) {
   if (options) return refrain::checkpoint(*options, std::forward<F>(fn), std::forward<Args>(args)...);
   return refrain::detail::call(std::forward<F>(fn), std::forward<Args>(args)...);
+}
+
+/// The same with the default options if `on`.
+template <typename F, typename... Args>
+decltype(auto) checkpoint_if(bool on, F&& fn, Args&&... args) {
+  const auto options = on ? std::optional(CheckpointOptions()) : std::nullopt;
+  return checkpoint_if(options, std::forward<F>(fn), std::forward<Args>(args)...);
 }
 
 }  // namespace refrain::models

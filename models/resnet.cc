@@ -82,16 +82,14 @@ ResNetImpl::ResNetImpl(const std::array<int64_t, 4>& blocks, bool bottleneck, in
   register_module("head", head_);
 }
 
-torch::Tensor ResNetImpl::forward(torch::Tensor x, ResNetStrategy strategy) {
+torch::Tensor ResNetImpl::forward(torch::Tensor x, ResNetStrategy strategy, const CheckpointOptions& options) {
   auto run = [](nn::Sequential& layers, const torch::Tensor& y) { return layers->forward(y); };
-  Options everywhere;
-  if (strategy == ResNetStrategy::kPerBlock) everywhere = CheckpointOptions();
-  if (strategy == ResNetStrategy::kSelective) everywhere = CheckpointOptions().policy(save_compute_intensive());
+  const auto if_strategy = [&](ResNetStrategy wanted) { return strategy == wanted ? Options(options) : std::nullopt; };
+  const auto everywhere = if_strategy(ResNetStrategy::kPerBlock);
   x = checkpoint_if(everywhere, run, stem_, x);
   for (size_t s = 0; s < stages_.size(); ++s) {
-    const bool deep = strategy == ResNetStrategy::kAggressive && s >= 2;
-    x = checkpoint_if(strategy == ResNetStrategy::kPerStage, run_stage, stages_[s], x,
-                      deep ? Options(CheckpointOptions()) : everywhere);
+    const auto by_block = s >= 2 && !everywhere ? if_strategy(ResNetStrategy::kAggressive) : everywhere;
+    x = checkpoint_if(if_strategy(ResNetStrategy::kPerStage), run_stage, stages_[s], x, by_block);
   }
   return checkpoint_if(everywhere, run, head_, x);
 }
@@ -108,12 +106,13 @@ class ResNetModel final : public ModelBase {
   torch::nn::Module& module() override { return *net_; }
 
   torch::Tensor loss(const Batch& batch) override {
-    const auto strategy = strategy_is("per_stage")    ? ResNetStrategy::kPerStage
-                          : strategy_is("per_block")  ? ResNetStrategy::kPerBlock
-                          : strategy_is("selective")  ? ResNetStrategy::kSelective
+    const auto per_block = block_options();
+    const auto strategy = per_block                   ? ResNetStrategy::kPerBlock
+                          : strategy_is("per_stage")  ? ResNetStrategy::kPerStage
                           : strategy_is("aggressive") ? ResNetStrategy::kAggressive
                                                       : ResNetStrategy::kNone;
-    return torch::cross_entropy_loss(net_->forward(batch.input, strategy), batch.target);
+    const auto logits = net_->forward(batch.input, strategy, per_block.value_or(CheckpointOptions()));
+    return torch::cross_entropy_loss(logits, batch.target);
   }
 
   Batch synthetic_batch(uint64_t seed) override {

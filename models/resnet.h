@@ -3,6 +3,7 @@
 #include <array>
 
 #include "models/zoo.h"
+#include "refrain/checkpoint.h"
 
 namespace refrain::models {
 
@@ -11,7 +12,6 @@ enum class ResNetStrategy {
   kNone,
   kPerStage,    ///< each of the four stages
   kPerBlock,    ///< the stem, each residual block, and the head
-  kSelective,   ///< the same places; products and convolutions are kept
   kAggressive,  ///< each residual block of the last two stages only (the notebook's name for it)
 };
 
@@ -22,7 +22,9 @@ class ResNetImpl : public torch::nn::Module {
   /// @param blocks  residual blocks of each stage.
   /// @param bottleneck  three convolutions a block (as in ResNet-50), else two.
   ResNetImpl(const std::array<int64_t, 4>& blocks, bool bottleneck, int64_t classes);
-  torch::Tensor forward(torch::Tensor x, ResNetStrategy strategy = ResNetStrategy::kNone);
+  /// @param options  of every region.
+  torch::Tensor forward(torch::Tensor x, ResNetStrategy strategy = ResNetStrategy::kNone,
+                        const CheckpointOptions& options = {});
 
  private:
   torch::nn::Sequential stem_, head_;

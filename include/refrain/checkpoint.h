@@ -10,7 +10,8 @@ namespace refrain {
 class OpContext;
 enum class CheckpointPolicy : int;
 /// What to do with the results of one operator; see refrain/selective.h.
-using PolicyFunction = std::function<CheckpointPolicy(const OpContext&)>;
+/// Threads: called on the thread that runs the region, without any lock; operators it runs are not recorded.
+using Policy = std::function<CheckpointPolicy(const OpContext&)>;
 
 /// How one `checkpoint` call behaves. Setters chain: `CheckpointOptions().preserve_rng_state(false)`.
 class CheckpointOptions {
@@ -28,14 +29,14 @@ class CheckpointOptions {
 
   /// Which operators' results to keep rather than compute again: see refrain/selective.h. Default: none is kept.
   /// Holds for this region, not for regions opened inside it.
-  CheckpointOptions& policy(PolicyFunction value) {
-    policy_ = value ? std::make_shared<const PolicyFunction>(std::move(value)) : nullptr;
+  CheckpointOptions& policy(Policy value) {
+    policy_ = value ? std::make_shared<const Policy>(std::move(value)) : nullptr;
     return *this;
   }
-  const std::shared_ptr<const PolicyFunction>& policy() const { return policy_; }
+  const std::shared_ptr<const Policy>& policy() const { return policy_; }
 
  private:
-  std::shared_ptr<const PolicyFunction> policy_;
+  std::shared_ptr<const Policy> policy_;
   bool preserve_rng_state_ = true;
 };
 

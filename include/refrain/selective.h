@@ -16,7 +16,7 @@
 ///
 /// A kept result costs its bytes from forward until the last operator or saved tensor that reads it is done with it; a
 /// result that nothing in backward needs is not kept, whatever the policy says. Any number of backwards, double backward,
-/// operators in place (a kept result that is overwritten is computed again), autocast and random operators all work as
+/// operators in place (a kept result that is overwritten stays kept as what it became), autocast and random operators all work as
 /// without a policy.
 /// Source: torch.utils.checkpoint's selective mode; names and policies over them from JAX.
 namespace refrain {
@@ -59,9 +59,6 @@ class OpContext {
  private:
   Call* call_;
 };
-
-/// Threads: called on the thread that runs the region, without any lock; operators it runs are not recorded.
-using Policy = PolicyFunction;
 
 /// Saves the results of these operators: "namespace::name" (all overloads) or "namespace::name.overload".
 /// @throws InvalidArgument on a name that LibTorch does not know now, with the nearest ones: a name that never matches

@@ -2,6 +2,8 @@
 
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <optional>
+
 #include "refrain/selective.h"
 #include "tape/tape.h"
 
@@ -20,13 +22,26 @@ TensorInfo info(const at::Tensor& tensor) { return {tensor.sizes().vec(), tensor
 /// What an `OpContext` looks at: an operator on the tape, and its results or the tensor that got a name.
 class OpContext::Call {
  public:
-  Call(const tape::Op& op, std::vector<at::Tensor> results, std::string_view checkpoint_name)
-      : op_(op), results_(std::move(results)), checkpoint_name_(checkpoint_name) {}
+  Call(const tape::Op& op, at::ArrayRef<c10::IValue> results, std::string_view checkpoint_name)
+      : op_(op), results_(results), checkpoint_name_(checkpoint_name) {}
 
   const tape::OpTraits& traits() const { return *op_.traits; }
   tape::Region& region() const { return *op_.region; }
-  const std::vector<at::Tensor>& results() const { return results_; }
   std::string_view checkpoint_name() const { return checkpoint_name_; }
+
+  /// Most policies ask for names only, so nothing is gathered before it is wanted.
+  std::vector<at::Tensor> outputs() const {
+    std::vector<at::Tensor> list;
+    for (const auto& result : results_) {
+      if (result.isTensor()) {
+        if (result.toTensor().defined()) list.push_back(result.toTensor());
+      } else if (result.isTensorList()) {
+        for (const at::Tensor& tensor : result.toTensorVector())
+          if (tensor.defined()) list.push_back(tensor);
+      }
+    }
+    return list;
+  }
 
   std::vector<TensorInfo> inputs() const {
     std::vector<TensorInfo> list;
@@ -44,7 +59,7 @@ class OpContext::Call {
 
  private:
   const tape::Op& op_;
-  const std::vector<at::Tensor> results_;
+  const at::ArrayRef<c10::IValue> results_;
   const std::string_view checkpoint_name_;
 };
 
@@ -63,13 +78,13 @@ std::vector<TensorInfo> OpContext::inputs() const { return call_->inputs(); }
 
 std::vector<TensorInfo> OpContext::outputs() const {
   std::vector<TensorInfo> list;
-  for (const auto& tensor : call_->results()) list.push_back(info(tensor));
+  for (const auto& tensor : call_->outputs()) list.push_back(info(tensor));
   return list;
 }
 
 int64_t OpContext::output_bytes() const {
   int64_t sum = 0;
-  for (const auto& tensor : call_->results()) sum += static_cast<int64_t>(tensor.nbytes());
+  for (const auto& tensor : call_->outputs()) sum += static_cast<int64_t>(tensor.nbytes());
   return sum;
 }
 
@@ -113,34 +128,18 @@ class Pinned {
   Op* op_;
 };
 
-// What recorded operators of the open region made of the bytes of `x`, or null.
-Op* producer_of(TapeLock& lock, const at::Tensor& x, const Region* region) {
-  if (!region || !x.defined() || !has_plain_storage(x)) return nullptr;
-  settle(lock, ThreadState::get());
-  const auto* value = find_value(lock, x.storage().unsafeGetStorageImpl());
-  return value && !value->storage.expired() ? value->producer : nullptr;
-}
-
-void keep(const at::Tensor& x, Region* region) {
-  TapeLock lock;
+// The value that recorded operators made of the bytes of `x`, or null.
+Value* produced_value(TapeLock& lock, const at::Tensor& x) {
+  if (!x.defined() || !has_plain_storage(x)) return nullptr;
   settle(lock, ThreadState::get());
   auto* value = find_value(lock, x.storage().unsafeGetStorageImpl());
-  if (value && value->producer) keep_marked(lock, value, region);
+  return value && value->producer ? value : nullptr;
 }
 
 }  // namespace
 
 bool wants_saved(const Op& op, const torch::jit::Stack& stack) {
-  std::vector<at::Tensor> results;
-  for (size_t i = stack.size() - op.traits->num_returns; i < stack.size(); ++i) {
-    if (stack[i].isTensor()) {
-      if (stack[i].toTensor().defined()) results.push_back(stack[i].toTensor());
-    } else if (stack[i].isTensorList()) {
-      for (const at::Tensor& tensor : stack[i].toTensorVector())
-        if (tensor.defined()) results.push_back(tensor);
-    }
-  }
-  OpContext::Call call(op, std::move(results), "");
+  OpContext::Call call(op, torch::jit::last(stack, op.traits->num_returns), "");
   const bool saved = ask(call);
   ++op.region->judged;
   return saved;
@@ -157,26 +156,26 @@ at::Tensor checkpoint_name(const at::Tensor& x, std::string_view name) {
   tape::Op* op = nullptr;
   {
     tape::TapeLock lock;
-    op = tape::producer_of(lock, x, region);
-    if (!op) return x;
+    const auto* value = tape::produced_value(lock, x);
+    // what an outer region computed is under that region's policy
+    if (!value || value->producer->region != region) return x;
+    op = value->producer;
     pinned.emplace(op);
   }
-  OpContext::Call call(*op, {x}, name);
-  // an operator of an outer region keeps its own region's policy: the innermost open one is asked here
-  if (op->region == region && tape::ask(call)) tape::keep(x, region);
-  return x;
+  const c10::IValue result(x);
+  OpContext::Call call(*op, result, name);
+  return tape::ask(call) ? mark(x, CheckpointPolicy::kMustSave) : x;
 }
 
 at::Tensor mark(const at::Tensor& x, CheckpointPolicy policy) {
   auto* region = tape::ThreadState::get().region;
-  if (!region || !x.defined() || !tape::has_plain_storage(x)) return x;
-  if (tape::saves(policy)) {
-    tape::keep(x, region);
-  } else {
-    tape::TapeLock lock;
-    tape::settle(lock, tape::ThreadState::get());
-    auto* value = tape::find_value(lock, x.storage().unsafeGetStorageImpl());
-    if (value && value->producer) value->saved = false;
+  if (!region) return x;
+  tape::TapeLock lock;
+  if (auto* value = tape::produced_value(lock, x)) {
+    if (tape::saves(policy))
+      tape::keep_marked(lock, value, region);
+    else
+      value->saved = false;
   }
   return x;
 }

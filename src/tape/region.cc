@@ -2,8 +2,6 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/forward_grad.h>
 
-#include <algorithm>
-
 #include "refrain/error.h"
 #include "tape/install.h"
 #include "tape/slots.h"
@@ -57,6 +55,7 @@ Region* open_region(const CheckpointOptions& options) {
   region->refs = 1;
   region->parent = thread.region;
   region->top = region->parent ? region->parent->top : region;
+  region->top->selective |= region->policy != nullptr;
   TapeLock lock;
   settle(lock, thread);
   if (region->parent) {
@@ -76,7 +75,7 @@ void close_region(Region* region) {
   region->active = false;
   for (auto* value : region->values)
     if (value->map_owns && value->storage.expired()) unmap_value(lock, value);
-  if (region->top == region) release_unneeded(lock, region);
+  if (region->selective) release_unneeded(lock, region);
   close_if_done(lock, region);
   lock.release(region);
 }
@@ -104,7 +103,6 @@ void release_unneeded(TapeLock& lock, Region* top) {
   std::vector<Region*> regions{top};
   for (size_t i = 0; i < regions.size(); ++i)
     regions.insert(regions.end(), regions[i]->children.begin(), regions[i]->children.end());
-  if (std::none_of(regions.begin(), regions.end(), [](const Region* region) { return region->policy != nullptr; })) return;
 
   // What a replay for the pending slots would run, stopping at saved values: those are needed.
   const uint64_t number = ++lock.tape().plan_number;

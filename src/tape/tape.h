@@ -29,7 +29,8 @@ struct Region {
   int32_t live_slots = 0;   ///< here and in nested regions
   bool active = true;       ///< its scope is still open
   bool preserve_rng_state = true;
-  std::shared_ptr<const PolicyFunction> policy;
+  std::shared_ptr<const Policy> policy;
+  bool selective = false;   ///< on an outermost region: it or one inside has a policy
   int64_t judged = 0;                          ///< operators that `policy` was asked about
   std::unordered_map<std::string, int64_t> counts;  ///< of `OpContext::count`; this and `judged`: recording thread only
   Region* parent = nullptr;  ///< owned
