@@ -2,8 +2,11 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <type_traits>
 #include <utility>
+
+#include "refrain/detail/rerun.h"
 
 namespace refrain {
 
@@ -13,14 +16,43 @@ enum class CheckpointPolicy : int;
 /// Threads: called on the thread that runs the region, without any lock; operators it runs are not recorded.
 using Policy = std::function<CheckpointPolicy(const OpContext&)>;
 
+/// How backward gets back what forward did not keep.
+enum class CheckpointSource {
+  kReplay,  ///< the recorded operators run again, below autograd; the function does not
+  kRerun,   ///< the function is called again, as torch.utils.checkpoint does
+};
+
+/// What `kRerun` compares between the two calls of the function.
+enum class DeterminismCheck {
+  kDefault,  ///< number, sizes, dtypes and devices of the tensors that autograd saves
+  kStrict,   ///< that, and every operator below autograd with its tensor arguments: finds swapped operators of one shape
+  kNone,     ///< nothing but their number
+};
+
+/// Called to enter a scope; the object it returns is destroyed to leave it.
+using ContextScope = std::function<std::shared_ptr<void>()>;
+/// Called once for each `checkpoint` call; the scopes to enter in forward and when the function is called again.
+using ContextFunction = std::function<std::pair<ContextScope, ContextScope>()>;
+
 /// How one `checkpoint` call behaves. Setters chain: `CheckpointOptions().preserve_rng_state(false)`.
 class CheckpointOptions {
  public:
+  /// Default: `kReplay`. `kRerun` is for functions that compute with raw pointers where the tape cannot see it, and a
+  /// reference to compare with: the function, its captures and its arguments are copied and kept until backward (capture
+  /// by value: what a reference named may be gone), its side effects happen twice (BatchNorm statistics move twice), and
+  /// weights or inputs changed in between are an error. Reruns in one process wait for each other. A `checkpoint` called
+  /// inside without a policy is rerun too.
+  CheckpointOptions& source(CheckpointSource value) {
+    source_ = value;
+    return *this;
+  }
+  CheckpointSource source() const { return source_; }
+
   /// Whether a replayed random operator draws the numbers it drew in forward. Default: true.
   ///
   /// With `false` no generator state is read in forward (saves about 1 us and 5 KB per random operator on CPU) and a
   /// replayed random operator is refused with `CheckpointError` if backward needs one: a fresh draw would be a silently
-  /// wrong gradient. Use it for code known to be free of random operators.
+  /// wrong gradient. Use it for code known to be free of random operators. A rerun with `false` draws fresh numbers.
   CheckpointOptions& preserve_rng_state(bool value) {
     preserve_rng_state_ = value;
     return *this;
@@ -35,17 +67,84 @@ class CheckpointOptions {
   }
   const std::shared_ptr<const Policy>& policy() const { return policy_; }
 
+  /// `kRerun` only: how two calls are compared. Default: `kDefault`. Cost of `kStrict`: about 0.3 us per operator.
+  CheckpointOptions& determinism_check(DeterminismCheck value) {
+    determinism_check_ = value;
+    return *this;
+  }
+  DeterminismCheck determinism_check() const { return determinism_check_; }
+
+  /// `kRerun` only: stop the second call as soon as the last tensor that backward needs is there, by an exception that is
+  /// no `std::exception` and passes through the function. Default: true. `false` if the function catches everything, or
+  /// has side effects at its end that must happen again.
+  CheckpointOptions& early_stop(bool value) {
+    early_stop_ = value;
+    return *this;
+  }
+  bool early_stop() const { return early_stop_; }
+
+  /// `kRerun` only: note every operator of both calls, and show both lists where they differ. Default: false.
+  CheckpointOptions& debug(bool value) {
+    debug_ = value;
+    return *this;
+  }
+  bool debug() const { return debug_; }
+
+  /// `kRerun` only: scopes of your own around the function, one for forward and one for the second call. Default: none.
+  CheckpointOptions& context_fn(ContextFunction value) {
+    context_fn_ = std::move(value);
+    return *this;
+  }
+  const ContextFunction& context_fn() const { return context_fn_; }
+
  private:
   std::shared_ptr<const Policy> policy_;
+  ContextFunction context_fn_;
+  CheckpointSource source_ = CheckpointSource::kReplay;
+  DeterminismCheck determinism_check_ = DeterminismCheck::kDefault;
   bool preserve_rng_state_ = true;
+  bool early_stop_ = true;
+  bool debug_ = false;
 };
 
 /// Whether this thread is inside the forward of a `checkpoint` region. Cost: a few ns.
 bool is_checkpointing() noexcept;
 
 /// Whether this thread is computing again what a region did not keep. With the replay source only operators run then, none
-/// of your functions, so only custom operators, kernels and allocators can see `true`. Cost: a few ns.
+/// of your functions, so only custom operators, kernels and allocators can see `true`; with `kRerun` the function sees it.
+/// Cost: a few ns.
 bool is_recomputing() noexcept;
+
+/// Process-wide settings that go before those of `CheckpointOptions`; nullopt: the options decide. Return the old ones.
+/// Threads: any; for regions opened from now on.
+std::optional<bool> set_early_stop(std::optional<bool> value);
+std::optional<bool> set_debug(std::optional<bool> value);
+/// Process-wide: with `false`, `checkpoint` is a plain call on every thread. Returns the old setting. Default: true.
+bool set_checkpointing_enabled(bool value);
+
+/// While it lives, `early_stop` of regions opened on this thread, whatever options and process say. Nests.
+class EarlyStopGuard {
+ public:
+  explicit EarlyStopGuard(bool value);
+  ~EarlyStopGuard();
+  EarlyStopGuard(const EarlyStopGuard&) = delete;
+  EarlyStopGuard& operator=(const EarlyStopGuard&) = delete;
+
+ private:
+  std::optional<bool> before_;
+};
+
+/// The same for `debug`.
+class DebugGuard {
+ public:
+  explicit DebugGuard(bool value);
+  ~DebugGuard();
+  DebugGuard(const DebugGuard&) = delete;
+  DebugGuard& operator=(const DebugGuard&) = delete;
+
+ private:
+  std::optional<bool> before_;
+};
 
 /// While it lives, `checkpoint` is a plain call on this thread: nothing is recorded, everything is kept. To compare, to
 /// debug, or for an evaluation that needs gradients of little. Regions that are open already go on. Nests.
@@ -74,6 +173,9 @@ class RegionScope {
   void* region_ = nullptr;  ///< null with gradients disabled, or under a `NoCheckpointGuard`
 };
 
+/// Whether a `checkpoint` call on this thread now would call its function again in backward.
+bool reruns(const CheckpointOptions& options);
+
 /// `fn(args...)`; a member pointer on an object, pointer or module holder; a `std::shared_ptr` to something callable or
 /// with a `forward`.
 template <typename F, typename... Args>
@@ -92,6 +194,25 @@ decltype(auto) call(F&& fn, Args&&... args) {
         "Pass a callable, a module, a module holder, a shared_ptr to a module, or &Class::method followed by the object.");
     return fn.forward(std::forward<Args>(args)...);
   }
+}
+
+template <typename F, typename... Args>
+decltype(auto) checkpoint_rerun(const CheckpointOptions& options, F&& fn, Args&&... args) {
+  RerunScope scope(options);
+  if constexpr (kCanKeep<F> && (kCanKeep<Args> && ...)) {
+    auto kept = std::make_shared<std::tuple<Kept<Args>...>>(Kept<Args>(args)...);
+    visit_tensors_in(*kept, Overloaded{[&](at::Tensor& tensor) { scope.save_input(std::exchange(tensor, at::Tensor())); },
+                                       [&](at::Generator& generator) { scope.save_generator(generator); }});
+    scope.enter([kept_fn = Kept<F>(fn), kept](const NextInput& next_input) {
+      auto again_fn = kept_fn;
+      auto again = *kept;
+      visit_tensors_in(again, Overloaded{[&](at::Tensor& tensor) { tensor = next_input(); }, [](at::Generator&) {}});
+      std::apply([&](auto&... arg) { (void)call(again_fn.template as<F>(), arg.template as<Args>()...); }, again);
+    });
+  } else {
+    scope.refuse_uncopyable();
+  }
+  return call(std::forward<F>(fn), std::forward<Args>(args)...);
 }
 
 }  // namespace detail
@@ -115,13 +236,16 @@ decltype(auto) call(F&& fn, Args&&... args) {
 template <typename F, typename... Args>
   requires(!std::is_same_v<std::remove_cvref_t<F>, CheckpointOptions>)
 decltype(auto) checkpoint(F&& fn, Args&&... args) {
-  detail::RegionScope region{CheckpointOptions{}};
-  return detail::call(std::forward<F>(fn), std::forward<Args>(args)...);
+  return checkpoint(CheckpointOptions{}, std::forward<F>(fn), std::forward<Args>(args)...);
 }
 
 /// The same, with options first.
+/// @throws also `InvalidArgument` for `kRerun` with a policy, a `context_fn` without it, or something to keep for the second
+///         call that cannot be copied; in backward `CheckpointError` if the second call did something else.
 template <typename F, typename... Args>
 decltype(auto) checkpoint(const CheckpointOptions& options, F&& fn, Args&&... args) {
+  if (detail::reruns(options))
+    return detail::checkpoint_rerun(options, std::forward<F>(fn), std::forward<Args>(args)...);
   detail::RegionScope region{options};
   return detail::call(std::forward<F>(fn), std::forward<Args>(args)...);
 }

@@ -10,10 +10,11 @@ struct TapeStats {
   int64_t live_ops = 0;      ///< recorded operators still on the tape
   int64_t live_values = 0;   ///< versions of storages known to the tape
   int64_t live_slots = 0;    ///< tensors that autograd saved inside regions and has not released
-  int64_t live_regions = 0;  ///< checkpoint regions with something alive
+  int64_t live_regions = 0;  ///< checkpoint regions with something alive, rerun ones too
   int64_t recorded_ops = 0;  ///< counter: operators recorded
   int64_t replayed_ops = 0;  ///< counter: operators replayed
   int64_t refills = 0;       ///< counter: replay passes (one per region and backward in the usual case)
+  int64_t reruns = 0;        ///< counter: functions called again (`CheckpointSource::kRerun`)
   int64_t leaf_copies = 0;   ///< counter: leaves copied because they were overwritten while a recorded operator needs them
   int64_t leaf_copy_bytes = 0;       ///< bytes of such copies alive now
   int64_t recorded_ns = 0;   ///< counter: forward time of recorded kernels, only while `set_op_timing(true)`

@@ -4,25 +4,13 @@
 
 #include "refrain/error.h"
 #include "tape/install.h"
+#include "tape/observer.h"
 #include "tape/slots.h"
 
 namespace refrain::tape {
 namespace {
 
-void refuse_unsupported_modes() {
-  if (c10::InferenceMode::is_enabled())
-    throw InvalidArgument(
-        "[refrain::checkpoint] called in inference mode with gradients enabled; inference mode keeps no graph to "
-        "checkpoint. Use `torch::NoGradGuard`, or leave inference mode.");
-  if (torch::autograd::ForwardADLevel::try_get_by_idx(0))
-    throw InvalidArgument(
-        "[refrain::checkpoint] called under forward-mode AD; only reverse mode has saved tensors to save on. Call the "
-        "function directly.");
-  if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode))
-    throw InvalidArgument(
-        "[refrain::checkpoint] called under vmap or another functorch transform, which the tape cannot see through. Call "
-        "the function directly, or checkpoint outside the transform.");
-}
+std::atomic<bool> checkpointing_enabled{true};
 
 // Once no slot is left under the outermost region, what others hold becomes a leaf, so that the operators behind it can
 // go, and nothing lives on only because its storage does.
@@ -44,7 +32,37 @@ void close_if_done(TapeLock& lock, Region* region) {
 
 }  // namespace
 
+bool plain_call() {
+  return !c10::GradMode::is_enabled() || ThreadState::get().disabled ||
+         !checkpointing_enabled.load(std::memory_order_relaxed);
+}
+
+void refuse_unsupported_modes() {
+  if (c10::InferenceMode::is_enabled())
+    throw InvalidArgument(
+        "[refrain::checkpoint] called in inference mode with gradients enabled; inference mode keeps no graph to "
+        "checkpoint. Use `torch::NoGradGuard`, or leave inference mode.");
+  if (torch::autograd::ForwardADLevel::try_get_by_idx(0))
+    throw InvalidArgument(
+        "[refrain::checkpoint] called under forward-mode AD; only reverse mode has saved tensors to save on. Call the "
+        "function directly.");
+  if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode))
+    throw InvalidArgument(
+        "[refrain::checkpoint] called under vmap or another functorch transform, which the tape cannot see through. Call "
+        "the function directly, or checkpoint outside the transform.");
+}
+
+void leave_dispatch() {
+  const auto& thread = ThreadState::get();
+  if (!thread.region && !thread.trace && Tape::get().pending_slots.load(std::memory_order_relaxed) == 0)
+    c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
+}
+
 Region* open_region(const CheckpointOptions& options) {
+  if (options.context_fn())
+    throw InvalidArgument(
+        "[refrain::checkpoint] context_fn is for source(kRerun): with kReplay the function is called only once. Enter the "
+        "scope inside the function.");
   refuse_unsupported_modes();
   install();
   auto& thread = ThreadState::get();
@@ -64,6 +82,8 @@ Region* open_region(const CheckpointOptions& options) {
   }
   ++lock.tape().stats.live_regions;
   thread.region = region;
+  region->outer_saver = std::exchange(thread.saver, nullptr);
+  if (thread.observer) thread.observer->opened(region);
   return region;
 }
 
@@ -72,6 +92,7 @@ void close_region(Region* region) {
   TapeLock lock;
   settle(lock, thread);
   thread.region = region->parent;
+  thread.saver = region->outer_saver;
   region->active = false;
   for (auto* value : region->values)
     if (value->map_owns && value->storage.expired()) unmap_value(lock, value);
@@ -149,9 +170,14 @@ void release_marked(TapeLock& lock, Region* region) {
 
 namespace refrain {
 
-bool is_checkpointing() noexcept { return tape::ThreadState::get().region != nullptr; }
+bool is_checkpointing() noexcept {
+  const auto& thread = tape::ThreadState::get();
+  return thread.region || thread.open_reruns > 0;
+}
 
-bool is_recomputing() noexcept { return tape::ThreadState::get().replaying; }
+bool is_recomputing() noexcept { return tape::ThreadState::get().recomputing; }
+
+bool set_checkpointing_enabled(bool value) { return tape::checkpointing_enabled.exchange(value); }
 
 NoCheckpointGuard::NoCheckpointGuard() : before_(std::exchange(tape::ThreadState::get().disabled, true)) {}
 
@@ -162,7 +188,7 @@ NoCheckpointGuard::~NoCheckpointGuard() { tape::ThreadState::get().disabled = be
 namespace refrain::detail {
 
 RegionScope::RegionScope(const CheckpointOptions& options) {
-  if (!c10::GradMode::is_enabled() || tape::ThreadState::get().disabled) return;
+  if (tape::plain_call()) return;
   region_ = tape::open_region(options);
   c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
 }
@@ -170,8 +196,7 @@ RegionScope::RegionScope(const CheckpointOptions& options) {
 RegionScope::~RegionScope() {
   if (!region_) return;
   tape::close_region(static_cast<tape::Region*>(region_));
-  if (!tape::ThreadState::get().region && tape::Tape::get().pending_slots.load(std::memory_order_relaxed) == 0)
-    c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
+  tape::leave_dispatch();
 }
 
 }  // namespace refrain::detail

@@ -16,8 +16,8 @@ namespace {
 /// Marks the thread for `is_recomputing`.
 class ReplayingScope {
  public:
-  ReplayingScope() : before_(std::exchange(ThreadState::get().replaying, true)) {}
-  ~ReplayingScope() { ThreadState::get().replaying = before_; }
+  ReplayingScope() : before_(std::exchange(ThreadState::get().recomputing, true)) {}
+  ~ReplayingScope() { ThreadState::get().recomputing = before_; }
   ReplayingScope(const ReplayingScope&) = delete;
   ReplayingScope& operator=(const ReplayingScope&) = delete;
 

@@ -66,6 +66,13 @@ at::Tensor RngState::state() const {
   return state;
 }
 
+void RngState::set() const {
+  const auto bytes = state();
+  auto target = generator;
+  std::lock_guard guard(target.mutex());
+  target.set_state(bytes);
+}
+
 std::shared_ptr<const RngState> read_rng(const at::Generator& generator) {
   static thread_local std::weak_ptr<const RngState> last;
   auto state = state_of(generator);
@@ -88,9 +95,7 @@ bool has_moved(const RngState& before) {
 
 RngReplayScope::RngReplayScope(const RngState& recorded)
     : lock_(rng_mutex()), generator_(recorded.generator), present_(state_of(generator_)) {
-  const auto state = recorded.state();
-  std::lock_guard guard(generator_.mutex());
-  generator_.set_state(state);
+  recorded.set();
 }
 
 RngReplayScope::~RngReplayScope() {

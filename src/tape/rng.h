@@ -22,6 +22,8 @@ struct RngState {
   std::vector<Patch> patches;
 
   at::Tensor state() const;
+  /// Puts it in force. Needs `rng_mutex`.
+  void set() const;
 };
 
 /// One process mutex around {read the state, run the operator} and {set the state, replay, put it back}. Taken before the

@@ -12,10 +12,26 @@
 
 #include "refrain/checkpoint.h"
 #include "refrain/tape.h"
+#include "tape/op_trace.h"
 #include "tape/pool.h"
 #include "tape/value.h"
 
+namespace torch::autograd {
+struct SavedVariableHooks;
+}
+
 namespace refrain::tape {
+
+/// Gives autograd something to keep instead of a tensor, while it is this thread's innermost.
+class Saver {
+ public:
+  virtual std::unique_ptr<torch::autograd::SavedVariableHooks> hooks() = 0;
+
+ protected:
+  ~Saver() = default;
+};
+
+class Observer;
 
 /// One `checkpoint` call: what was saved in it, and whether somebody is refilling it.
 struct Region {
@@ -35,6 +51,7 @@ struct Region {
   std::unordered_map<std::string, int64_t> counts;  ///< of `OpContext::count`; this and `judged`: recording thread only
   Region* parent = nullptr;  ///< owned
   Region* top = nullptr;     ///< outermost enclosing region or itself; not owned
+  Saver* outer_saver = nullptr;  ///< this thread's when the region was opened
   std::vector<Region*> children;  ///< not owned
   std::vector<Bound> bounds;
   std::vector<Value*> marked;     ///< owned and held: kept by name, after the operators that read them may have run
@@ -110,7 +127,11 @@ struct ThreadState {
     bool holds = false;       ///< counts in `after->holds`
   };
   Region* region = nullptr;   ///< innermost open region, owned by its scope
-  bool replaying = false;     ///< a replay pass runs on this thread
+  Saver* saver = nullptr;     ///< goes before `region`: a rerun region's, in forward or when its function is called again
+  OpTrace* trace = nullptr;   ///< notes every operator
+  Observer* observer = nullptr;  ///< of the `saved_tensors` that runs
+  int open_reruns = 0;        ///< rerun regions in forward
+  bool recomputing = false;   ///< a replay pass runs on this thread, or a function is called again
   bool disabled = false;      ///< under a `NoCheckpointGuard`
   std::vector<Unsettled> unsettled;
   std::vector<Value*> unknown_slots;  ///< owned and held: packed while unknown, decided at the next operator
@@ -164,6 +185,12 @@ void settle(TapeLock& lock, ThreadState& thread);
 
 // --- regions ----------------------------------------------------------------------------------------------------------
 
+/// Whether `checkpoint` is a plain call on this thread now: gradients disabled, or switched off.
+bool plain_call();
+/// @throws InvalidArgument in modes that keep no graph to checkpoint.
+void refuse_unsupported_modes();
+/// Lets operators pass by the tape again if nothing on this thread needs it to look at them.
+void leave_dispatch();
 Region* open_region(const CheckpointOptions& options);
 void close_region(Region* region);
 void slot_added(TapeLock& lock, Region* region);

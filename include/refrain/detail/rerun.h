@@ -1,0 +1,123 @@
+#pragma once
+
+#include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <ranges>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+/// What `checkpoint` with the source `kRerun` needs in a header: copies of the function and its arguments.
+namespace refrain {
+
+class CheckpointOptions;
+
+namespace detail {
+
+template <typename T, typename Visit>
+concept HasVisitTensors = requires(T& x, const Visit& visit) { visit_tensors(x, visit); };
+
+/// Calls `visit` for the tensors and generators in `x`: one itself, an optional, pair, tuple, array, vector, map or other
+/// range of things that hold them, or a type of yours with a function `visit_tensors(x, visit)` beside it. Others hold none.
+template <typename T, typename Visit>
+void visit_tensors_in(T& x, const Visit& visit) {
+  if constexpr (std::is_const_v<T>) {
+    return;
+  } else if constexpr (std::is_same_v<T, at::Tensor> || std::is_same_v<T, at::Generator>) {
+    visit(x);
+  } else if constexpr (requires { x.visit_kept(visit); }) {
+    x.visit_kept(visit);
+  } else if constexpr (HasVisitTensors<T, Visit>) {
+    visit_tensors(x, visit);
+  } else if constexpr (requires { x.has_value(); *x; }) {
+    if (x.has_value()) visit_tensors_in(*x, visit);
+  } else if constexpr (requires { std::tuple_size<T>::value; }) {
+    std::apply([&](auto&... element) { (visit_tensors_in(element, visit), ...); }, x);
+  } else if constexpr (std::ranges::forward_range<T>) {
+    if constexpr (std::is_lvalue_reference_v<std::ranges::range_reference_t<T>>)
+      for (auto& element : x) visit_tensors_in(element, visit);
+  }
+}
+
+/// What `T` is kept as: modules and others that know their `std::shared_ptr` by that, arrays by pointer, the rest by copy.
+template <typename T>
+inline constexpr bool kKnowsItsOwner = std::is_lvalue_reference_v<T> && requires(T x) { x.weak_from_this(); };
+
+template <typename T>
+inline constexpr bool kCanKeep = kKnowsItsOwner<T> || std::is_copy_constructible_v<std::decay_t<T>>;
+
+/// An argument (forwarding type `T`) for a call to come.
+template <typename T>
+class Kept {
+ public:
+  using Value = std::decay_t<T>;
+  explicit Kept(const std::remove_reference_t<T>& value) : value_(value) {}
+  template <typename As>
+  decltype(auto) as() {
+    if constexpr (std::is_array_v<std::remove_reference_t<As>> || std::is_function_v<std::remove_reference_t<As>>)
+      return (value_);
+    else
+      return static_cast<As&&>(value_);
+  }
+  template <typename Visit>
+  void visit_kept(const Visit& visit) {
+    visit_tensors_in(value_, visit);
+  }
+
+ private:
+  Value value_;
+};
+
+template <typename T>
+  requires kKnowsItsOwner<T>
+class Kept<T> {
+ public:
+  using Object = std::remove_reference_t<T>;
+  /// Without an owner: a plain pointer, to an object that must outlive backward.
+  explicit Kept(Object& object) : object_(object.weak_from_this().lock(), &object) {}
+  template <typename As>
+  Object& as() {
+    return *object_;
+  }
+  template <typename Visit>
+  void visit_kept(const Visit&) {}
+
+ private:
+  std::shared_ptr<Object> object_;
+};
+
+template <typename... Fs>
+struct Overloaded : Fs... {
+  using Fs::operator()...;
+};
+
+using NextInput = std::function<at::Tensor()>;
+
+/// Opens a region whose function is called again in backward; closes it when destroyed. Lives on the stack of `checkpoint`.
+class RerunScope {
+ public:
+  explicit RerunScope(const CheckpointOptions& options);
+  ~RerunScope();
+  RerunScope(const RerunScope&) = delete;
+  RerunScope& operator=(const RerunScope&) = delete;
+
+  /// Keeps `tensor` (which may be undefined) as an enclosing region keeps what autograd saves.
+  void save_input(const at::Tensor& tensor);
+  /// A generator among the arguments: its state is put back for the second call, as the default ones' is.
+  void save_generator(const at::Generator& generator);
+  /// From now on autograd saves places instead of tensors.
+  /// @param again calls the function again; `NextInput` gives the inputs in the order they were saved.
+  void enter(std::function<void(const NextInput&)> again);
+  [[noreturn]] void refuse_uncopyable();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace detail
+}  // namespace refrain

@@ -1,0 +1,531 @@
+/// The second source: the function is called again in backward, as torch.utils.checkpoint does. In forward autograd is given
+/// places; the first place asked for in a backward calls the function again, which fills them all.
+
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <fmt/format.h>
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/saved_variable.h>
+
+#include <map>
+#include <mutex>
+
+#include "refrain/checkpoint.h"
+#include "refrain/error.h"
+#include "tape/install.h"
+#include "tape/surroundings.h"
+#include "tape/tape.h"
+
+namespace refrain::tape {
+namespace {
+
+/// Passes through the user's function once everything is there. Not a `std::exception`, so that fewer handlers stop it.
+struct EarlyStop {};
+
+/// Functions are called again one at a time in a process: they need not expect themselves on two threads, and the default
+/// generators are set back meanwhile. Taken before all other locks of ours.
+std::recursive_mutex& rerun_mutex() {
+  static auto* mutex = new std::recursive_mutex;
+  return *mutex;
+}
+
+/// Whether the version counter of a tensor has moved.
+class Version {
+ public:
+  Version() = default;
+  explicit Version(const at::Tensor& tensor) {
+    if (tensor.is_inference()) return;
+    counter_ = tensor.unsafeGetTensorImpl()->version_counter();
+    version_ = counter_.current_version();
+  }
+  bool moved() const { return counter_.enabled() && counter_.current_version() != version_; }
+  std::string text() const { return fmt::format("at version {}, expected version {}", counter_.current_version(), version_); }
+
+ private:
+  c10::VariableVersion counter_;
+  uint32_t version_ = 0;
+};
+
+using WeakStorage = c10::weak_intrusive_ptr<c10::StorageImpl>;
+WeakStorage no_storage() { return WeakStorage(c10::intrusive_ptr<c10::StorageImpl>()); }
+
+at::Tensor without_history(const at::Tensor& tensor) {
+  c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+  return tensor.variable_data();
+}
+
+std::string describe(const at::Tensor& tensor) {
+  return tape::describe(tensor.scalar_type(), tensor.sizes(), tensor.device());
+}
+
+/// A tensor argument, kept so that an enclosing region need not hold its bytes, and without a cycle if the function
+/// overwrites it.
+class SavedInput {
+ public:
+  explicit SavedInput(const at::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    if (tensor.is_inference()) {
+      plain_ = tensor;
+      return;
+    }
+    version_ = Version(tensor);
+    text_ = describe(tensor);
+    grad_fn_ = tensor.grad_fn();
+    const auto history = tensor.requires_grad() ? tensor : tensor.detach();
+    saved_ = torch::autograd::SavedVariable(history, grad_fn_ != nullptr);
+  }
+
+  at::Tensor get(size_t index) const {
+    if (version_.moved())
+      throw CheckpointError(fmt::format(
+          "[refrain::checkpoint] backward must call the function again, but its input tensor {} ({}) was changed since "
+          "forward: it is {}. Pass a clone, move the change after backward, or use source(kReplay).",
+          index, text_, version_.text()));
+    return plain_.defined() ? plain_ : saved_.unpack(grad_fn_);
+  }
+
+ private:
+  torch::autograd::SavedVariable saved_;
+  std::remove_cvref_t<decltype(std::declval<at::Tensor>().grad_fn())> grad_fn_;
+  at::Tensor plain_;
+  Version version_;
+  std::string text_;
+};
+
+class Place;
+
+/// One `checkpoint` call with source(kRerun). Owned by its scope and by the places that autograd holds.
+class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
+ public:
+  explicit Rerun(const CheckpointOptions& options, bool early_stop, bool debug)
+      : check_(options.determinism_check()), early_stop_(early_stop), debug_(debug) {
+    if (options.preserve_rng_state()) surroundings_.add_default_generators();
+    if (debug || check_ == DeterminismCheck::kStrict)
+      trace_ = std::make_unique<OpTrace>(debug, surroundings_.autocast());
+    TapeLock lock;
+    ++lock.tape().stats.live_regions;
+  }
+
+  ~Rerun() {
+    TapeLock lock;
+    --lock.tape().stats.live_regions;
+  }
+
+  Rerun(const Rerun&) = delete;
+  Rerun& operator=(const Rerun&) = delete;
+
+  std::unique_ptr<torch::autograd::SavedVariableHooks> hooks() override;
+
+  int32_t add(Place* place, const at::Tensor& tensor);
+  void remove(size_t index);
+  at::Tensor get(size_t index);
+
+  std::vector<SavedInput> inputs;
+  std::function<void(const detail::NextInput&)> again;
+  ContextScope forward_scope, rerun_scope;
+
+  Surroundings& surroundings() { return surroundings_; }
+  OpTrace* trace() { return trace_.get(); }
+
+ private:
+  friend class Refilling;
+
+  struct Expected {
+    Place* place = nullptr;  ///< null once autograd has let go of it
+    std::vector<int64_t> sizes;
+    at::ScalarType dtype;
+    at::Device device;
+    WeakStorage storage;  ///< null without a plain one
+    Version version;
+    std::string text() const { return tape::describe(dtype, sizes, device); }
+  };
+
+  /// What one backward got back and has not read; a tensor read once leaves its shape and a weak pointer.
+  struct Filled {
+    struct Entry {
+      at::Tensor tensor;
+      TensorMeta meta;
+      WeakStorage storage = no_storage();
+    };
+    std::vector<Entry> entries;
+  };
+
+  at::Tensor take(int32_t task, size_t index);
+  void fill(int32_t task, size_t asked);
+  void drop_after(int32_t task);
+  void drop(int32_t task);
+  std::string traces(const OpTrace* second) const;
+
+  Surroundings surroundings_;
+  DeterminismCheck check_;
+  bool early_stop_;
+  bool debug_;
+  std::unique_ptr<OpTrace> trace_;
+
+  std::mutex mutex_;  ///< guards what follows
+  std::vector<Expected> expected_;
+  std::map<int32_t, Filled> filled_;
+};
+
+/// What autograd keeps instead of a tensor.
+class Place final : public torch::autograd::SavedVariableHooks {
+ public:
+  explicit Place(std::shared_ptr<Rerun> rerun) : rerun_(std::move(rerun)) {}
+  ~Place() override {
+    if (index_ >= 0) rerun_->remove(static_cast<size_t>(index_));
+  }
+  void call_pack_hook(const at::Tensor& tensor) override { index_ = rerun_->add(this, tensor); }
+  at::Tensor call_unpack_hook() override { return rerun_->get(static_cast<size_t>(index_)); }
+
+ private:
+  std::shared_ptr<Rerun> rerun_;
+  int32_t index_ = -1;
+};
+
+/// The second call under way: collects what autograd wants to save.
+class Refilling final : public Saver {
+ public:
+  Refilling(Rerun& rerun, size_t last_needed, OpTrace* trace)
+      : rerun_(rerun), last_needed_(last_needed), trace_(trace) {
+    std::lock_guard lock(rerun_.mutex_);
+    wanted_.reserve(rerun_.expected_.size());
+    for (const auto& expected : rerun_.expected_) wanted_.push_back(expected.place != nullptr);
+    filled.entries.resize(wanted_.size());
+  }
+
+  std::unique_ptr<torch::autograd::SavedVariableHooks> hooks() override;
+
+  void collect(const at::Tensor& tensor) {
+    const size_t index = count_++;
+    if (stopped_) return;
+    if (index < wanted_.size()) {
+      compare(tensor, index);
+      if (wanted_[index]) filled.entries[index].tensor = tensor;
+    }
+    if (rerun_.early_stop_ && index == last_needed_) {
+      stopped_ = true;
+      throw EarlyStop();
+    }
+  }
+
+  /// After the function has returned or was stopped. @throws CheckpointError
+  void finish() {
+    if (failure_) std::rethrow_exception(failure_);
+    if (rerun_.check_ == DeterminismCheck::kStrict && trace_) {
+      if (const auto what = rerun_.trace_->difference(*trace_, stopped_); !what.empty()) throw_different(what);
+    }
+    if (!stopped_ && (count_ <= last_needed_ || (rerun_.check_ != DeterminismCheck::kNone && count_ != wanted_.size())))
+      throw_different(fmt::format("{} tensors were saved in forward, {} when called again", wanted_.size(), count_));
+  }
+
+  Rerun::Filled filled;
+
+ private:
+  void compare(const at::Tensor& tensor, size_t index) {
+    const Rerun::Expected* expected;
+    bool same_memory;
+    {
+      std::lock_guard lock(rerun_.mutex_);
+      expected = &rerun_.expected_[index];
+      same_memory = has_plain_storage(tensor) && expected->storage._unsafe_get_target() == tensor.storage().unsafeGetStorageImpl();
+    }
+    if (same_memory && expected->version.moved())
+      fail(fmt::format("[refrain::checkpoint] backward must call the function again, but a tensor that it read from outside in "
+                       "forward ({}) was changed since: it is {}. Move the change after backward, or read a clone.",
+                       expected->text(), expected->version.text()));
+    if (rerun_.check_ == DeterminismCheck::kNone || !wanted_[index]) return;
+    if (tensor.scalar_type() == expected->dtype && tensor.sizes() == expected->sizes && tensor.device() == expected->device)
+      return;
+    if (trace_) {
+      if (const auto what = rerun_.trace_->difference(*trace_, true); !what.empty()) fail(different(what));
+    }
+    fail(different(fmt::format("tensor {} of {} saved was {} in forward and {} when called again", index, wanted_.size(),
+                               expected->text(), describe(tensor))));
+  }
+
+  std::string different(const std::string& what) const {
+    return fmt::format(
+        "[refrain::checkpoint] the function did something else when backward called it again: {}. It must compute the same "
+        "both times from its arguments and captures; source(kReplay) never calls it again.{}",
+        what, rerun_.traces(trace_));
+  }
+
+  [[noreturn]] void throw_different(const std::string& what) const { throw CheckpointError(different(what)); }
+
+  // Kept as well as thrown, in case the function catches it.
+  [[noreturn]] void fail(const std::string& message) {
+    failure_ = std::make_exception_ptr(CheckpointError(message));
+    std::rethrow_exception(failure_);
+  }
+
+  Rerun& rerun_;
+  const size_t last_needed_;
+  OpTrace* const trace_;
+  std::vector<bool> wanted_;
+  size_t count_ = 0;
+  bool stopped_ = false;
+  std::exception_ptr failure_;
+};
+
+/// What the graph of the second call keeps: the tensor itself, for a backward inside the function.
+class Collected final : public torch::autograd::SavedVariableHooks {
+ public:
+  explicit Collected(Refilling& refilling) : refilling_(refilling) {}
+  void call_pack_hook(const at::Tensor& tensor) override {
+    tensor_ = without_history(tensor);
+    refilling_.collect(tensor_);
+  }
+  at::Tensor call_unpack_hook() override { return tensor_; }
+
+ private:
+  Refilling& refilling_;
+  at::Tensor tensor_;
+};
+
+std::unique_ptr<torch::autograd::SavedVariableHooks> Refilling::hooks() { return std::make_unique<Collected>(*this); }
+
+/// This thread as the function found it in forward: no region of the tape open, the given saver innermost.
+class ThreadScope {
+ public:
+  ThreadScope(Saver* saver, OpTrace* trace) {
+    auto& thread = ThreadState::get();
+    region_ = std::exchange(thread.region, nullptr);
+    saver_ = std::exchange(thread.saver, saver);
+    trace_ = std::exchange(thread.trace, trace);
+    open_reruns_ = std::exchange(thread.open_reruns, 0);
+    recomputing_ = std::exchange(thread.recomputing, true);
+  }
+  ~ThreadScope() {
+    auto& thread = ThreadState::get();
+    thread.region = region_;
+    thread.saver = saver_;
+    thread.trace = trace_;
+    thread.open_reruns = open_reruns_;
+    thread.recomputing = recomputing_;
+  }
+  ThreadScope(const ThreadScope&) = delete;
+  ThreadScope& operator=(const ThreadScope&) = delete;
+
+ private:
+  Region* region_;
+  Saver* saver_;
+  OpTrace* trace_;
+  int open_reruns_;
+  bool recomputing_;
+};
+
+// --- a rerun region -----------------------------------------------------------------------------------------------------
+
+std::unique_ptr<torch::autograd::SavedVariableHooks> Rerun::hooks() { return std::make_unique<Place>(shared_from_this()); }
+
+int32_t Rerun::add(Place* place, const at::Tensor& tensor) {
+  std::lock_guard lock(mutex_);
+  auto& expected = expected_.emplace_back(
+      Expected{place, tensor.sizes().vec(), tensor.scalar_type(), tensor.device(), no_storage(), Version(tensor)});
+  if (has_plain_storage(tensor)) expected.storage = tensor.storage().getWeakStorageImpl();
+  return static_cast<int32_t>(expected_.size() - 1);
+}
+
+void Rerun::remove(size_t index) {
+  std::vector<at::Tensor> dead;  // freed after the lock
+  std::lock_guard lock(mutex_);
+  expected_[index].place = nullptr;
+  for (auto& [task, filled] : filled_) dead.push_back(std::exchange(filled.entries[index], Filled::Entry()).tensor);
+}
+
+at::Tensor Rerun::get(size_t index) {
+  const int32_t task = torch::autograd::get_current_graph_task_id();
+  if (auto tensor = take(task, index); tensor.defined()) return tensor;
+  std::lock_guard one_at_a_time(rerun_mutex());
+  if (auto tensor = take(task, index); tensor.defined()) return tensor;
+  fill(task, index);
+  auto tensor = take(task, index);
+  if (task < 0) drop(task);
+  TORCH_INTERNAL_ASSERT(tensor.defined(), "[refrain] a second call left out saved tensor ", index);
+  return tensor;
+}
+
+at::Tensor Rerun::take(int32_t task, size_t index) {
+  std::lock_guard lock(mutex_);
+  const auto found = filled_.find(task);
+  if (found == filled_.end()) return {};
+  auto& entry = found->second.entries[index];
+  if (entry.tensor.defined()) {
+    if (has_plain_storage(entry.tensor)) {
+      entry.meta.assign(entry.tensor);
+      entry.storage = entry.tensor.storage().getWeakStorageImpl();
+    }
+    return std::move(entry.tensor);
+  }
+  if (auto storage = entry.storage.lock()) return entry.meta.build(c10::Storage(std::move(storage)));
+  return {};
+}
+
+void Rerun::fill(int32_t task, size_t asked) {
+  size_t last = asked;
+  {
+    std::lock_guard lock(mutex_);
+    for (size_t i = asked; i < expected_.size(); ++i)
+      if (expected_[i].place) last = i;
+  }
+  std::vector<at::Tensor> tensors;
+  tensors.reserve(inputs.size());
+  for (const auto& input : inputs) tensors.push_back(input.get(tensors.size()));
+
+  std::unique_ptr<OpTrace> trace;
+  if (trace_) trace = std::make_unique<OpTrace>(debug_, surroundings_.autocast());
+  Refilling refilling(*this, last, trace.get());
+  {
+    SurroundingsScope surroundings(surroundings_);
+    ThreadScope thread(&refilling, trace.get());
+    const bool look = trace || Tape::get().pending_slots.load(std::memory_order_relaxed) > 0;
+    if (look) c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+    const auto scope = rerun_scope ? rerun_scope() : nullptr;
+    size_t next = 0;
+    try {
+      again([&] { return std::move(tensors.at(next++)); });
+    } catch (const EarlyStop&) {  // NOLINT: it did what it is for
+    }
+  }
+  refilling.finish();
+  if (task >= 0) drop_after(task);
+  {
+    std::lock_guard lock(mutex_);
+    for (size_t i = 0; i < expected_.size(); ++i)
+      if (!expected_[i].place) refilling.filled.entries[i] = Filled::Entry();
+    filled_[task] = std::move(refilling.filled);
+  }
+  TapeLock tape;
+  ++tape.tape().stats.reruns;
+}
+
+// What this graph task gets back and does not read goes when it ends, or fails.
+void Rerun::drop_after(int32_t task) {
+  struct AtEnd {
+    std::shared_ptr<Rerun> rerun;
+    int32_t task;
+    AtEnd(std::shared_ptr<Rerun> r, int32_t t) : rerun(std::move(r)), task(t) {}
+    ~AtEnd() { rerun->drop(task); }
+    AtEnd(const AtEnd&) = delete;
+    AtEnd& operator=(const AtEnd&) = delete;
+  };
+  torch::autograd::Engine::get_default_engine().queue_callback(
+      [end = std::make_shared<AtEnd>(shared_from_this(), task)]() mutable { end.reset(); });
+}
+
+void Rerun::drop(int32_t task) {
+  Filled dead;  // freed after the lock
+  std::lock_guard lock(mutex_);
+  const auto found = filled_.find(task);
+  if (found == filled_.end()) return;
+  dead = std::move(found->second);
+  filled_.erase(found);
+}
+
+std::string Rerun::traces(const OpTrace* second) const {
+  if (!debug_ || !second) return " CheckpointOptions().debug(true) shows the operators of both calls.";
+  return fmt::format("\noperators in forward:\n{}operators when called again:\n{}", trace_->text(), second->text());
+}
+
+// --- settings -----------------------------------------------------------------------------------------------------------
+
+/// A setting that may be overruled for the process (-1: not), and before that for the thread.
+struct Override {
+  std::atomic<int> process{-1};
+
+  std::optional<bool> set(std::optional<bool> value) {
+    const int before = process.exchange(value ? int{*value} : -1);
+    return before < 0 ? std::nullopt : std::optional<bool>(before == 1);
+  }
+  bool decide(std::optional<bool> thread, bool option) const {
+    if (thread) return *thread;
+    const int all = process.load(std::memory_order_relaxed);
+    return all < 0 ? option : all == 1;
+  }
+};
+
+Override early_stop_override, debug_override;
+thread_local std::optional<bool> thread_early_stop, thread_debug;
+
+}  // namespace
+}  // namespace refrain::tape
+
+namespace refrain {
+
+std::optional<bool> set_early_stop(std::optional<bool> value) { return tape::early_stop_override.set(value); }
+std::optional<bool> set_debug(std::optional<bool> value) { return tape::debug_override.set(value); }
+
+EarlyStopGuard::EarlyStopGuard(bool value) : before_(std::exchange(tape::thread_early_stop, value)) {}
+EarlyStopGuard::~EarlyStopGuard() { tape::thread_early_stop = before_; }
+DebugGuard::DebugGuard(bool value) : before_(std::exchange(tape::thread_debug, value)) {}
+DebugGuard::~DebugGuard() { tape::thread_debug = before_; }
+
+}  // namespace refrain
+
+namespace refrain::detail {
+
+bool reruns(const CheckpointOptions& options) {
+  if (options.source() == CheckpointSource::kReplay && (options.policy() || !tape::ThreadState::get().saver)) return false;
+  return !tape::plain_call();
+}
+
+struct RerunScope::State {
+  std::shared_ptr<tape::Rerun> rerun;
+  bool entered = false;
+  tape::Saver* outer_saver = nullptr;
+  tape::OpTrace* outer_trace = nullptr;
+  std::shared_ptr<void> forward_scope;
+};
+
+RerunScope::RerunScope(const CheckpointOptions& options) : state_(std::make_unique<State>()) {
+  if (options.policy())
+    throw InvalidArgument(
+        "[refrain::checkpoint] a policy chooses among recorded operators, and source(kRerun) records none. Use "
+        "source(kReplay) with the policy, or leave the policy out.");
+  tape::refuse_unsupported_modes();
+  tape::install();
+  state_->rerun = std::make_shared<tape::Rerun>(
+      options, tape::early_stop_override.decide(tape::thread_early_stop, options.early_stop()),
+      tape::debug_override.decide(tape::thread_debug, options.debug()));
+  if (const auto& context_fn = options.context_fn())
+    std::tie(state_->rerun->forward_scope, state_->rerun->rerun_scope) = context_fn();
+}
+
+void RerunScope::save_input(const at::Tensor& tensor) { state_->rerun->inputs.emplace_back(tensor); }
+
+void RerunScope::save_generator(const at::Generator& generator) {
+  if (generator.defined()) state_->rerun->surroundings().add_generator(generator);
+}
+
+void RerunScope::enter(std::function<void(const NextInput&)> again) {
+  auto& rerun = *state_->rerun;
+  rerun.again = std::move(again);
+  if (rerun.forward_scope) state_->forward_scope = rerun.forward_scope();
+  auto& thread = tape::ThreadState::get();
+  state_->outer_saver = std::exchange(thread.saver, &rerun);
+  state_->outer_trace = thread.trace;
+  if (rerun.trace()) {
+    thread.trace = rerun.trace();
+    c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+  }
+  ++thread.open_reruns;
+  state_->entered = true;
+}
+
+void RerunScope::refuse_uncopyable() {
+  throw InvalidArgument(
+      "[refrain::checkpoint] source(kRerun) keeps copies of the function and its arguments for the second call, and one of "
+      "them cannot be copied. Pass it by std::shared_ptr, or use source(kReplay), which keeps none.");
+}
+
+RerunScope::~RerunScope() {
+  if (!state_->entered) return;
+  auto& thread = tape::ThreadState::get();
+  thread.saver = state_->outer_saver;
+  thread.trace = state_->outer_trace;
+  --thread.open_reruns;
+  tape::leave_dispatch();
+  state_->rerun->surroundings().drop_unmoved_generators();
+}
+
+}  // namespace refrain::detail
