@@ -44,6 +44,13 @@ struct BenchArgs {
   std::string json;
 };
 
+struct ExplainArgs {
+  ModelArgs model;
+  std::string strategy = "per_block";
+  bool all = false;  ///< a line for each tensor
+  std::string json;
+};
+
 struct TrainArgs {
   ModelArgs model;
   std::string data = "synthetic";
@@ -64,6 +71,7 @@ struct CompareArgs {
 int run_env(const EnvArgs& args);
 int run_verify(const VerifyArgs& args);
 int run_bench(const BenchArgs& args);
+int run_explain(const ExplainArgs& args);
 int run_train(const TrainArgs& args);
 int run_compare(const CompareArgs& args);
 

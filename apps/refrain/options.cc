@@ -79,6 +79,12 @@ Commands::Commands(CLI::App& app) {
       ->capture_default_str();
   bench_->add_option("--json", bench_args_.json, kJsonHelp);
 
+  explain_ = app.add_subcommand("explain", "Show what a forward leaves in memory for backward, tensor by tensor, and why");
+  add_model_options(*explain_, explain_args_.model, "model to explain");
+  explain_->add_option("--strategy", explain_args_.strategy, "what to checkpoint")->capture_default_str();
+  explain_->add_flag("--all", explain_args_.all, "a line for each tensor; default: like ones together");
+  explain_->add_option("--json", explain_args_.json, kJsonHelp);
+
   train_ = app.add_subcommand("train", "Train a model, under a memory limit if asked");
   add_model_options(*train_, train_args_.model, "model to train");
   train_->add_option("--data", train_args_.data, "text:FILE, cifar10:DIR, mnist:DIR or synthetic")
@@ -110,6 +116,7 @@ int Commands::dispatch() const {
   if (*env_) return run_env(env_args_);
   if (*verify_) return run_verify(verify_args_);
   if (*bench_) return run_bench(bench_args_);
+  if (*explain_) return run_explain(explain_args_);
   if (*train_) return run_train(train_args_);
   return run_compare(compare_args_);
 }

@@ -13,10 +13,11 @@ class Commands {
   int dispatch() const;
 
  private:
-  CLI::App *env_, *verify_, *bench_, *train_, *compare_;
+  CLI::App *env_, *verify_, *bench_, *explain_, *train_, *compare_;
   EnvArgs env_args_;
   VerifyArgs verify_args_;
   BenchArgs bench_args_;
+  ExplainArgs explain_args_;
   TrainArgs train_args_;
   CompareArgs compare_args_;
 };

@@ -3,7 +3,7 @@
 #include <torch/csrc/autograd/engine.h>
 
 #include "refrain/error.h"
-#include "tape/slots.h"
+#include "tape/observer.h"
 
 namespace refrain::tape {
 namespace {
@@ -12,9 +12,13 @@ namespace {
 class TapeEngine final : public torch::autograd::Engine {
  public:
   std::unique_ptr<torch::autograd::SavedVariableHooks> get_default_saved_variable_hooks() override {
-    auto* region = ThreadState::get().region;
-    if (!region) return nullptr;
-    return std::make_unique<Slot>(region);
+    auto& thread = ThreadState::get();
+    if (thread.saver) return thread.saver->hooks();
+    auto* region = thread.region;
+    if (region) return std::make_unique<Slot>(region);
+    if (thread.observer) return thread.observer->hooks();
+    if (Tape::get().discardable.load(std::memory_order_relaxed) > 0) return std::make_unique<Slot>(nullptr);
+    return nullptr;
   }
 };
 
@@ -46,7 +50,7 @@ TapeStats tape_stats() {
 void reset_tape_counters() {
   tape::TapeLock lock;
   auto& stats = lock.tape().stats;
-  stats.recorded_ops = stats.replayed_ops = stats.refills = stats.leaf_copies = 0;
+  stats.recorded_ops = stats.replayed_ops = stats.refills = stats.reruns = stats.leaf_copies = 0;
   stats.recorded_ns = stats.replayed_forward_ns = stats.replay_ns = 0;
 }
 

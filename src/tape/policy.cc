@@ -167,6 +167,12 @@ at::Tensor checkpoint_name(const at::Tensor& x, std::string_view name) {
   return tape::ask(call) ? mark(x, CheckpointPolicy::kMustSave) : x;
 }
 
+at::Tensor discard_output(const at::Tensor& y) {
+  tape::TapeLock lock;
+  if (auto* value = tape::produced_value(lock, y)) tape::let_discard(value);
+  return y;
+}
+
 at::Tensor mark(const at::Tensor& x, CheckpointPolicy policy) {
   auto* region = tape::ThreadState::get().region;
   if (!region) return x;

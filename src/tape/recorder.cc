@@ -5,6 +5,7 @@
 
 #include <chrono>
 
+#include "tape/observer.h"
 #include "tape/policy.h"
 #include "tape/storage_copy.h"
 #include "tape/tape.h"
@@ -173,6 +174,7 @@ void run_unrecorded(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit
 void watch(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   if (Tape::get().pending_slots.load(std::memory_order_relaxed) == 0) {
     auto& thread = ThreadState::get();
+    if (thread.trace) return run(traits, keys, stack);
     if (!thread.unsettled.empty() || !thread.unknown_slots.empty()) {
       TapeLock lock;
       settle(lock, thread);
@@ -529,10 +531,15 @@ void note_metadata_change(const OpTraits& traits, const torch::jit::Stack& stack
 void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const auto& traits = op_traits(op);
   auto& thread = ThreadState::get();
+  if (thread.trace) thread.trace->note(traits, *stack);
   if (traits.metadata_in_place) note_metadata_change(traits, *stack);
   if (!thread.region) return watch(traits, keys, stack);
   if (traits.view_only) return run(traits, keys, stack);
-  if (traits.effect || writes_unplain(traits, *stack)) return run_unrecorded(traits, keys, stack);
+  if (traits.effect || writes_unplain(traits, *stack)) {
+    run_unrecorded(traits, keys, stack);
+    if (thread.observer) thread.observer->ran_effect(traits, *stack);
+    return;
+  }
   Recording(traits, keys, stack, thread).run_and_record();
 }
 

@@ -17,7 +17,7 @@ std::atomic<bool> checkpointing_enabled{true};
 void close_if_done(TapeLock& lock, Region* region) {
   if (region->top->active || region->top->live_slots > 0) return;
   for (auto* value : region->values) {
-    if (value->holds > 0 && value->held && !value->stale && value->producer) {
+    if (value->holds > 0 && value->held && !value->stale && value->producer && !value->discard) {
       value->producer->outs[value->out].value = nullptr;
       lock.release(std::exchange(value->producer, nullptr));
       if (value->armed) disarm_alive(value);

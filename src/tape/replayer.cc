@@ -336,9 +336,14 @@ void keep_bounds_read(TapeLock& lock, Region* region, Slot* asked, int32_t task)
 }
 
 // Replays what `region`'s unread slots (or only `asked`, outside a graph task) and the bounds of its nested regions need.
-void fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t task) {
+// @param output  to bring back as well, or null: its storage is returned.
+c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t task, Value* output = nullptr) {
   Plan plan(lock);
   bool any = false;
+  if (output) {
+    plan.want(output);
+    any = true;
+  }
   for (auto* slot = region->slots; slot; slot = slot->in_region.next) {
     const bool unread = task >= 0 && slot->read_task != task;
     if (slot != asked && !unread) continue;
@@ -354,7 +359,11 @@ void fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t task) {
       any = true;
     }
   }
-  if (!any) return keep_bounds_read(lock, region, asked, task);
+  if (!any) {
+    keep_bounds_read(lock, region, asked, task);
+    return {};
+  }
+  c10::Storage brought;
   FillingScope filling(region);
   const auto start = std::chrono::steady_clock::now();
   std::exception_ptr failure;
@@ -372,6 +381,7 @@ void fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t task) {
       if (!planned.target) continue;
       auto* value = planned.value;
       install_bytes(lock, value, planned.bytes);
+      if (value == output) brought = planned.bytes;
       for (auto* slot = value->slots; slot; slot = slot->in_value.next)
         if (slot->region == region && (slot == asked || (task >= 0 && slot->read_task != task)))
           slot->filled = planned.bytes;
@@ -391,6 +401,7 @@ void fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t task) {
   plan.clear(lock);
   filling.finish(lock);
   if (failure) std::rethrow_exception(failure);
+  return brought;
 }
 
 bool bounds_resident(const Region* region) {
@@ -412,6 +423,40 @@ void fill_enclosing(TapeLock& lock, Region* region, int32_t task) {
   }
 }
 
+// The regions whose discarded outputs `region` reads, from the first in forward order on; each brings back what its own slots
+// need too, as backward comes to it next.
+void fill_discarded(TapeLock& lock, Region* region, int32_t task) {
+  struct Missing {
+    Region* reader;
+    size_t bound;
+    uint64_t seq;
+  };
+  std::vector<Region*> readers{region->top};
+  std::vector<Missing> missing;
+  for (size_t r = 0; r < readers.size(); ++r) {
+    auto* reader = readers[r];
+    for (size_t i = 0; i < reader->bounds.size(); ++i) {
+      auto* value = reader->bounds[i].value;
+      if (!value->discard || !value->producer || reader->bounds[i].holds || resident(*value)) continue;
+      missing.push_back({reader, i, value->producer->seq});
+      auto* source = value->region->top;
+      if (std::find(readers.begin(), readers.end(), source) == readers.end()) readers.push_back(source);
+    }
+  }
+  std::sort(missing.begin(), missing.end(), [](const auto& a, const auto& b) { return a.seq < b.seq; });
+  for (const auto& [reader, i, seq] : missing) {
+    auto* value = reader->bounds[i].value;
+    wait_until_idle(lock, value->region);
+    auto bytes = resident(*value);
+    if (!bytes && value->producer) {
+      fill_enclosing(lock, value->region, task);
+      bytes = fill_region(lock, value->region, nullptr, task, value);
+    }
+    if (!std::exchange(reader->bounds[i].holds, true)) hold(lock, value);
+    lock.discard(std::move(bytes));
+  }
+}
+
 }  // namespace
 
 void refill(TapeLock& lock, Slot& slot) {
@@ -423,6 +468,8 @@ void refill(TapeLock& lock, Slot& slot) {
   };
   for (;;) {
     wait_until_idle(lock, region);
+    if (back()) return;
+    fill_discarded(lock, region, task);
     if (back()) return;
     fill_enclosing(lock, region, task);
     if (back()) return;

@@ -518,6 +518,13 @@ void RerunScope::refuse_uncopyable() {
       "them cannot be copied. Pass it by std::shared_ptr, or use source(kReplay), which keeps none.");
 }
 
+void refuse_base_class() {
+  throw InvalidArgument(
+      "[refrain::checkpoint] source(kRerun) keeps copies of the function and its arguments for the second call, and one of "
+      "them is an object of a derived class behind a reference to its base class, of which a copy would be another object. "
+      "Pass it by std::shared_ptr, or use source(kReplay), which keeps none.");
+}
+
 RerunScope::~RerunScope() {
   if (!state_->entered) return;
   auto& thread = tape::ThreadState::get();

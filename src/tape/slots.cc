@@ -5,9 +5,22 @@
 #include <torch/csrc/autograd/graph_task.h>
 
 #include "refrain/error.h"
+#include "tape/observer.h"
 #include "tape/replayer.h"
 
 namespace refrain::tape {
+namespace {
+
+// Stays alive until the slot joins it: `tensor` holds its value.
+Region* region_of_discarded(const at::Tensor& tensor, ThreadState& thread) {
+  if (!has_plain_storage(tensor)) return nullptr;
+  TapeLock lock;
+  settle_writes(lock, thread);
+  const auto* value = find_value(lock, tensor.storage().unsafeGetStorageImpl());
+  return value && value->discard && value->producer ? value->region : nullptr;
+}
+
+}  // namespace
 
 Slot::Slot(Region* r) : region(r) {}
 
@@ -51,18 +64,21 @@ void Slot::detach(TapeLock& lock) {
 }
 
 void Slot::call_pack_hook(const at::Tensor& tensor) {
+  if (auto* observer = ThreadState::get().observer) observer->packed(this, tensor);
   if (!tensor.is_inference()) {
     counter = tensor.unsafeGetTensorImpl()->version_counter();
     version = counter.current_version();
   }
-  if (!has_plain_storage(tensor)) {
+  auto& thread = ThreadState::get();
+  if (!region) region = region_of_discarded(tensor, thread);
+  if (!region || !has_plain_storage(tensor)) {
     c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
     kept_ = tensor.variable_data();
+    if (!region) return;
     TapeLock lock;
     return join(lock);
   }
   meta_.assign(tensor);
-  auto& thread = ThreadState::get();
   TapeLock lock;
   join(lock);
   settle_writes(lock, thread);

@@ -9,7 +9,8 @@ namespace refrain::tape {
 /// What autograd keeps instead of a tensor: a value, the view of it, and the version it was packed at.
 class Slot final : public torch::autograd::SavedVariableHooks {
  public:
-  /// @param region the innermost open one of this thread; the slot joins it when it packs.
+  /// @param region the innermost open one of this thread; the slot joins it when it packs. Null outside regions: it joins that
+  ///        of a discarded output, and keeps any other tensor as it is.
   explicit Slot(Region* region);
   ~Slot() override;
   void call_pack_hook(const at::Tensor& tensor) override;
@@ -29,6 +30,8 @@ class Slot final : public torch::autograd::SavedVariableHooks {
   bool version_bumped() const { return counter.enabled() && counter.current_version() != version; }
   void attach(TapeLock& lock, Value* to, bool holding);
   void detach(TapeLock& lock);
+  const TensorMeta& meta() const { return meta_; }  ///< if `value` is set
+  const at::Tensor& kept() const { return kept_; }  ///< else
 
  private:
   void join(TapeLock& lock);

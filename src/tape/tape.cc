@@ -87,6 +87,7 @@ void TapeLock::drain() {
 void TapeLock::destroy(Value* value) {
   unmap_value(*this, value);
   if (value->armed) disarm_alive(value);
+  if (value->discard) tape().discardable.fetch_sub(1, std::memory_order_relaxed);
   if (value->private_copy) tape().stats.leaf_copy_bytes -= static_cast<int64_t>(value->nbytes);
   discard(std::move(value->held));
   if (value->producer) {
@@ -242,10 +243,26 @@ Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* af
   return moved_to;
 }
 
-bool needs_hold(TapeLock& lock, Value* value, Region* region) {
+namespace {
+
+void add_bound(Region* region, Value* value) {
+  const auto& bounds = region->bounds;
+  const auto recent = bounds.end() - std::min<ptrdiff_t>(16, static_cast<ptrdiff_t>(bounds.size()));
+  if (std::any_of(recent, bounds.end(), [&](const auto& bound) { return bound.value == value; })) return;
+  retain(value);
+  region->bounds.push_back({value, false});
+}
+
+}  // namespace
+
+bool needs_hold(TapeLock&, Value* value, Region* region) {
   if (value->is_leaf() || value->saved) return true;
   if (value->unknown || !region) return false;
   if (value->region->top != region->top) {
+    if (value->discard) {
+      add_bound(region->top, value);
+      return false;
+    }
     const auto* producer = value->producer;
     const bool cast_of_leaf = producer->traits->cast && producer->refs_in.size() == 1 &&
                               producer->refs_in[0].value && producer->refs_in[0].value->is_leaf();
@@ -256,13 +273,14 @@ bool needs_hold(TapeLock& lock, Value* value, Region* region) {
     auto* up = value->region;
     while (up && up != at) up = up->parent;
     if (up) break;
-    const auto& bounds = at->bounds;
-    const auto recent = bounds.end() - std::min<ptrdiff_t>(16, static_cast<ptrdiff_t>(bounds.size()));
-    if (std::any_of(recent, bounds.end(), [&](const auto& bound) { return bound.value == value; })) continue;
-    retain(value);
-    at->bounds.push_back({value, false});
+    add_bound(at, value);
   }
   return false;
+}
+
+void let_discard(Value* value) {
+  if (std::exchange(value->discard, true)) return;
+  Tape::get().discardable.fetch_add(1, std::memory_order_relaxed);
 }
 
 void keep_marked(TapeLock& lock, Value* value, Region* region) {

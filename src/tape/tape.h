@@ -35,7 +35,8 @@ class Observer;
 
 /// One `checkpoint` call: what was saved in it, and whether somebody is refilling it.
 struct Region {
-  /// A value this region reads from an enclosing or sibling region; held from the parent's refill until ours.
+  /// A value this region reads from an enclosing or sibling region, or a discarded one of another; held from the refill of
+  /// that region until ours.
   struct Bound {
     Value* value = nullptr;  ///< owned
     bool holds = false;
@@ -80,6 +81,7 @@ struct Tape {
   LeafWritePolicy leaf_write_policy = LeafWritePolicy::kCopy;
   int64_t max_leaf_copy_bytes = int64_t{64} << 20;
   std::atomic<int64_t> pending_slots{0};  ///< read without the lock to switch the watch off
+  std::atomic<int64_t> discardable{0};    ///< live values with `discard`, read likewise
   std::atomic<bool> timing{false};
 };
 
@@ -164,6 +166,8 @@ void make_leaf(TapeLock& lock, Value* value);
 /// The storage of `value` now means something else. @param copy bytes saved beforehand for a leaf that ops still need.
 /// @returns the value that slots without a version bump move to (borrowed), or null if there are no slots.
 Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* after);
+/// From now on nothing outside its region holds `value`; whoever needs it refills that region.
+void let_discard(Value* value);
 /// Keeps `value`, whatever refers to it already, until `region` is done.
 void keep_marked(TapeLock& lock, Value* value, Region* region);
 /// Whether `region` must keep the bytes of `value` alive itself; otherwise notes it as a bound where that is needed.

@@ -65,6 +65,7 @@ struct Value {
   bool lost = false;          ///< a leaf whose bytes were overwritten without a copy
   bool private_copy = false;  ///< `held` is the tape's own copy, so version counters say nothing about it
   bool saved = false;         ///< a policy keeps it: its bytes are held while anything refers to it, as a leaf's
+  bool discard = false;       ///< other regions and autograd outside of regions recompute it rather than hold it
   bool armed = false;         ///< a raw-pointer barrier is set on the storage
   Op* producer = nullptr;     ///< owned
   Region* region = nullptr;   ///< owned; null for leaves from outside

@@ -52,7 +52,7 @@ class CliTest(unittest.TestCase):
 
 class HelpTest(CliTest):
     def test_help_everywhere_with_exit_codes(self):
-        for command in ([], ["env"], ["verify"], ["bench"], ["train"], ["compare"]):
+        for command in ([], ["env"], ["verify"], ["bench"], ["explain"], ["train"], ["compare"]):
             self.assertIn("Exit codes:", self.succeed(*command, "--help"))
 
     def test_version(self):
@@ -76,6 +76,12 @@ class BadInputTest(CliTest):
 
     def test_models_strategies_sizes(self):
         self.refuse("verify", "gpd", says=("model 'gpd'", "expected one of gpt,"))
+        self.refuse("explain", "gpd", says=("model 'gpd'", "expected one of gpt,"))
+        self.refuse("explain", "gpt", "--strategy", "per_blok", says=("strategy 'per_blok'", "per_block, none"))
+        self.refuse("explain", "mlp", "--vocab", 9, says=("vocab 9", "no such size"))
+        self.refuse("explain", "gpt", "--iters", 3, says="unknown option '--iters'")
+        self.refuse("explain", says="MODEL is required")
+        self.refuse("explain", *SMALL_GPT, "--json", "/no/such/folder/x", says="--json")
         self.refuse("verify", "gpt", "--strategy", "per_blok", says=("strategy 'per_blok'", "per_block, none"))
         self.refuse("bench", "gpt", "--strategies", "none,zzz", says="strategy 'zzz'")
         self.refuse("train", "gpt", "--steps", 1, "--strategy", "", says="strategy ''")
@@ -290,6 +296,35 @@ class VerifyAndBenchTest(CliTest):
         self.assertEqual((plain["added_ms_median"], plain["replayed_ops"]), (0, 0))
         self.assertLess(other["after_forward_bytes"], plain["after_forward_bytes"])
         self.assertGreater(other["replayed_kernel_ms"], 0)
+
+    def test_explain(self):
+        out = self.succeed("explain", *SMALL_GPT, "--strategy", "selective")
+        self.assertRegex(out, r"kept by policy +aten::\w+ .* yes\n")
+        self.assertRegex(out, r"recomputed: \d+ operators? .* no\n")
+        self.assertRegex(out, r"\n[^\n]+ kept for backward alone, .* to recompute\. Regions: 2\.")
+        every = self.succeed("explain", *SMALL_GPT, "--all")
+        self.assertGreater(len(every.splitlines()), len(out.splitlines()))
+
+    def test_explain_json(self):
+        def explain(strategy):
+            return json.loads(self.succeed("explain", *SMALL_GPT, "--strategy", strategy, "--json", "-"))
+
+        plain, replayed, selective = map(explain, ("none", "per_block", "selective"))
+        fields = {"model", "config", "machine", "strategy", "kept_bytes", "alive_anyway_bytes", "recomputed_bytes",
+                  "regions", "insights", "tensors"}
+        row = {"op", "sizes", "dtype", "bytes", "region", "kept", "alive_anyway", "shared", "why"}
+        for report in (plain, replayed, selective):
+            self.assertEqual(set(report), fields)
+            for tensor in report["tensors"]:
+                self.assertEqual(set(tensor), row)
+            for total, holds in (("kept_bytes", lambda t: t["kept"] and not t["alive_anyway"]),
+                                 ("alive_anyway_bytes", lambda t: t["alive_anyway"]),
+                                 ("recomputed_bytes", lambda t: not t["kept"] and not t["alive_anyway"])):
+                self.assertEqual(report[total], sum(t["bytes"] for t in report["tensors"] if holds(t) and not t["shared"]))
+        self.assertEqual((plain["regions"], plain["recomputed_bytes"]), (0, 0))
+        self.assertEqual((replayed["regions"], replayed["insights"]), (2, []))
+        self.assertLess(replayed["kept_bytes"], selective["kept_bytes"])
+        self.assertLess(selective["kept_bytes"], plain["kept_bytes"])
 
     def test_env(self):
         report = json.loads(self.succeed("env", "--json", "-"))

@@ -82,17 +82,19 @@ inline void poison_heap(int64_t bytes = 4096) {
 /// One execution of a program.
 class Trial {
  public:
-  explicit Trial(bool recorded) : recorded_(recorded), own_(at::make_generator<at::CPUGeneratorImpl>(11)) {
+  explicit Trial(bool recorded, refrain::CheckpointOptions options = {})
+      : recorded_(recorded), options_(std::move(options)), own_(at::make_generator<at::CPUGeneratorImpl>(11)) {
     own_.set_current_seed(11);
   }
 
   bool recorded() const { return recorded_; }
+  /// Of `region`; to add to for `region_with`.
+  const refrain::CheckpointOptions& options() const { return options_; }
 
   /// `fn(args...)`, in a region if this is the recorded run.
   template <typename F, typename... Args>
   decltype(auto) region(F&& fn, Args&&... args) {
-    if (recorded_) return refrain::checkpoint(std::forward<F>(fn), std::forward<Args>(args)...);
-    return refrain::detail::call(std::forward<F>(fn), std::forward<Args>(args)...);
+    return region_with(options_, std::forward<F>(fn), std::forward<Args>(args)...);
   }
 
   template <typename F, typename... Args>
@@ -127,6 +129,7 @@ class Trial {
 
  private:
   bool recorded_;
+  refrain::CheckpointOptions options_;
   at::Generator own_;
   at::Generator input_generator_ = at::make_generator<at::CPUGeneratorImpl>(5);
   Tensors params_;
@@ -136,9 +139,10 @@ class Trial {
 /// Returns the loss for `execute` to call backward on, or an undefined tensor if it did all it wanted.
 using Program = std::function<Tensor(Trial&)>;
 
-inline std::vector<std::pair<std::string, std::string>> execute(const Program& program, bool recorded) {
+inline std::vector<std::pair<std::string, std::string>> execute(const Program& program, bool recorded,
+                                                                const refrain::CheckpointOptions& options = {}) {
   torch::manual_seed(7);
-  Trial run(recorded);
+  Trial run(recorded, options);
   Tensor loss = program(run);
   if (loss.defined()) {
     run.note("loss", loss);
@@ -151,28 +155,32 @@ inline std::vector<std::pair<std::string, std::string>> execute(const Program& p
 
 /// What the recorded run added to the counters.
 struct Counts {
-  int64_t recorded, replayed, refills, leaf_copies;
+  int64_t recorded, replayed, refills, leaf_copies, reruns;
 };
 
 /// Runs `expected` plain and `program` recorded; compares all that they leave behind and that the tape is empty again.
-inline Counts expect_same_as(const Program& expected, const Program& program) {
+inline Counts expect_same_as(const Program& expected, const Program& program,
+                             const refrain::CheckpointOptions& options = {}) {
   const auto want = execute(expected, false);
   const Live before = live();
   const refrain::TapeStats start = refrain::tape_stats();
-  const auto got = execute(program, true);
+  const auto got = execute(program, true, options);
   const refrain::TapeStats end = refrain::tape_stats();
   EXPECT_EQ(live(), before) << "the tape still holds something after the program";
-  EXPECT_GT(end.recorded_ops, start.recorded_ops) << "nothing was recorded: this test tests nothing";
+  EXPECT_GT(end.recorded_ops + end.reruns, start.recorded_ops + start.reruns)
+      << "nothing was recorded or run again: this test tests nothing";
   EXPECT_EQ(want.size(), got.size());
   for (size_t i = 0; i < std::min(want.size(), got.size()); ++i) {
     EXPECT_EQ(want[i].first, got[i].first);
     EXPECT_TRUE(want[i].second == got[i].second) << "`" << want[i].first << "` differs from the plain run";
   }
   return {end.recorded_ops - start.recorded_ops, end.replayed_ops - start.replayed_ops, end.refills - start.refills,
-          end.leaf_copies - start.leaf_copies};
+          end.leaf_copies - start.leaf_copies, end.reruns - start.reruns};
 }
 
-inline Counts expect_same(const Program& program) { return expect_same_as(program, program); }
+inline Counts expect_same(const Program& program, const refrain::CheckpointOptions& options = {}) {
+  return expect_same_as(program, program, options);
+}
 
 /// Plain autograd refuses `program` (checked) because a value computed inside was overwritten; the tape must give the
 /// gradient of `twin`, which says the same without writing in place.

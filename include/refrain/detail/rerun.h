@@ -2,13 +2,19 @@
 
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
+#include <c10/util/OptionalArrayRef.h>
+#include <c10/util/SmallVector.h>
 
 #include <functional>
 #include <memory>
 #include <optional>
 #include <ranges>
+#include <span>
+#include <string>
+#include <string_view>
 #include <tuple>
 #include <type_traits>
+#include <typeinfo>
 #include <utility>
 
 /// What `checkpoint` with the source `kRerun` needs in a header: copies of the function and its arguments.
@@ -38,24 +44,70 @@ void visit_tensors_in(T& x, const Visit& visit) {
   } else if constexpr (requires { std::tuple_size<T>::value; }) {
     std::apply([&](auto&... element) { (visit_tensors_in(element, visit), ...); }, x);
   } else if constexpr (std::ranges::forward_range<T>) {
-    if constexpr (std::is_lvalue_reference_v<std::ranges::range_reference_t<T>>)
+    if constexpr (std::is_lvalue_reference_v<std::ranges::range_reference_t<T>> &&
+                  !std::is_same_v<std::ranges::range_value_t<T>, T>)
       for (auto& element : x) visit_tensors_in(element, visit);
   }
 }
+
+/// Whether a copy of `T` compiles. A vector of things that cannot be copied says that it can.
+template <typename T>
+consteval bool can_copy() {
+  if constexpr (!std::is_copy_constructible_v<T>) {
+    return false;
+  } else if constexpr (requires { std::tuple_size<T>::value; }) {
+    return []<size_t... I>(std::index_sequence<I...>) {
+      return (can_copy<std::tuple_element_t<I, T>>() && ...);
+    }(std::make_index_sequence<std::tuple_size_v<T>>());
+  } else if constexpr (requires(T& x) { x.has_value(); *x; }) {
+    return can_copy<std::remove_cvref_t<decltype(*std::declval<T&>())>>();
+  } else if constexpr (std::ranges::range<T>) {
+    if constexpr (!std::is_same_v<std::ranges::range_value_t<T>, T>) return can_copy<std::ranges::range_value_t<T>>();
+  }
+  return true;
+}
+
+/// For arguments that only point: what holds a copy of what they point to.
+template <typename T>
+struct Owner {};
+template <typename E>
+struct Owner<c10::ArrayRef<E>> {
+  using Type = c10::SmallVector<E, 4>;
+};
+template <typename E>
+struct Owner<c10::OptionalArrayRef<E>> {
+  using Type = std::optional<c10::SmallVector<E, 4>>;
+};
+template <typename E>
+struct Owner<std::span<E>> {
+  using Type = c10::SmallVector<std::remove_cv_t<E>, 4>;
+};
+template <>
+struct Owner<std::string_view> {
+  using Type = std::string;
+};
+
+template <typename T>
+concept OnlyPoints = requires { typename Owner<std::remove_cvref_t<T>>::Type; };
 
 /// What `T` is kept as: modules and others that know their `std::shared_ptr` by that, arrays by pointer, the rest by copy.
 template <typename T>
 inline constexpr bool kKnowsItsOwner = std::is_lvalue_reference_v<T> && requires(T x) { x.weak_from_this(); };
 
 template <typename T>
-inline constexpr bool kCanKeep = kKnowsItsOwner<T> || std::is_copy_constructible_v<std::decay_t<T>>;
+inline constexpr bool kCanKeep = kKnowsItsOwner<T> || can_copy<std::decay_t<T>>();
+
+[[noreturn]] void refuse_base_class();
 
 /// An argument (forwarding type `T`) for a call to come.
 template <typename T>
 class Kept {
  public:
   using Value = std::decay_t<T>;
-  explicit Kept(const std::remove_reference_t<T>& value) : value_(value) {}
+  explicit Kept(const std::remove_reference_t<T>& value) : value_(value) {
+    if constexpr (std::is_polymorphic_v<Value>)
+      if (typeid(value) != typeid(Value)) refuse_base_class();
+  }
   template <typename As>
   decltype(auto) as() {
     if constexpr (std::is_array_v<std::remove_reference_t<As>> || std::is_function_v<std::remove_reference_t<As>>)
@@ -88,6 +140,35 @@ class Kept<T> {
 
  private:
   std::shared_ptr<Object> object_;
+};
+
+template <OnlyPoints T>
+class Kept<T> {
+ public:
+  using View = std::remove_cvref_t<T>;
+  explicit Kept(const View& view) {
+    if constexpr (requires { view.has_value(); }) {
+      if (view.has_value()) owner_.emplace(view->begin(), view->end());
+    } else {
+      owner_ = {view.begin(), view.end()};
+    }
+  }
+  template <typename As>
+  As&& as() {
+    if constexpr (requires { owner_.has_value(); })
+      view_ = owner_ ? View(*owner_) : View();
+    else
+      view_ = View(owner_);
+    return static_cast<As&&>(view_);
+  }
+  template <typename Visit>
+  void visit_kept(const Visit& visit) {
+    visit_tensors_in(owner_, visit);
+  }
+
+ private:
+  typename Owner<View>::Type owner_;
+  View view_{};
 };
 
 template <typename... Fs>

@@ -1,0 +1,95 @@
+#include "refrain/explain.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <map>
+#include <tuple>
+
+#include "apps/refrain/steps.h"
+#include "apps/refrain/table.h"
+#include "refrain/bytes.h"
+
+namespace refrain::cli {
+namespace {
+
+/// Saved tensors that differ in nothing but their region, bytes counted once.
+struct Group {
+  std::string kept, why, op, tensor;
+  int64_t count = 0;
+  Bytes bytes = 0;
+};
+
+std::vector<Group> group(const SavedReport& report) {
+  std::map<std::tuple<std::string, std::string, std::string, std::string>, Group> groups;
+  for (const auto& t : report.tensors) {
+    const std::string kept = t.alive_anyway ? "anyway" : t.kept ? "yes" : "no";
+    const std::string tensor = fmt::format("{} [{}]", c10::toString(t.dtype), fmt::join(t.sizes, ", "));
+    auto& found = groups[{kept, t.why, t.op, tensor}];
+    found = {kept, t.why, t.op, tensor, found.count + 1, found.bytes + (t.shared ? 0 : t.bytes)};
+  }
+  std::vector<Group> list;
+  for (auto& [key, found] : groups) list.push_back(std::move(found));
+  const auto rank = [](const Group& g) { return g.kept == "yes" ? 0 : g.kept == "no" ? 1 : 2; };
+  std::stable_sort(list.begin(), list.end(), [&](const Group& a, const Group& b) {
+    return std::tuple(rank(a), -a.bytes) < std::tuple(rank(b), -b.bytes);
+  });
+  return list;
+}
+
+std::string show_groups(const SavedReport& report) {
+  Table table({"why", "made by", "tensor", "count", "bytes", "kept"});
+  for (const auto& g : group(report))
+    table.add({g.why, g.op, g.tensor, fmt::format("{}", g.count), format_bytes(g.bytes), g.kept});
+  // the sums and insights as the library words them
+  SavedReport rest = report;
+  rest.tensors.clear();
+  const std::string text = rest.text();
+  return table.str() + text.substr(text.find('\n') + 1);
+}
+
+Json tensors_json(const SavedReport& report) {
+  Json list = Json::array();
+  for (const auto& t : report.tensors) {
+    list.push_back({{"op", t.op},
+                    {"sizes", t.sizes},
+                    {"dtype", c10::toString(t.dtype)},
+                    {"bytes", t.bytes},
+                    {"region", t.region},
+                    {"kept", t.kept},
+                    {"alive_anyway", t.alive_anyway},
+                    {"shared", t.shared},
+                    {"why", t.why}});
+  }
+  return list;
+}
+
+}  // namespace
+
+int run_explain(const ExplainArgs& args) {
+  check_can_write(args.json, "--json");
+  auto model = build_model(args.model);
+  model->set_strategy(args.strategy);
+  const auto batch = model->synthetic_batch(args.model.seed);
+  torch::manual_seed(args.model.seed);
+  const auto report = saved_tensors([&] { return model->loss(batch); });
+
+  if (args.json != "-") {
+    fmt::print("{}, {} {} a step, strategy {}: what one forward leaves for backward\n{}", model->name(),
+               model->units_per_batch(), model->unit(), args.strategy, args.all ? report.text() : show_groups(report));
+  }
+  write_json(args.json, {{"model", model->name()},
+                         {"config", config_json(*model)},
+                         {"machine", machine_json()},
+                         {"strategy", args.strategy},
+                         {"kept_bytes", report.kept_bytes},
+                         {"alive_anyway_bytes", report.alive_anyway_bytes},
+                         {"recomputed_bytes", report.recomputed_bytes},
+                         {"regions", report.regions},
+                         {"insights", report.insights},
+                         {"tensors", tensors_json(report)}});
+  return kOk;
+}
+
+}  // namespace refrain::cli

@@ -1,0 +1,111 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "refrain/checkpoint.h"
+
+/// Is my function the same under `checkpoint`? Gradient checking, as in Ceres Solver, but against the plain run.
+namespace refrain {
+
+/// One thing that a run leaves behind, against the plain run.
+struct VerifiedTensor {
+  std::string name;      ///< "output 0", "gradient of input 1", "gradient of 0.weight", "buffer running_mean", "generator cpu"
+  bool bit_equal = true;
+  double max_abs = 0;    ///< largest |a - b|; infinite if the shapes or dtypes differ, or one is undefined
+  double max_rel = 0;    ///< largest |a - b| / |b|, over b != 0
+};
+
+/// One source against the plain run.
+struct VerifiedRun {
+  std::vector<VerifiedTensor> tensors;
+  int64_t calls = 0;     ///< of the function, backward included: plain and replay 1, rerun 2
+  std::string error;     ///< what it threw, or ""
+  bool bit_equal() const;
+};
+
+struct VerifyReport {
+  VerifiedRun replay, rerun;
+  int64_t plain_calls = 0;
+  bool bit_equal() const { return replay.bit_equal() && rerun.bit_equal(); }
+  /// A line for each source with its largest differences, and one for each tensor that differs.
+  std::string text() const;
+};
+
+namespace detail {
+
+using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+/// What `verify_checkpoint` runs: with null plainly, else under these options; returns the tensors of the result.
+struct Verified {
+  std::function<std::vector<at::Tensor>(const CheckpointOptions*)> run;
+  NamedTensors inputs, parameters, buffers;
+  std::vector<at::Generator> generators;
+  int64_t calls = 0;
+};
+VerifyReport verify(const CheckpointOptions& options, Verified& verified);
+
+template <typename M>
+void collect_state(M& module, Verified& verified) {
+  for (auto& item : module.named_parameters()) verified.parameters.emplace_back(item.key(), item.value());
+  for (auto& item : module.named_buffers()) verified.buffers.emplace_back(item.key(), item.value());
+}
+
+}  // namespace detail
+
+/// Runs `fn(args...)` three times with its backward: plainly, with `kReplay`, with `kRerun`, each from the same buffers and
+/// random state, and compares outputs, gradients, buffers and generators.
+///
+/// Gradients are of the sum of all floating-point results times fixed random numbers, with respect to every leaf that the
+/// result depends on: inputs, parameters of `fn` if it is a module, and captured ones. `.grad` is not touched; buffers and
+/// generators are put back, so that training goes on as if nothing had been run. BatchNorm under `kRerun` is rightly
+/// reported: its statistics move twice.
+/// @param options  of the replay run (policy included) and of the rerun (policy left out).
+/// @param fn, args as for `checkpoint`. Buffers are those of `fn` if it is a module or holder; others are not seen.
+/// @throws InvalidArgument if no result requires a gradient; what the plain run throws. What the others throw is reported.
+/// Cost: three forwards and backwards, and copies of all compared tensors. Threads: as the function.
+template <typename F, typename... Args>
+VerifyReport verify_checkpoint(const CheckpointOptions& options, F&& fn, Args&&... args) {
+  detail::Verified verified;
+  const auto count = [&](auto&... a) -> decltype(auto) {
+    ++verified.calls;
+    return detail::call(fn, a...);
+  };
+  verified.run = [&](const CheckpointOptions* under) {
+    // Copies: what the function does to its arguments must not reach the next run. (The bytes of tensors are put back.)
+    auto mine = std::tuple<detail::Kept<Args>...>(detail::Kept<Args>(args)...);
+    std::vector<at::Tensor> results;
+    const auto note = detail::Overloaded{[&](at::Tensor& tensor) { results.push_back(tensor); }, [](at::Generator&) {}};
+    std::apply(
+        [&](auto&... kept) {
+          auto result = under ? checkpoint(*under, count, kept.template as<std::remove_reference_t<Args>&>()...)
+                              : count(kept.template as<std::remove_reference_t<Args>&>()...);
+          detail::visit_tensors_in(result, note);
+        },
+        mine);
+    return results;
+  };
+  auto named = std::tuple<detail::Kept<Args>...>(detail::Kept<Args>(args)...);
+  detail::visit_tensors_in(
+      named, detail::Overloaded{[&](at::Tensor& tensor) {
+                                  verified.inputs.emplace_back("input " + std::to_string(verified.inputs.size()), tensor);
+                                },
+                                [&](at::Generator& generator) { verified.generators.push_back(generator); }});
+  if constexpr (requires { fn->named_buffers(); })
+    detail::collect_state(*fn, verified);
+  else if constexpr (requires { fn.named_buffers(); })
+    detail::collect_state(fn, verified);
+  return detail::verify(options, verified);
+}
+
+template <typename F, typename... Args>
+  requires(!std::is_same_v<std::remove_cvref_t<F>, CheckpointOptions>)
+VerifyReport verify_checkpoint(F&& fn, Args&&... args) {
+  return verify_checkpoint(CheckpointOptions(), std::forward<F>(fn), std::forward<Args>(args)...);
+}
+
+}  // namespace refrain

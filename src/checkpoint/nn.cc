@@ -1,0 +1,161 @@
+#include "refrain/nn.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <atomic>
+#include <mutex>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "refrain/error.h"
+
+namespace refrain::detail {
+namespace {
+
+using torch::nn::Module;
+
+constexpr size_t kMostNamesInMessage = 8;
+
+struct Mark {
+  std::weak_ptr<const Module> module;  ///< expired: another module may have this address by now
+  std::shared_ptr<const CheckpointOptions> options;
+  bool enabled = true;
+};
+
+/// The marks of the process. Options leave it for `Dropped`, which its user declares before the lock and so frees after
+/// it: a policy's captures may have destructors that come back here.
+struct Marks {
+  using Map = std::unordered_map<const Module*, Mark>;
+  using Dropped = std::vector<std::shared_ptr<const CheckpointOptions>>;
+
+  std::mutex mutex;
+  std::atomic<bool> any = false;
+  Map of;
+
+  Mark* live(const Module* module) {
+    const auto found = of.find(module);
+    return found == of.end() || found->second.module.expired() ? nullptr : &found->second;
+  }
+
+  void sweep(Dropped& dropped) {
+    std::erase_if(of, [&](auto& entry) {
+      if (!entry.second.module.expired()) return false;
+      dropped.push_back(std::move(entry.second.options));
+      return true;
+    });
+  }
+
+  static Marks& all() {
+    static auto* const marks = new Marks;  // outlives every module
+    return *marks;
+  }
+};
+
+// Not by `modules()`, which wants a shared_ptr to `model`.
+std::unordered_set<Module*> tree(Module& model) {
+  std::unordered_set<Module*> modules{&model};
+  for (const auto& below : model.modules(/*include_self=*/false)) modules.insert(below.get());
+  return modules;
+}
+
+std::string names_in(const Module& model) {
+  std::vector<std::string> names{fmt::format("\"\" ({})", model.name())};
+  for (const auto& item : model.named_modules({}, /*include_self=*/false)) {
+    if (names.size() == kMostNamesInMessage) {
+      names.emplace_back("...");
+      break;
+    }
+    names.push_back(fmt::format("\"{}\" ({})", item.key(), item.value()->name()));
+  }
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+std::unordered_set<std::shared_ptr<Module>> choose(Module& model, const ModulePredicate& predicate) {
+  std::unordered_set<std::shared_ptr<Module>> chosen;
+  if (predicate("", model)) {
+    auto owner = model.weak_from_this().lock();
+    if (!owner)
+      throw InvalidArgument(fmt::format(
+          "[refrain::apply_checkpointing] the predicate is true for the model itself (\"\", {}), which no "
+          "std::shared_ptr owns, so that a mark could outlive it. Make it with std::make_shared or a module "
+          "holder and mark it after its constructor, or let the predicate be false for \"\".",
+          model.name()));
+    chosen.insert(std::move(owner));
+  }
+  for (const auto& item : model.named_modules({}, /*include_self=*/false))
+    if (predicate(item.key(), *item.value())) chosen.insert(item.value());
+  if (chosen.empty())
+    throw InvalidArgument(
+        fmt::format("[refrain::apply_checkpointing] the predicate is true for no module. Expected one at least of: {}.",
+                    names_in(model)));
+  return chosen;
+}
+
+}  // namespace
+
+void throw_null_module() {
+  throw InvalidArgument(
+      "[refrain::nn] found a null module pointer or an empty module holder, expected a module. "
+      "`ModuleList::ptr<T>(i)` is null where module i is no T.");
+}
+
+std::shared_ptr<const CheckpointOptions> mark_of(const Module& module) {
+  auto& marks = Marks::all();
+  if (!marks.any.load(std::memory_order_relaxed)) return nullptr;
+  const std::lock_guard lock(marks.mutex);
+  const auto* const mark = marks.live(&module);
+  return mark && mark->enabled ? mark->options : nullptr;
+}
+
+int64_t mark(Module& model, const ModulePredicate& predicate, const CheckpointOptions& options) {
+  if (!predicate)
+    throw InvalidArgument(
+        "[refrain::apply_checkpointing] found an empty predicate, expected a function of name and module.");
+  const auto chosen = choose(model, predicate);
+  const auto kept = std::make_shared<const CheckpointOptions>(options);
+  Marks::Dropped dropped;
+  auto& marks = Marks::all();
+  const std::lock_guard lock(marks.mutex);
+  marks.sweep(dropped);
+  for (const auto& module : chosen) {
+    auto& mark = marks.of[module.get()];
+    dropped.push_back(std::move(mark.options));
+    mark = {module, kept};
+  }
+  marks.any.store(true, std::memory_order_relaxed);
+  return static_cast<int64_t>(chosen.size());
+}
+
+int64_t unmark(Module& model) {
+  Marks::Dropped dropped;
+  auto& marks = Marks::all();
+  const std::lock_guard lock(marks.mutex);
+  marks.sweep(dropped);
+  int64_t count = 0;
+  for (const auto* module : tree(model)) {
+    auto node = marks.of.extract(module);
+    if (node.empty()) continue;
+    dropped.push_back(std::move(node.mapped().options));
+    ++count;
+  }
+  marks.any.store(!marks.of.empty(), std::memory_order_relaxed);
+  return count;
+}
+
+int64_t set_enabled(Module& model, bool enabled) {
+  auto& marks = Marks::all();
+  const std::lock_guard lock(marks.mutex);
+  int64_t count = 0;
+  for (auto* module : tree(model)) {
+    auto* const mark = marks.live(module);
+    auto* const settings = dynamic_cast<nn::CheckpointSettings*>(module);
+    if (mark) mark->enabled = enabled;
+    if (settings) enabled ? settings->enable() : settings->disable();
+    if (mark || settings) ++count;
+  }
+  return count;
+}
+
+}  // namespace refrain::detail

@@ -1,0 +1,1 @@
+#include "tests/tape/sources.h"
