@@ -79,7 +79,7 @@ Commands::Commands(CLI::App& app) {
       ->capture_default_str();
   bench_->add_option("--json", bench_args_.json, kJsonHelp);
 
-  explain_ = app.add_subcommand("explain", "Show what a forward leaves in memory for backward, tensor by tensor, and why");
+  explain_ = app.add_subcommand("explain", "Show what a forward keeps for backward, tensor by tensor, and why");
   add_model_options(*explain_, explain_args_.model, "model to explain");
   explain_->add_option("--strategy", explain_args_.strategy, "what to checkpoint")->capture_default_str();
   explain_->add_flag("--all", explain_args_.all, "a line for each tensor; default: like ones together");

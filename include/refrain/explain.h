@@ -38,7 +38,7 @@ struct SavedReport {
   std::vector<SavedTensor> tensors;  ///< in the order of saving; what is held for replays alone comes last
   int64_t kept_bytes = 0;            ///< in memory because of the graph only: what this forward costs until backward
   int64_t alive_anyway_bytes = 0;    ///< saved, but in memory without the graph too: costs nothing more
-  int64_t recomputed_bytes = 0;      ///< saved, not in memory: computed again in backward
+  int64_t recomputed_bytes = 0;      ///< saved, not in memory: computed again, or fetched, in backward
   int regions = 0;                   ///< `checkpoint` calls seen
   std::vector<std::string> insights;  ///< one line for each region that saves no memory, and what to do about it
 
@@ -71,8 +71,8 @@ void print(const SavedReport& report);
 /// `fn` may call `checkpoint` any number of times, nested too, and compute outside of it. Its results, gradients and
 /// memory are those of a plain call. With gradients disabled the report is empty.
 ///
-/// What is not seen: what other threads save; what was saved before the call; the tensor that autograd makes of a number
-/// (8 bytes for `x * 2.0`); what a custom function keeps outside `save_for_backward`; of a region with
+/// What is not seen: what other threads save; what was saved before the call; the tensor that autograd makes of a
+/// number (8 bytes for `x * 2.0`); what a custom function keeps outside `save_for_backward`; of a region with
 /// `CheckpointSource::kRerun` anything but its inputs, which are shown as saved outside.
 /// @param fn, args  as for `checkpoint`.
 /// @throws whatever `fn` throws; `InvalidArgument` inside a `checkpoint` region.

@@ -27,6 +27,7 @@ enum class CheckpointPolicy : int {
   kPreferSave,
   kMustRecompute,
   kPreferRecompute,  ///< also what the ready policies answer for operators they do not name
+  kOffload,  ///< keep the bytes in host memory and fetch them in backward; those in host memory already: as `kMustSave`
 };
 
 /// What a policy sees of a tensor.
@@ -75,6 +76,8 @@ Policy nothing_saveable();
 Policy everything_saveable();
 /// Every second matrix product of a region, from its first.
 Policy save_every_second_matmul();
+/// `kOffload` for these operators; names as for `save_ops`. @throws InvalidArgument likewise
+Policy offload_ops(const std::vector<std::string>& ops);
 /// Random operators, so that nothing is drawn again.
 Policy save_random();
 /// Values named by `checkpoint_name`.
@@ -90,7 +93,7 @@ Policy by_module(std::vector<std::pair<std::string, Policy>> policies, Policy ot
 /// Names `x` for the policy of the innermost open region, which is asked at once. Returns `x`. Without an open region, or
 /// without a policy: nothing happens.
 at::Tensor checkpoint_name(const at::Tensor& x, std::string_view name);
-/// The same without asking: `x` is kept (`kMustSave`, `kPreferSave`) or computed again (the others).
+/// The same without asking: `x` is kept (`kMustSave`, `kPreferSave`), offloaded, or computed again.
 at::Tensor mark(const at::Tensor& x, CheckpointPolicy policy);
 
 /// Lets go of `y`, which a region returned, where it is only *saved*: operators after it that keep their input for backward, in

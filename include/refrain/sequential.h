@@ -71,15 +71,29 @@ torch::Tensor run_layer(Layer& layer, torch::Tensor x) {
     return call(layer, std::move(x));
 }
 
-template <typename At>
-torch::Tensor run_segments(const Segments& segments, int64_t layers, torch::Tensor x, const CheckpointOptions& options,
-                           At&& layer_at) {
-  for (const auto& segment : segments.split(layers)) {
-    const auto run = [&](torch::Tensor input) {
-      for (int64_t i = segment.begin; i < segment.end; ++i) input = run_layer(layer_at(i), std::move(input));
+/// `begin` to `end` of `layers` as they are, or copies where a region calls them again when its caller may be gone.
+template <typename Layers>
+torch::Tensor run_segments(Layers& layers, const Segments& segments, torch::Tensor x, const CheckpointOptions& options) {
+  using Layer = std::remove_cvref_t<decltype(layers[0])>;
+  for (const auto& [begin, end, in_region] : segments.split(static_cast<int64_t>(layers.size()))) {
+    const auto run = [&layers, begin = begin, end = end](torch::Tensor input) {
+      for (auto i = begin; i < end; ++i) input = run_layer(layers[static_cast<size_t>(i)], std::move(input));
       return input;
     };
-    x = segment.checkpoint ? checkpoint(options, run, x) : run(x);
+    if (!in_region) {
+      x = run(x);
+    } else if (!reruns(options)) {
+      x = checkpoint(options, run, x);
+    } else if constexpr (can_copy<Layer>()) {
+      std::vector<Layer> kept;
+      for (auto i = begin; i < end; ++i) kept.push_back(layers[static_cast<size_t>(i)]);
+      x = checkpoint(options, [kept](torch::Tensor input) mutable {
+        for (auto& layer : kept) input = run_layer(layer, std::move(input));
+        return input;
+      }, x);
+    } else {
+      RerunScope(options).refuse_uncopyable();
+    }
   }
   return x;
 }
@@ -91,8 +105,7 @@ torch::Tensor run_segments(const Segments& segments, int64_t layers, torch::Tens
 inline torch::Tensor checkpoint_sequential(torch::nn::Sequential seq, const Segments& segments, torch::Tensor input,
                                            const CheckpointOptions& options = {}) {
   std::vector<torch::nn::AnyModule> layers(seq->begin(), seq->end());
-  return detail::run_segments(segments, static_cast<int64_t>(layers.size()), std::move(input), options,
-                              [&](int64_t i) -> torch::nn::AnyModule& { return layers[static_cast<size_t>(i)]; });
+  return detail::run_segments(layers, segments, std::move(input), options);
 }
 
 /// The same for anything with `size()` and `operator[]` whose elements `checkpoint` can call with a tensor: vectors of
@@ -104,8 +117,7 @@ template <typename Layers>
   }
 torch::Tensor checkpoint_sequential(Layers&& layers, const Segments& segments, torch::Tensor input,
                                     const CheckpointOptions& options = {}) {
-  return detail::run_segments(segments, static_cast<int64_t>(layers.size()), std::move(input), options,
-                              [&](int64_t i) -> auto& { return layers[static_cast<size_t>(i)]; });
+  return detail::run_segments(layers, segments, std::move(input), options);
 }
 
 }  // namespace refrain

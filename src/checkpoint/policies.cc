@@ -47,28 +47,34 @@ bool below(std::string_view path, std::string_view prefix) {
   return path.starts_with(prefix) && (path.size() == prefix.size() || prefix.empty() || path[prefix.size()] == '.');
 }
 
-}  // namespace
-
-Policy save_ops(const std::vector<std::string>& ops) {
+// `answer` for these operators. @param caller for the message.
+Policy answer_ops(const char* caller, const std::vector<std::string>& ops, CheckpointPolicy answer) {
   auto whole = std::make_shared<Names>(), overloads = std::make_shared<Names>();
   for (const auto& op : ops) {
     if (!tape::operator_exists(op))
       throw InvalidArgument(fmt::format(
-          "[refrain::save_ops] found no operator `{}`. Expected \"namespace::name\" or \"namespace::name.overload\"{}. "
+          "[refrain::{}] found no operator `{}`. Expected \"namespace::name\" or \"namespace::name.overload\"{}. "
           "Register custom operators first.",
-          op, [&] {
+          caller, op, [&] {
             const auto close = nearest(op, tape::operator_names());
             return close.empty() ? std::string() : fmt::format("; near it: {}", fmt::join(close, ", "));
           }()));
     const auto dot = op.find('.', op.find("::"));
     (dot == std::string::npos ? whole : overloads)->insert(op);
   }
-  return [whole, overloads](const OpContext& op) {
-    if (whole->find(op.name()) != whole->end()) return CheckpointPolicy::kMustSave;
+  return [whole, overloads, answer](const OpContext& op) {
+    if (whole->find(op.name()) != whole->end()) return answer;
     if (overloads->empty()) return CheckpointPolicy::kPreferRecompute;
-    return save_if(overloads->find(fmt::format("{}.{}", op.name(), op.overload())) != overloads->end());
+    const bool listed = overloads->find(fmt::format("{}.{}", op.name(), op.overload())) != overloads->end();
+    return listed ? answer : CheckpointPolicy::kPreferRecompute;
   };
 }
+
+}  // namespace
+
+Policy save_ops(const std::vector<std::string>& ops) { return answer_ops("save_ops", ops, CheckpointPolicy::kMustSave); }
+
+Policy offload_ops(const std::vector<std::string>& ops) { return answer_ops("offload_ops", ops, CheckpointPolicy::kOffload); }
 
 Policy save_matmuls() {
   return [](const OpContext& op) { return save_if(matmul(op.name())); };

@@ -38,11 +38,12 @@ std::string SavedReport::text() const {
   const bool any_shared = std::any_of(tensors.begin(), tensors.end(), [](const auto& t) { return t.shared; });
   std::string text;
   for (const auto& [region, op, tensor, bytes, kept, why] : lines)
-    text += fmt::format("{:>{}}  {:<{}}  {:<{}}  {:>{}}  {:<{}}  {}\n", region, width[0], op, width[1], tensor, width[2],
-                        bytes, width[3], kept, width[4], why);
-  text += fmt::format("{} kept for backward alone, {} alive anyway, {} to recompute. Regions: {}. Each storage counts once{}.\n",
-                      format_bytes(kept_bytes), format_bytes(alive_anyway_bytes), format_bytes(recomputed_bytes), regions,
-                      any_shared ? ": (bytes) were counted above" : "");
+    text += fmt::format("{:>{}}  {:<{}}  {:<{}}  {:>{}}  {:<{}}  {}\n", region, width[0], op, width[1], tensor,
+                        width[2], bytes, width[3], kept, width[4], why);
+  text += fmt::format("{} kept for backward alone, {} alive anyway, {} to recompute. Regions: {}. ",
+                      format_bytes(kept_bytes), format_bytes(alive_anyway_bytes), format_bytes(recomputed_bytes),
+                      regions);
+  text += any_shared ? "Each storage counts once: (bytes) were counted above.\n" : "Each storage counts once.\n";
   for (const auto& insight : insights) text += insight + "\n";
   return text;
 }
@@ -53,8 +54,8 @@ SavedObserver::SavedObserver() : observer_(std::make_unique<tape::Observer>()) {
   auto& thread = tape::ThreadState::get();
   if (thread.region || thread.saver)
     throw InvalidArgument(
-        "[refrain::saved_tensors] called inside a checkpoint region, which saves the tensors itself. Call it around the "
-        "region.");
+        "[refrain::saved_tensors] called inside a checkpoint region, which saves the tensors itself. Call it around "
+        "the region.");
   tape::install();
   before_ = std::exchange(thread.observer, observer_.get());
 }

@@ -12,7 +12,7 @@
 
 namespace refrain::tape {
 
-// --- observing --------------------------------------------------------------------------------------------------------
+// --- observing -------------------------------------------------------------------------------------------------------
 
 class PlainSlot final : public torch::autograd::SavedVariableHooks {
  public:
@@ -82,7 +82,7 @@ Origin Observer::origin_of(const at::Tensor& tensor) {
   return origin;
 }
 
-// --- reporting --------------------------------------------------------------------------------------------------------
+// --- reporting -------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -312,10 +312,10 @@ class ReportWriter {
     if (value.lost) return "overwritten without a copy: backward will refuse";
     if (value.private_copy) return "copied before it was overwritten";
     if (value.held || !value.producer) return why_held(value, from);
-    const auto again = operators(count_replays(slot.value));
-    if (!resident_.contains(slot.value)) return "recomputed: " + again;
+    const auto again = value.offloaded ? "offloaded by policy" : "recomputed: " + operators(count_replays(slot.value));
+    if (!resident_.contains(slot.value)) return again;
     if (held_by_graph(storage_of(value))) return "saved outside every region too";
-    return "in memory while the caller holds it, else recomputed: " + again;
+    return "in memory while the caller holds it, else " + again;
   }
 
   std::string why_held(const Value& value, const char* from) {
@@ -338,7 +338,8 @@ class ReportWriter {
       op->mark = number;
       ++n;
       for (const auto& ref : op->refs_in)
-        if (ref.value && ref.value->producer && !resident_.contains(ref.value)) todo.push_back(ref.value);
+        if (ref.value && ref.value->producer && !ref.value->offloaded && !resident_.contains(ref.value))
+          todo.push_back(ref.value);
     }
     return n;
   }
@@ -416,7 +417,7 @@ class ReportWriter {
           "region {} recomputes nothing: {}", numbers_.at(region),
           !saved         ? "autograd saved nothing in it; call the function directly"
           : from_outside ? "all it saved was read from outside; checkpoint a larger piece"
-                         : "all it computed for backward is kept; a policy that keeps less, or a larger piece, saves memory"));
+                         : "all it computed for backward is kept; a larger piece or another policy saves memory"));
     }
   }
 

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "tape/value.h"
+
 namespace refrain::tape {
 namespace {
 
@@ -38,11 +40,43 @@ void OpTrace::note(const OpTraits& op, const torch::jit::Stack& stack) {
       if (texts_) tensors.emplace_back("-");
       return;
     }
+    note_read(tensor, false);
     mix(static_cast<uint64_t>(tensor.scalar_type()) + 2);
     for (const auto size : tensor.sizes()) mix(static_cast<uint64_t>(size) + 3);
     if (texts_) tensors.push_back(describe(tensor.scalar_type(), tensor.sizes(), tensor.device()));
   });
+  for (const auto& write : op.writes) {
+    const auto& argument = stack[stack.size() - op.num_args + write.arg];
+    if (argument.isTensor()) note_read(argument.toTensor(), true);
+    if (argument.isTensorList())
+      for (const at::Tensor& tensor : argument.toTensorVector()) note_read(tensor, true);
+  }
   if (texts_) call.text = fmt::format("{}({})", op.name(), fmt::join(tensors, ", "));
+}
+
+void OpTrace::note_read(const at::Tensor& tensor, bool writes) {
+  if (!tensor.defined() || tensor.is_inference() || !has_plain_storage(tensor)) return;
+  auto* storage = tensor.storage().unsafeGetStorageImpl();
+  auto found = reads_.find(storage);
+  if (found == reads_.end()) {
+    const auto& counter = tensor.unsafeGetTensorImpl()->version_counter();
+    found = reads_.emplace(storage, Read{tensor.storage().getWeakStorageImpl(), counter, counter.current_version(), false,
+                                         calls_.size() - 1}).first;
+  }
+  found->second.written |= writes;
+}
+
+std::string OpTrace::changed_since(const OpTrace& other) const {
+  for (const auto& [storage, theirs] : other.reads_) {
+    const auto mine = reads_.find(storage);
+    if (mine == reads_.end() || mine->second.written) continue;
+    const auto now = mine->second.counter.current_version();
+    if (now != mine->second.version)
+      return fmt::format("an argument of operator {}, `{}`, which was read from outside, was changed since: it is at version "
+                         "{}, expected version {}", mine->second.call, name(calls_[mine->second.call]), now,
+                         mine->second.version);
+  }
+  return {};
 }
 
 std::string OpTrace::difference(const OpTrace& other, bool prefix) const {

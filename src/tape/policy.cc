@@ -104,13 +104,9 @@ ModuleScope::~ModuleScope() { scope_path().resize(length_); }
 namespace refrain::tape {
 namespace {
 
-bool saves(CheckpointPolicy answer) {
-  return answer == CheckpointPolicy::kMustSave || answer == CheckpointPolicy::kPreferSave;
-}
-
-bool ask(OpContext::Call& call) {
+CheckpointPolicy ask(OpContext::Call& call) {
   c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
-  return saves((*call.region().policy)(OpContext(call)));
+  return (*call.region().policy)(OpContext(call));
 }
 
 /// An operator that stays on the tape while the lock is not held.
@@ -138,11 +134,15 @@ Value* produced_value(TapeLock& lock, const at::Tensor& x) {
 
 }  // namespace
 
-bool wants_saved(const Op& op, const torch::jit::Stack& stack) {
+bool saves(CheckpointPolicy answer) {
+  return answer == CheckpointPolicy::kMustSave || answer == CheckpointPolicy::kPreferSave;
+}
+
+CheckpointPolicy judge(const Op& op, const torch::jit::Stack& stack) {
   OpContext::Call call(op, torch::jit::last(stack, op.traits->num_returns), "");
-  const bool saved = ask(call);
+  const auto answer = ask(call);
   ++op.region->judged;
-  return saved;
+  return answer;
 }
 
 }  // namespace refrain::tape
@@ -164,7 +164,9 @@ at::Tensor checkpoint_name(const at::Tensor& x, std::string_view name) {
   }
   const c10::IValue result(x);
   OpContext::Call call(*op, result, name);
-  return tape::ask(call) ? mark(x, CheckpointPolicy::kMustSave) : x;
+  const auto answer = tape::ask(call);
+  const bool keeps = tape::saves(answer) || answer == CheckpointPolicy::kOffload;
+  return keeps ? mark(x, answer) : x;
 }
 
 at::Tensor discard_output(const at::Tensor& y) {
@@ -175,14 +177,20 @@ at::Tensor discard_output(const at::Tensor& y) {
 
 at::Tensor mark(const at::Tensor& x, CheckpointPolicy policy) {
   auto* region = tape::ThreadState::get().region;
-  if (!region) return x;
+  if (!region || !x.defined()) return x;
+  std::shared_ptr<tape::Offloaded> offloaded;
+  if (policy == CheckpointPolicy::kOffload && tape::has_plain_storage(x))
+    offloaded = tape::offload_store().store(x.storage());
   tape::TapeLock lock;
-  if (auto* value = tape::produced_value(lock, x)) {
-    if (tape::saves(policy))
-      tape::keep_marked(lock, value, region);
-    else
-      value->saved = false;
-  }
+  auto* value = tape::produced_value(lock, x);
+  if (!value) return x;
+  value->saved &= policy != CheckpointPolicy::kOffload;
+  if (offloaded)
+    value->offloaded = std::move(offloaded);
+  else if (tape::saves(policy) || policy == CheckpointPolicy::kOffload)
+    tape::keep_marked(lock, value, region);
+  else
+    value->saved = false;
   return x;
 }
 

@@ -229,7 +229,9 @@ class Recording {
     std::exception_ptr failure;
     if (op_->region->policy) {
       try {
-        saved_ = wants_saved(*op_, *stack_);
+        const auto answer = judge(*op_, *stack_);
+        saved_ = saves(answer);
+        if (answer == CheckpointPolicy::kOffload) offload_results();
       } catch (...) {
         failure = std::current_exception();  // what the operator wrote must be noted all the same
       }
@@ -458,7 +460,30 @@ class Recording {
     value->out = static_cast<uint16_t>(op_->outs.size());
     out.value = value;
     value->saved = saved_;
+    for (auto& [storage, bytes] : offloaded_) {
+      if (storage != value->storage._unsafe_get_target()) continue;
+      value->offloaded = bytes;
+      value->saved = !bytes;
+    }
     op_->outs.push_back(out);
+  }
+
+  // Copies the results away; what the store declines is kept where it is.
+  void offload_results() {
+    const auto offload = [&](const at::Tensor& tensor) {
+      if (!tensor.defined() || !has_plain_storage(tensor)) return;
+      auto* storage = tensor.storage().unsafeGetStorageImpl();
+      for (const auto& [known, bytes] : offloaded_)
+        if (known == storage) return;
+      offloaded_.emplace_back(storage, offload_store().store(tensor.storage()));
+    };
+    for (const auto& result : torch::jit::last(*stack_, traits_.num_returns)) {
+      if (result.isTensor()) {
+        offload(result.toTensor());
+      } else if (result.isTensorList()) {
+        for (const at::Tensor& tensor : result.toTensorVector()) offload(tensor);
+      }
+    }
   }
 
   void note_write_result(TapeLock& lock, RecordedWrite& write) {
@@ -506,6 +531,7 @@ class Recording {
   size_t next_kept_ = 0;
   std::vector<Value*> borrowed_;
   bool saved_ = false;  ///< the region's policy keeps the results
+  std::vector<std::pair<c10::StorageImpl*, std::shared_ptr<Offloaded>>> offloaded_;
   BarrierPause pause_;
 };
 

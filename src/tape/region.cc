@@ -33,8 +33,10 @@ void close_if_done(TapeLock& lock, Region* region) {
 }  // namespace
 
 bool plain_call() {
-  return !c10::GradMode::is_enabled() || ThreadState::get().disabled ||
-         !checkpointing_enabled.load(std::memory_order_relaxed);
+  const auto& thread = ThreadState::get();
+  // A function that is called again finds things as they were in forward.
+  return !c10::GradMode::is_enabled() || thread.disabled ||
+         (!thread.recomputing && !checkpointing_enabled.load(std::memory_order_relaxed));
 }
 
 void refuse_unsupported_modes() {
@@ -141,7 +143,7 @@ void release_unneeded(TapeLock& lock, Region* top) {
   while (!todo.empty()) {
     auto* value = todo.back();
     todo.pop_back();
-    if (!value->producer || (value->saved && value->held)) continue;
+    if (!value->producer || value->offloaded || (value->saved && value->held)) continue;
     for (auto& ref : value->producer->refs_in)
       if (ref.value) reach(ref.value);
   }
@@ -151,7 +153,9 @@ void release_unneeded(TapeLock& lock, Region* top) {
       if (!op || op->mark == number) continue;
       op->mark = number;
       for (auto& ref : op->refs_in) {
-        if (!ref.value || !ref.holds || !ref.value->saved || ref.value->mark == number) continue;
+        if (!ref.value || ref.value->mark == number) continue;
+        lock.discard(std::move(ref.value->offloaded));
+        if (!ref.holds || !ref.value->saved) continue;
         ref.holds = false;
         unhold(lock, ref.value);
       }

@@ -32,6 +32,7 @@ class Plan {
   struct PlannedValue {
     Value* value = nullptr;   ///< retained
     c10::Storage bytes;
+    std::shared_ptr<Offloaded> offloaded;  ///< where to fetch them when first needed
     int32_t uses = 0;         ///< planned operators that still read it
     bool ours = false;        ///< replayed here, so its bytes may be consumed
     bool target = false;
@@ -44,7 +45,10 @@ class Plan {
   /// Finds the operators needed, in recorded order. @throws CheckpointError
   void close(TapeLock& lock) {
     std::vector<int32_t> todo;
-    for (size_t i = 0; i < values_.size(); ++i) todo.push_back(static_cast<int32_t>(i));
+    for (size_t i = 0; i < values_.size(); ++i) {
+      values_[i].offloaded = values_[i].value->offloaded;
+      if (!values_[i].offloaded) todo.push_back(static_cast<int32_t>(i));
+    }
     while (!todo.empty()) {
       const auto index = todo.back();
       todo.pop_back();
@@ -93,8 +97,18 @@ class Plan {
             "[refrain::checkpoint] cannot replay `{}` as it ran in forward: {}. Restore the setting before backward.",
             op.traits->name(), describe_change(op.ambient, now)));
       ambient.set(op.ambient);
+      for (const auto index : step.inputs)
+        if (index >= 0) fetch(values_[index]);
       run_step(step);
     }
+    for (auto& planned : values_)
+      if (planned.target) fetch(planned);
+  }
+
+  static void fetch(PlannedValue& planned) {
+    if (planned.bytes || !planned.offloaded) return;
+    planned.bytes = planned.offloaded->fetch();
+    planned.ours = true;
   }
 
   const std::vector<PlannedValue>& values() const { return values_; }
@@ -103,6 +117,7 @@ class Plan {
   void clear(TapeLock& lock) {
     for (auto& planned : values_) {
       lock.discard(std::move(planned.bytes));
+      lock.discard(std::move(planned.offloaded));
       lock.release(planned.value);
     }
     for (auto* op : ops_) lock.release(op);
@@ -139,7 +154,9 @@ class Plan {
     if (!bytes && !value->producer) throw_lost(*value, &op);
     auto& planned = entry(value);
     planned.bytes = std::move(bytes);
-    if (!planned.bytes) todo.push_back(value->plan_index);
+    if (planned.bytes) return;
+    planned.offloaded = value->offloaded;
+    if (!planned.offloaded) todo.push_back(value->plan_index);
   }
 
   [[noreturn]] static void throw_changed(const Op& op, const ArgRef& ref) {

@@ -94,6 +94,9 @@ class SavedInput {
 
 class Place;
 
+/// Of the guards that live on this thread.
+thread_local std::optional<bool> thread_early_stop, thread_debug;
+
 /// One `checkpoint` call with source(kRerun). Owned by its scope and by the places that autograd holds.
 class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
  public:
@@ -106,10 +109,7 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
     ++lock.tape().stats.live_regions;
   }
 
-  ~Rerun() {
-    TapeLock lock;
-    --lock.tape().stats.live_regions;
-  }
+  ~Rerun();
 
   Rerun(const Rerun&) = delete;
   Rerun& operator=(const Rerun&) = delete;
@@ -123,6 +123,7 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
   std::vector<SavedInput> inputs;
   std::function<void(const detail::NextInput&)> again;
   ContextScope forward_scope, rerun_scope;
+  std::atomic<bool> open{true};  ///< in forward still: a backward inside the function may come before all is saved
 
   Surroundings& surroundings() { return surroundings_; }
   OpTrace* trace() { return trace_.get(); }
@@ -157,6 +158,7 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
   std::string traces(const OpTrace* second) const;
 
   Surroundings surroundings_;
+  const std::optional<bool> thread_early_stop_ = thread_early_stop, thread_debug_ = thread_debug;
   DeterminismCheck check_;
   bool early_stop_;
   bool debug_;
@@ -211,10 +213,12 @@ class Refilling final : public Saver {
   /// After the function has returned or was stopped. @throws CheckpointError
   void finish() {
     if (failure_) std::rethrow_exception(failure_);
-    if (rerun_.check_ == DeterminismCheck::kStrict && trace_) {
+    if (rerun_.check_ == DeterminismCheck::kStrict && trace_ && (stopped_ || !open_)) {
+      if (const auto what = rerun_.trace_->changed_since(*trace_); !what.empty()) throw_different(what);
       if (const auto what = rerun_.trace_->difference(*trace_, stopped_); !what.empty()) throw_different(what);
     }
-    if (!stopped_ && (count_ <= last_needed_ || (rerun_.check_ != DeterminismCheck::kNone && count_ != wanted_.size())))
+    const bool compare_count = rerun_.check_ != DeterminismCheck::kNone && !open_;
+    if (!stopped_ && (count_ <= last_needed_ || (compare_count && count_ != wanted_.size())))
       throw_different(fmt::format("{} tensors were saved in forward, {} when called again", wanted_.size(), count_));
   }
 
@@ -259,6 +263,7 @@ class Refilling final : public Saver {
   }
 
   Rerun& rerun_;
+  const bool open_ = rerun_.open;  ///< there will be more in forward than there is now
   const size_t last_needed_;
   OpTrace* const trace_;
   std::vector<bool> wanted_;
@@ -284,16 +289,18 @@ class Collected final : public torch::autograd::SavedVariableHooks {
 
 std::unique_ptr<torch::autograd::SavedVariableHooks> Refilling::hooks() { return std::make_unique<Collected>(*this); }
 
-/// This thread as the function found it in forward: no region of the tape open, the given saver innermost.
+/// This thread as the function found it in forward: no region of the tape open, the given saver innermost, guards as then.
 class ThreadScope {
  public:
-  ThreadScope(Saver* saver, OpTrace* trace) {
+  ThreadScope(Saver* saver, OpTrace* trace, std::optional<bool> early_stop, std::optional<bool> debug)
+      : early_stop_(std::exchange(thread_early_stop, early_stop)), debug_(std::exchange(thread_debug, debug)) {
     auto& thread = ThreadState::get();
     region_ = std::exchange(thread.region, nullptr);
     saver_ = std::exchange(thread.saver, saver);
     trace_ = std::exchange(thread.trace, trace);
     open_reruns_ = std::exchange(thread.open_reruns, 0);
     recomputing_ = std::exchange(thread.recomputing, true);
+    disabled_ = std::exchange(thread.disabled, false);
   }
   ~ThreadScope() {
     auto& thread = ThreadState::get();
@@ -302,6 +309,9 @@ class ThreadScope {
     thread.trace = trace_;
     thread.open_reruns = open_reruns_;
     thread.recomputing = recomputing_;
+    thread.disabled = disabled_;
+    thread_early_stop = early_stop_;
+    thread_debug = debug_;
   }
   ThreadScope(const ThreadScope&) = delete;
   ThreadScope& operator=(const ThreadScope&) = delete;
@@ -312,9 +322,33 @@ class ThreadScope {
   OpTrace* trace_;
   int open_reruns_;
   bool recomputing_;
+  bool disabled_;
+  std::optional<bool> early_stop_, debug_;
 };
 
 // --- a rerun region -----------------------------------------------------------------------------------------------------
+
+// Its inputs may hold the graph of the region before, and so on: taken apart by a loop, not by recursion.
+Rerun::~Rerun() {
+  {
+    TapeLock lock;
+    --lock.tape().stats.live_regions;
+  }
+  using Remains = std::pair<std::vector<SavedInput>, std::function<void(const detail::NextInput&)>>;
+  static thread_local std::vector<Remains>* queue = nullptr;
+  if (queue) {
+    queue->emplace_back(std::move(inputs), std::move(again));
+    return;
+  }
+  std::vector<Remains> mine;
+  queue = &mine;
+  mine.emplace_back(std::move(inputs), std::move(again));
+  while (!mine.empty()) {
+    const auto next = std::move(mine.back());
+    mine.pop_back();
+  }
+  queue = nullptr;
+}
 
 std::unique_ptr<torch::autograd::SavedVariableHooks> Rerun::hooks() { return std::make_unique<Place>(shared_from_this()); }
 
@@ -330,10 +364,21 @@ void Rerun::remove(size_t index) {
   std::vector<at::Tensor> dead;  // freed after the lock
   std::lock_guard lock(mutex_);
   expected_[index].place = nullptr;
-  for (auto& [task, filled] : filled_) dead.push_back(std::exchange(filled.entries[index], Filled::Entry()).tensor);
+  for (auto& [task, filled] : filled_)
+    if (index < filled.entries.size()) dead.push_back(std::exchange(filled.entries[index], Filled::Entry()).tensor);
 }
 
 at::Tensor Rerun::get(size_t index) {
+  {
+    std::lock_guard lock(mutex_);
+    const auto& expected = expected_[index];
+    if (expected.version.moved())
+      throw CheckpointError(fmt::format(
+          "[refrain::checkpoint] one of the variables needed for gradient computation has been modified by an inplace "
+          "operation: {} is {}. Modify a clone, move the change after backward, or use source(kReplay), which knows the old "
+          "value of what the function computed.",
+          expected.text(), expected.version.text()));
+  }
   const int32_t task = torch::autograd::get_current_graph_task_id();
   if (auto tensor = take(task, index); tensor.defined()) return tensor;
   std::lock_guard one_at_a_time(rerun_mutex());
@@ -348,7 +393,7 @@ at::Tensor Rerun::get(size_t index) {
 at::Tensor Rerun::take(int32_t task, size_t index) {
   std::lock_guard lock(mutex_);
   const auto found = filled_.find(task);
-  if (found == filled_.end()) return {};
+  if (found == filled_.end() || index >= found->second.entries.size()) return {};
   auto& entry = found->second.entries[index];
   if (entry.tensor.defined()) {
     if (has_plain_storage(entry.tensor)) {
@@ -377,7 +422,7 @@ void Rerun::fill(int32_t task, size_t asked) {
   Refilling refilling(*this, last, trace.get());
   {
     SurroundingsScope surroundings(surroundings_);
-    ThreadScope thread(&refilling, trace.get());
+    ThreadScope thread(&refilling, trace.get(), thread_early_stop_, thread_debug_);
     const bool look = trace || Tape::get().pending_slots.load(std::memory_order_relaxed) > 0;
     if (look) c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
     const auto scope = rerun_scope ? rerun_scope() : nullptr;
@@ -391,7 +436,7 @@ void Rerun::fill(int32_t task, size_t asked) {
   if (task >= 0) drop_after(task);
   {
     std::lock_guard lock(mutex_);
-    for (size_t i = 0; i < expected_.size(); ++i)
+    for (size_t i = 0; i < refilling.filled.entries.size(); ++i)
       if (!expected_[i].place) refilling.filled.entries[i] = Filled::Entry();
     filled_[task] = std::move(refilling.filled);
   }
@@ -445,7 +490,6 @@ struct Override {
 };
 
 Override early_stop_override, debug_override;
-thread_local std::optional<bool> thread_early_stop, thread_debug;
 
 }  // namespace
 }  // namespace refrain::tape
@@ -532,7 +576,7 @@ RerunScope::~RerunScope() {
   thread.trace = state_->outer_trace;
   --thread.open_reruns;
   tape::leave_dispatch();
-  state_->rerun->surroundings().drop_unmoved_generators();
+  state_->rerun->open = false;
 }
 
 }  // namespace refrain::detail

@@ -28,11 +28,13 @@ c10::Storage raw_storage(size_t nbytes, c10::Device device) {
   return at::empty({static_cast<int64_t>(nbytes)}, at::TensorOptions().dtype(at::kByte).device(device)).storage();
 }
 
-c10::Storage clone_storage(const c10::Storage& storage) {
-  auto copy = raw_storage(storage.nbytes(), storage.device());
+c10::Storage copy_storage_to(const c10::Storage& storage, c10::Device device) {
+  auto copy = raw_storage(storage.nbytes(), device);
   BelowTape below;
   if (storage.nbytes() > 0) as_bytes(copy).copy_(as_bytes(storage));
   return copy;
 }
+
+c10::Storage clone_storage(const c10::Storage& storage) { return copy_storage_to(storage, storage.device()); }
 
 }  // namespace refrain::tape

@@ -5,8 +5,6 @@
 #include <ATen/autocast_mode.h>
 #include <c10/core/DefaultDtype.h>
 
-#include <algorithm>
-
 namespace refrain::tape {
 
 Surroundings::Surroundings() : default_dtype_(c10::get_default_dtype_as_scalartype()) {
@@ -32,11 +30,6 @@ void Surroundings::add_default_generators() {
   const auto& hooks = at::globalContext().getAcceleratorHooksInterface(device_->type());
   for (at::DeviceIndex i = 0; i < hooks.deviceCount(); ++i)
     if (hooks.hasPrimaryContext(i)) add_generator(at::globalContext().defaultGenerator({device_->type(), i}));
-}
-
-void Surroundings::drop_unmoved_generators() {
-  std::lock_guard lock(rng_mutex());
-  std::erase_if(generators_, [](const auto& state) { return !has_moved(*state); });
 }
 
 SurroundingsScope::SurroundingsScope(const Surroundings& then) : thread_(then.thread_), autocast_(then.autocast_) {

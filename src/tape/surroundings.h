@@ -22,8 +22,6 @@ class Surroundings {
   /// The default generators of the CPU and of every accelerator in use. Cost: 5 KB, about 1 us.
   void add_default_generators();
   void add_generator(const at::Generator& generator);
-  /// Forgets generators that have not moved since: nothing was drawn.
-  void drop_unmoved_generators();
   bool autocast() const { return autocast_; }
 
  private:

@@ -90,6 +90,7 @@ void TapeLock::destroy(Value* value) {
   if (value->discard) tape().discardable.fetch_sub(1, std::memory_order_relaxed);
   if (value->private_copy) tape().stats.leaf_copy_bytes -= static_cast<int64_t>(value->nbytes);
   discard(std::move(value->held));
+  discard(std::move(value->offloaded));
   if (value->producer) {
     value->producer->outs[value->out].value = nullptr;
     release(value->producer);

@@ -104,6 +104,9 @@ class TapeLock {
   void discard(c10::Storage&& storage) {
     if (storage) storages_.push_back(std::move(storage));
   }
+  void discard(std::shared_ptr<Offloaded>&& bytes) {
+    if (bytes) offloaded_.push_back(std::move(bytes));
+  }
 
  private:
   void drain();
@@ -116,6 +119,7 @@ class TapeLock {
   std::vector<Op*> dead_ops_;
   std::vector<Region*> dead_regions_;
   std::vector<c10::Storage> storages_;
+  std::vector<std::shared_ptr<Offloaded>> offloaded_;
   std::vector<Op*> buried_ops_;
   std::vector<Region*> buried_regions_;
 };

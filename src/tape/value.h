@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "tape/ambient.h"
+#include "tape/offload.h"
 #include "tape/op_traits.h"
 #include "tape/rng.h"
 
@@ -72,6 +73,7 @@ struct Value {
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;  ///< where the bytes are or last were; never owns
   c10::StorageImpl* key = nullptr;                     ///< entry in the storage map, or null
   c10::Storage held;
+  std::shared_ptr<Offloaded> offloaded;  ///< its bytes in another place, by a policy
   size_t nbytes = 0;
   c10::VariableVersion counter;  ///< of the tensor that first carried the value
   uint32_t version = 0;

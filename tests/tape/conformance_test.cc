@@ -23,28 +23,6 @@ REFRAIN_BOTH_SOURCES(Conformance);
 
 Tensor block(const Tensor& x, const Tensor& w) { return at::gelu(x.mm(w)).mm(w).tanh(); }
 
-/// How often each operator is called on this thread while it lives; replayed ones are below and not seen.
-class OpCalls {
- public:
-  OpCalls() {
-    current = &calls_;
-    handle_ = at::addThreadLocalCallback(
-        at::RecordFunctionCallback([](const at::RecordFunction& op) -> std::unique_ptr<at::ObserverContext> {
-          ++(*current)[op.name()];
-          return nullptr;
-        }).scopes({at::RecordScope::FUNCTION}));
-  }
-  ~OpCalls() { at::removeCallback(handle_); }
-  OpCalls(const OpCalls&) = delete;
-  OpCalls& operator=(const OpCalls&) = delete;
-  int of(const std::string& op) { return calls_[op]; }
-
- private:
-  static inline thread_local std::map<std::string, int>* current = nullptr;
-  std::map<std::string, int> calls_;
-  at::CallbackHandle handle_;
-};
-
 // ---- Arguments --------------------------------------------------------------------------------------------------
 
 struct Batch {
@@ -480,6 +458,10 @@ TEST_P(Conformance, AFunctionThatDoesSomethingElseTheSecondTime) {
         refrain_test::expect_same_as(program(0, 0), program(0, other), checked);
       } else if (other == 1 && check == DeterminismCheck::kDefault) {
         EXPECT_NO_THROW(execute(program(0, other), true, checked)) << "sizes are equal: only kStrict sees it";
+      } else if (other == 3 && check == DeterminismCheck::kDefault) {
+        EXPECT_NO_THROW(execute(program(0, other), true, checked)) << "stopped before the number differs";
+        EXPECT_TRUE(has(refusal<CheckpointError>(program(0, other), CheckpointOptions(checked).early_stop(false)),
+                        "tensors were saved"));
       } else {
         EXPECT_TRUE(has(refusal<CheckpointError>(program(0, other), checked), "did something else"));
       }
@@ -513,7 +495,7 @@ TEST_P(Conformance, DebugShowsBothTraces) {
   };
   const auto text = refusal<CheckpointError>(program, options().debug(true));
   EXPECT_TRUE(has(text, "operators in forward:") && has(text, "operators when called again:")) << text;
-  EXPECT_TRUE(has(text, "aten::sin(float[4, 4])") && has(text, "aten::sin(float[2, 4])")) << text;
+  EXPECT_TRUE(has(text, "aten::sin(Float[4, 4])") && has(text, "aten::slice.Tensor(Float[4, 4])")) << text;
   EXPECT_TRUE(has(refusal<CheckpointError>(program), "debug(true)"));
   {
     refrain::DebugGuard debug(true);
@@ -575,42 +557,45 @@ TEST_P(Conformance, SettingsOfForwardHoldInTheSecondCall) {
 
 // ---- Early stop -------------------------------------------------------------------------------------------------
 
+// mm, relu, mm: its result is one allocation less if the last is not computed again.
 TEST_P(Conformance, TheLastMatmulIsNotComputedAgain) {
+  refrain::install_memory_tracking();
   Trial run(true);
   Tensor x = run.param({8, 8}), w = run.param({8, 8});
-  const auto fn = [](const Tensor& a, const Tensor& b) { return a.mm(b).relu().mm(b); };
-  const auto products = [&](const CheckpointOptions* options) {
-    OpCalls calls;
-    (options ? checkpoint(*options, fn, x, w) : fn(x, w)).sum().backward();
-    return calls.of("aten::mm");
+  const auto allocations = [&](const CheckpointOptions& options) {
+    const auto fn = [](const Tensor& a, const Tensor& b) { return a.mm(b).relu().mm(b); };
+    Tensor loss = checkpoint(options, fn, x, w).sum();
+    refrain::MemoryScope memory;
+    torch::autograd::grad({loss}, {x, w});
+    return memory.allocations();
   };
-  const int plain = products(nullptr);
   const auto with = options(), without = options().early_stop(false);
-  EXPECT_EQ(products(&with), plain + (reruns() ? 1 : 0));
+  const int64_t stopped = allocations(with);
   if (!reruns()) {
     EXPECT_EQ(refrain::tape_stats().replayed_ops, 2) << "mm and relu";
     return;
   }
-  EXPECT_EQ(products(&without), plain + 2);
+  const int64_t whole = stopped + 1;
+  EXPECT_EQ(allocations(without), whole);
   {
     refrain::EarlyStopGuard off(false);
-    EXPECT_EQ(products(&with), plain + 2);
+    EXPECT_EQ(allocations(with), whole);
     {
       refrain::EarlyStopGuard on(true);
-      EXPECT_EQ(products(&without), plain + 1);
+      EXPECT_EQ(allocations(without), stopped);
     }
-    EXPECT_EQ(products(&with), plain + 2);
+    EXPECT_EQ(allocations(with), whole);
   }
   EXPECT_EQ(refrain::set_early_stop(false), std::nullopt);
-  EXPECT_EQ(products(&with), plain + 2);
+  EXPECT_EQ(allocations(with), whole);
   {
     refrain::EarlyStopGuard on(true);
-    EXPECT_EQ(products(&with), plain + 1) << "the guard goes before the process";
+    EXPECT_EQ(allocations(with), stopped) << "the guard goes before the process";
   }
   EXPECT_EQ(refrain::set_early_stop(true), false);
-  EXPECT_EQ(products(&without), plain + 1);
+  EXPECT_EQ(allocations(without), stopped);
   EXPECT_EQ(refrain::set_early_stop(std::nullopt), true);
-  EXPECT_EQ(products(&without), plain + 2);
+  EXPECT_EQ(allocations(without), whole);
 }
 
 TEST_P(Conformance, NothingIsComputedAgainThatNothingNeeds) {
@@ -1507,22 +1492,29 @@ TEST_P(Conformance, WeightsChangedBeforeBackwardAreAnError) {
   }
 }
 
-TEST_P(Conformance, WeightsSteppedByAnOptimizerBeforeBackwardAreAnError) {
-  refusal<CheckpointError>([](Trial& run) {
+// LibTorch's optimizers write through `data()`, which bumps no version: plain autograd mixes old results with new weights, and a
+// replay does the same to the bit; a second call mixes otherwise.
+TEST_P(Conformance, AnOptimizerStepBeforeBackwardBumpsNoVersion) {
+  const Program program = [](Trial& run) {
     Tensor x = run.param({4, 4}), w = run.param({4, 4});
     Tensor y = run.region(block, x, w);
     w.mutable_grad() = torch::ones_like(w);
     torch::optim::SGD sgd({w}, 0.1);
     sgd.step();
+    w.mutable_grad().reset();
     return y.sum();
-  });
+  };
+  if (reruns()) {
+    EXPECT_NE(execute(program, false), execute(program, true, options()));
+  } else {
+    expect_same(program);
+  }
 }
 
 // Autograd saves no bias, so plain autograd does not mind. A replay copies it; a second call would read the new one.
 TEST_P(Conformance, ABiasChangedBeforeBackward) {
-  for (const bool argument : {true, false}) {
-    SCOPED_TRACE(argument ? "argument" : "captured");
-    const Program program = [argument](Trial& run) {
+  const auto program = [](bool argument) -> Program {
+    return [argument](Trial& run) {
       Tensor x = run.param({4, 4}), b = run.param({4});
       const auto fn = [](const Tensor& t, const Tensor& bias) { return (t + bias).exp().sin(); };
       Tensor y = argument ? run.region(fn, x, b) : run.region([=](const Tensor& t) { return fn(t, b); }, x);
@@ -1532,12 +1524,31 @@ TEST_P(Conformance, ABiasChangedBeforeBackward) {
       }
       return y.sum();
     };
-    if (reruns()) {
-      EXPECT_TRUE(has(refusal<CheckpointError>(program), "changed"));
-    } else {
-      expect_same(program);
-    }
+  };
+  if (!reruns()) {
+    expect_same(program(true));
+    expect_same(program(false));
+    return;
   }
+  EXPECT_TRUE(has(refusal<CheckpointError>(program(true)), "changed"));
+  const auto strict = options().determinism_check(DeterminismCheck::kStrict);
+  EXPECT_TRUE(has(refusal<CheckpointError>(program(false), strict), "changed"));
+  EXPECT_NE(execute(program(false), false), execute(program(false), true, options())) << "kDefault does not see captures";
+}
+
+// Its own counters are no change from outside.
+TEST_P(Conformance, StrictLetsAFunctionWriteItsBuffers) {
+  const auto strict = options().determinism_check(DeterminismCheck::kStrict);
+  torch::nn::BatchNorm1d bn(3);
+  Tensor counter = torch::zeros({});
+  Tensor x = torch::rand({8, 3}, torch::requires_grad());
+  const auto fn = [bn, counter](const Tensor& t) {
+    Tensor y = bn.ptr()->forward(t.exp()) + counter.detach() * 0;
+    counter.add_(1);
+    return y.sin().exp();
+  };
+  for (const bool stop : {true, false})
+    EXPECT_NO_THROW(checkpoint(CheckpointOptions(strict).early_stop(stop), fn, x).sum().backward());
 }
 
 // ---- Statistics -------------------------------------------------------------------------------------------------

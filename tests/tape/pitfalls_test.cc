@@ -1,1 +1,115 @@
+// What docs/guide/pitfalls.md says beyond the conformance table.
+#include <random>
+
 #include "tests/tape/sources.h"
+
+namespace refrain_test {
+namespace {
+
+class Pitfalls : public BothSources {};
+REFRAIN_BOTH_SOURCES(Pitfalls);
+
+TEST_P(Pitfalls, ARegionAroundOneLayerSavesNothing) {
+  std::vector<torch::nn::Linear> layers;
+  for (int i = 0; i < 8; ++i) layers.emplace_back(64, 64);
+  const Tensor x = torch::randn({64, 64});
+  auto all = [layers](Tensor h) mutable {
+    for (auto& layer : layers) h = at::gelu(layer(h));
+    return h;
+  };
+  const auto gelu = [](const Tensor& h) { return at::gelu(h); };
+  const auto held = [&](const auto& forward) {
+    refrain::MemoryScope memory;
+    const Tensor y = forward();
+    return memory.current() - static_cast<int64_t>(y.nbytes());
+  };
+  const auto per_layer = [&] {
+    Tensor h = x;
+    for (auto& layer : layers) h = refrain::checkpoint(options(), gelu, refrain::checkpoint(options(), layer, h));
+    return h;
+  };
+  const int64_t plain = held([&] { return all(x); });
+  EXPECT_GE(held(per_layer), plain);
+  EXPECT_LT(held([&] { return refrain::checkpoint(options(), all, x); }), plain / 8);
+  if (!reruns()) {
+    EXPECT_FALSE(refrain::saved_tensors(options(), layers[0], x).insights.empty());
+  }
+}
+
+// Load balancing moves a bias between steps; micro-batches make that before the backward of another.
+TEST_P(Pitfalls, ARouterWithABiasThatMoves) {
+  const Program program = [](Trial& run) {
+    Tensor x = run.param({8, 4}), w = run.param({4, 4});
+    Tensor bias = torch::zeros({4});
+    Tensor y = run.region([bias, w](const Tensor& t) {
+      Tensor scores = t.mm(w).softmax(-1);
+      Tensor pick = std::get<1>((scores.detach() + bias).topk(1, -1));
+      return scores.gather(1, pick).exp().sin();
+    }, x);
+    {
+      torch::NoGradGuard no_grad;
+      bias[0].add_(10);
+    }
+    return y.sum();
+  };
+  if (!reruns()) return static_cast<void>(expect_same(program));
+  EXPECT_NE(execute(program, false), execute(program, true, options())) << "other experts, of the same sizes";
+  const auto strict = options().determinism_check(DeterminismCheck::kStrict);
+  EXPECT_TRUE(has(refusal<CheckpointError>(program, strict), "changed"));
+}
+
+TEST_P(Pitfalls, RandomNumbersFromElsewhere) {
+  const Program shared = [](Trial& run) {
+    Tensor x = run.param({8});
+    auto engine = std::make_shared<std::mt19937>(1);
+    return run.region([engine](const Tensor& t) {
+      return (t * static_cast<double>((*engine)() % 1000)).sin().exp();
+    }, x).sum();
+  };
+  if (reruns()) {
+    EXPECT_NE(execute(shared, false), execute(shared, true, options()));
+  } else {
+    expect_same(shared);
+  }
+  expect_same([](Trial& run) {
+    Tensor x = run.param({8});
+    std::mt19937 engine(1);
+    return run.region([engine](const Tensor& t) mutable {
+      return (t * static_cast<double>(engine() % 1000)).sin().exp();
+    }, x).sum();
+  });
+}
+
+TEST_P(Pitfalls, SideEffectsHappenTwiceWhereTheFunctionIsCalledTwice) {
+  auto counts = std::make_shared<std::pair<int, int>>();
+  Tensor x = torch::rand({4}, torch::requires_grad());
+  refrain::checkpoint(options(), [counts](const Tensor& t) {
+    ++counts->first;
+    if (!refrain::is_recomputing()) ++counts->second;
+    return t.exp().sin();
+  }, x).sum().backward();
+  EXPECT_EQ(counts->first, reruns() ? 2 : 1);
+  EXPECT_EQ(counts->second, 1);
+}
+
+TEST_P(Pitfalls, ABackwardInsideAddsToGradientsAgain) {
+  const auto program = [](bool ask) -> Program {
+    return [ask](Trial& run) {
+      Tensor x = run.param({4, 4}), w = run.param({4, 4});
+      return run.region([ask, w](const Tensor& t) {
+        Tensor inner = t.detach().mm(w).sin().sum();
+        if (!ask || !refrain::is_recomputing()) inner.backward();
+        return t.mm(w).exp().sin();
+      }, x).sum();
+    };
+  };
+  expect_same(program(true));
+  if (reruns()) {
+    EXPECT_NE(execute(program(false), false), execute(program(false), true, options()));
+  } else {
+    expect_same(program(false));
+  }
+}
+
+}  // namespace
+}  // namespace refrain_test
