@@ -2,8 +2,11 @@
 // both sources, beside a plain run. docs/peers.md lists them.
 #include <pthread.h>
 
+#include <any>
 #include <array>
+#include <filesystem>
 #include <map>
+#include <mutex>
 #include <thread>
 #include <tuple>
 #include <variant>
@@ -206,6 +209,64 @@ TEST_P(Conformance, WhatCannotBeCopied) {
     Layers layers;
     return checkpoint(options(), layers, x);
   });
+}
+
+struct Abstract {
+  virtual ~Abstract() = default;
+  virtual double scale() const = 0;
+};
+struct Concrete : Abstract {
+  double scale() const override { return 2; }
+};
+struct Tree : std::vector<Tree> {
+  double scale = 2;
+};
+
+// Of any type; where a copy is impossible a rerun says so, and nothing fails to compile.
+TEST_P(Conformance, ArgumentsOfOddTypes) {
+  Tensor x = torch::ones({4}, torch::requires_grad());
+  const Tensor want = torch::autograd::grad({(x.exp() * 2).sin().sum()}, {x})[0];
+  const auto pass = [&](bool copies, auto&& argument) {
+    using Argument = decltype(argument);
+    const auto call = [&] {
+      return checkpoint(options(), [](const Tensor& t, const auto&) { return (t.exp() * 2).sin(); }, x,
+                        std::forward<Argument>(argument));
+    };
+    if (copies || !reruns()) {
+      expect_bit_equal(want, torch::autograd::grad({call().sum()}, {x})[0]);
+    } else {
+      message_of<InvalidArgument>([&] { call(); });
+    }
+  };
+  std::mutex mutex;
+  std::ostringstream stream;
+  Concrete concrete;
+  const float array[3] = {1, 2, 3};
+  torch::OrderedDict<std::string, Tensor> dict({{"x", x}});
+  std::unordered_map<std::string, std::vector<std::unique_ptr<int>>> map;
+  std::tuple<int, std::vector<std::unique_ptr<int>>> tuple;
+  std::optional<std::vector<std::unique_ptr<int>>> optional;
+  std::map<std::string, std::vector<bool>> flags{{"a", {true, false}}};
+  pass(false, mutex);
+  pass(false, stream);
+  pass(false, static_cast<const Abstract&>(concrete));
+  pass(false, map);
+  pass(false, tuple);
+  pass(false, std::move(optional));
+  pass(true, array);
+  pass(true, dict);
+  pass(true, flags);
+  pass(true, std::any(x));
+  pass(true, at::IValue(x));
+  pass(true, c10::List<Tensor>({x, x}));
+  pass(true, std::filesystem::path("/a/b"));
+  pass(true, Tree{{Tree(), Tree()}});
+  pass(true, torch::nn::AnyModule(torch::nn::Tanh()));
+  pass(true, torch::nn::ModuleList(torch::nn::Linear(2, 2)));
+  pass(true, std::ref(mutex));
+  pass(true, &mutex);
+  pass(true, std::function<void()>());
+  pass(true, std::initializer_list<int64_t>{});
 }
 
 struct Shape {
@@ -1108,6 +1169,21 @@ TEST_P(Conformance, ThreadsWithGeneratorsOfTheirOwn) {
   EXPECT_EQ(wrong, 0);
 }
 
+TEST_P(Conformance, BackwardOnAnotherThreadThanForward) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({8, 8}), w = run.param({8, 8});
+    Tensor loss;
+    {
+      Autocast autocast;
+      loss = run.region([&run](const Tensor& t, const Tensor& v) {
+        return run.region(block, at::dropout(t.exp(), 0.5, true), v).sin();
+      }, x, w).to(torch::kFloat).sum();
+    }
+    std::thread([&loss] { loss.backward(); }).join();
+    return Tensor();
+  });
+}
+
 TEST_P(Conformance, TwoThreadsGoBackThroughOneRegion) {
   Trial run(true, options());
   Tensor x = run.param({32, 32});
@@ -1300,6 +1376,37 @@ TEST_P(Conformance, GradInsideARegion) {
       return (t * g).sin() * h.cos();
     }, x).sum();
   });
+}
+
+// The inner function differentiates by its argument, a parameter that comes to it through the outer region.
+TEST_P(Conformance, GradInsideANestedRegion) {
+  for (const auto outer : {CheckpointSource::kReplay, CheckpointSource::kRerun}) {
+    expect_same([outer](Trial& run) {
+      Tensor x = run.param({4, 4});
+      return run.region_with(CheckpointOptions().source(outer), [&run](const Tensor& t) {
+        return run.region([](const Tensor& u, const Tensor& leaf) {
+          Tensor y = u.exp() * leaf.sin();
+          auto g = torch::autograd::grad({y.sum()}, {u, leaf}, {}, true, /*create_graph=*/true);
+          return (g[0] * y).sin() * g[1].cos();
+        }, t * 2, t).exp();
+      }, x).sum();
+    });
+  }
+}
+
+// Each inner gradient drops part of its graph while it runs.
+TEST_P(Conformance, GradsOfGradsInside) {
+  for (const bool stop : {true, false}) {
+    expect_same(options().early_stop(stop), [](Trial& run) {
+      Tensor x = run.param({4, 4}), w = run.param({4, 4});
+      return run.region([](const Tensor& t, const Tensor& v) {
+        Tensor y = t.exp().mm(v).sin();
+        for (int i = 0; i < 2; ++i)
+          y = torch::autograd::grad({y.pow(2).sum()}, {t}, {}, true, /*create_graph=*/true)[0].tanh();
+        return y * t;
+      }, x, w).sum();
+    });
+  }
 }
 
 TEST_P(Conformance, GradInsideARegionWithoutEarlyStop) {
