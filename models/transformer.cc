@@ -27,11 +27,17 @@ torch::Tensor BlockImpl::drop(const torch::Tensor& x) const {
 }
 
 torch::Tensor BlockImpl::forward(torch::Tensor x) {
+  x = x + drop(attention(x));
+  ModuleScope scope("mlp");
+  return x + drop(f2_->forward(torch::gelu(f1_->forward(n2_->forward(x)))));
+}
+
+torch::Tensor BlockImpl::attention(const torch::Tensor& x) {
+  ModuleScope scope("attention");
   const int64_t b = x.size(0), s = x.size(1), d = x.size(2);
   auto y = qkv_->forward(n1_->forward(x)).view({b, s, 3, options_.heads, d / options_.heads}).permute({2, 0, 3, 1, 4});
   auto a = torch::scaled_dot_product_attention(y[0], y[1], y[2], {}, 0.0, options_.causal);
-  x = x + drop(o_->forward(a.transpose(1, 2).reshape({b, s, d})));
-  return x + drop(f2_->forward(torch::gelu(f1_->forward(n2_->forward(x)))));
+  return o_->forward(a.transpose(1, 2).reshape({b, s, d}));
 }
 
 GptImpl::GptImpl(int64_t vocab, int64_t seq, int64_t depth, const BlockOptions& block)

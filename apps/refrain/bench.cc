@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "apps/refrain/html_file.h"
 #include "apps/refrain/steps.h"
 #include "apps/refrain/table.h"
 #include "apps/refrain/verify.h"
@@ -106,6 +107,7 @@ std::string show(const std::vector<Measurement>& all) {
 
 int run_bench(const BenchArgs& args) {
   check_can_write(args.json, "--json");
+  check_can_write(args.html, "--html");
   install_memory_tracking();
   auto model = build_model(args.model);
   auto all = plan(*model, args.strategies);
@@ -122,12 +124,18 @@ int run_bench(const BenchArgs& args) {
   config["warmup"] = args.warmup;
   Json strategies = Json::array();
   for (const auto& seen : all) strategies.push_back(strategy_json(seen));
-  if (args.json != "-") {
+  if (args.json != "-" && args.html != "-") {
     fmt::print("{}, {} {} a step, {} steps each, {} threads; bytes over the level before the step\n{}", model->name(),
                model->units_per_batch(), model->unit(), args.iters, at::get_num_threads(), show(all));
   }
-  write_json(args.json,
-             {{"model", model->name()}, {"config", config}, {"machine", machine_json()}, {"strategies", strategies}});
+  const Json document = {{"kind", "bench"},
+                         {"version", 1},
+                         {"model", model->name()},
+                         {"config", config},
+                         {"machine", machine_json()},
+                         {"strategies", strategies}};
+  write_json(args.json, document);
+  write_html(args.html, {document});
   return kOk;
 }
 

@@ -42,6 +42,7 @@ struct BenchArgs {
   int iters = 7;
   int warmup = 2;
   std::string json;
+  std::string html;  ///< page, "-" for stdout, empty for none
 };
 
 struct ExplainArgs {
@@ -68,11 +69,17 @@ struct CompareArgs {
   std::string json;
 };
 
+struct ReportArgs {
+  std::vector<std::string> files;  ///< what measuring commands wrote with --json, drawn in this order
+  std::string html;
+};
+
 int run_env(const EnvArgs& args);
 int run_verify(const VerifyArgs& args);
 int run_bench(const BenchArgs& args);
 int run_explain(const ExplainArgs& args);
 int run_train(const TrainArgs& args);
 int run_compare(const CompareArgs& args);
+int run_report(const ReportArgs& args);
 
 }  // namespace refrain::cli

@@ -10,6 +10,7 @@ namespace refrain::cli {
 namespace {
 
 constexpr const char* kJsonHelp = "write the result as JSON to this file; '-' for standard output";
+constexpr const char* kHtmlHelp = "draw the result as one HTML page to this file; '-' for standard output";
 constexpr int64_t kManySteps = 1'000'000'000;
 
 /// CLI::Range lets NaN pass.
@@ -78,6 +79,7 @@ Commands::Commands(CLI::App& app) {
       ->check(CLI::Range(0, 1000))
       ->capture_default_str();
   bench_->add_option("--json", bench_args_.json, kJsonHelp);
+  bench_->add_option("--html", bench_args_.html, kHtmlHelp);
 
   explain_ = app.add_subcommand("explain", "Show what a forward keeps for backward, tensor by tensor, and why");
   add_model_options(*explain_, explain_args_.model, "model to explain");
@@ -109,6 +111,10 @@ Commands::Commands(CLI::App& app) {
       ->expected(2, 1000);
   compare_->add_option("--json", compare_args_.json, kJsonHelp);
 
+  report_ = app.add_subcommand("report", "Draw what measuring commands wrote with --json, together on one HTML page");
+  report_->add_option("FILES", report_args_.files, "JSON documents, drawn in this order")->required()->expected(1, 1000);
+  report_->add_option("--html", report_args_.html, "the page to write; '-' for standard output")->required();
+
   for (auto* command : app.get_subcommands({})) command->footer(app.get_footer());
 }
 
@@ -118,7 +124,8 @@ int Commands::dispatch() const {
   if (*bench_) return run_bench(bench_args_);
   if (*explain_) return run_explain(explain_args_);
   if (*train_) return run_train(train_args_);
-  return run_compare(compare_args_);
+  if (*compare_) return run_compare(compare_args_);
+  return run_report(report_args_);
 }
 
 std::string explain(const CLI::App& app, const CLI::ParseError& error) {

@@ -13,13 +13,14 @@ class Commands {
   int dispatch() const;
 
  private:
-  CLI::App *env_, *verify_, *bench_, *explain_, *train_, *compare_;
+  CLI::App *env_, *verify_, *bench_, *explain_, *train_, *compare_, *report_;
   EnvArgs env_args_;
   VerifyArgs verify_args_;
   BenchArgs bench_args_;
   ExplainArgs explain_args_;
   TrainArgs train_args_;
   CompareArgs compare_args_;
+  ReportArgs report_args_;
 };
 
 /// `message: what to do`, with the command's or option's nearest names if `error` is about an unknown one.

@@ -25,7 +25,8 @@ enum class CheckpointSource {
 /// What `kRerun` compares between the two calls of the function.
 enum class DeterminismCheck {
   kDefault,  ///< number, sizes, dtypes and devices of the tensors that autograd saves
-  kStrict,   ///< that, and every operator below autograd with its tensor arguments: finds swapped operators of one shape
+  kStrict,   ///< that, and every operator below autograd with its tensor arguments: finds swapped operators of one shape,
+             ///< and any outside tensor that was read and has changed
   kNone,     ///< nothing but their number
 };
 
@@ -39,8 +40,9 @@ class CheckpointOptions {
  public:
   /// Default: `kReplay`. `kRerun` is for functions that compute with raw pointers where the tape cannot see it, and a
   /// reference to compare with: the function, its captures and its arguments are copied and kept until backward (capture
-  /// by value: what a reference named may be gone), its side effects happen twice (BatchNorm statistics move twice), and
-  /// weights or inputs changed in between are an error. Reruns in one process wait for each other. A `checkpoint` called
+  /// by value: what a reference named may be gone), its side effects happen twice (BatchNorm statistics move twice).
+  /// Arguments, and outside tensors that autograd saves, changed in between are an error; others that it read only
+  /// `DeterminismCheck::kStrict` notices. Reruns in one process wait for each other. A `checkpoint` called
   /// inside without a policy is rerun too.
   CheckpointOptions& source(CheckpointSource value) {
     source_ = value;
@@ -52,7 +54,8 @@ class CheckpointOptions {
   ///
   /// With `false` no generator state is read in forward (saves about 1 us and 5 KB per random operator on CPU) and a
   /// replayed random operator is refused with `CheckpointError` if backward needs one: a fresh draw would be a silently
-  /// wrong gradient. Use it for code known to be free of random operators. A rerun with `false` draws fresh numbers.
+  /// wrong gradient. Use it for code known to be free of random operators. A rerun with `false` draws
+  /// fresh numbers, but from generators among its arguments.
   CheckpointOptions& preserve_rng_state(bool value) {
     preserve_rng_state_ = value;
     return *this;
@@ -200,10 +203,10 @@ template <typename F, typename... Args>
 decltype(auto) checkpoint_rerun(const CheckpointOptions& options, F&& fn, Args&&... args) {
   RerunScope scope(options);
   if constexpr (kCanKeep<F> && (kCanKeep<Args> && ...)) {
-    auto kept = std::make_shared<std::tuple<Kept<Args>...>>(Kept<Args>(args)...);
+    auto kept = std::make_shared<std::tuple<Kept<Args>...>>(Kept<Args>(Keep(), args)...);
     visit_tensors_in(*kept, Overloaded{[&](at::Tensor& tensor) { scope.save_input(std::exchange(tensor, at::Tensor())); },
                                        [&](at::Generator& generator) { scope.save_generator(generator); }});
-    scope.enter([kept_fn = Kept<F>(fn), kept](const NextInput& next_input) {
+    scope.enter([kept_fn = Kept<F>(Keep(), fn), kept](const NextInput& next_input) {
       auto again_fn = kept_fn;
       auto again = *kept;
       visit_tensors_in(again, Overloaded{[&](at::Tensor& tensor) { tensor = next_input(); }, [](at::Generator&) {}});

@@ -117,4 +117,7 @@ class ModuleScope {
   size_t length_;  ///< of the path before
 };
 
+/// Path of this thread's open `ModuleScope`s, "encoder.layer1", or "". Valid until one opens or closes.
+std::string_view module_scope() noexcept;
+
 }  // namespace refrain

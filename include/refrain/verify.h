@@ -77,7 +77,7 @@ VerifyReport verify_checkpoint(const CheckpointOptions& options, F&& fn, Args&&.
   };
   verified.run = [&](const CheckpointOptions* under) {
     // Copies: what the function does to its arguments must not reach the next run. (The bytes of tensors are put back.)
-    auto mine = std::tuple<detail::Kept<Args>...>(detail::Kept<Args>(args)...);
+    auto mine = std::tuple<detail::Kept<Args>...>(detail::Kept<Args>(detail::Keep(), args)...);
     std::vector<at::Tensor> results;
     const auto note = detail::Overloaded{[&](at::Tensor& tensor) { results.push_back(tensor); }, [](at::Generator&) {}};
     std::apply(
@@ -89,7 +89,7 @@ VerifyReport verify_checkpoint(const CheckpointOptions& options, F&& fn, Args&&.
         mine);
     return results;
   };
-  auto named = std::tuple<detail::Kept<Args>...>(detail::Kept<Args>(args)...);
+  auto named = std::tuple<detail::Kept<Args>...>(detail::Kept<Args>(detail::Keep(), args)...);
   detail::visit_tensors_in(
       named, detail::Overloaded{[&](at::Tensor& tensor) {
                                   verified.inputs.emplace_back("input " + std::to_string(verified.inputs.size()), tensor);

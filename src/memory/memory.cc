@@ -5,11 +5,14 @@
 #include <algorithm>
 #include <map>
 #include <string>
+#include <utility>
 
+#include "memory/block.h"
 #include "memory/failing_allocator.h"
 #include "memory/heap_allocator.h"
 #include "memory/limiting_allocator.h"
 #include "memory/poisoning_allocator.h"
+#include "memory/stack.h"
 #include "memory/testing.h"
 #include "memory/torch_allocator.h"
 #include "memory/tracking_allocator.h"
@@ -76,6 +79,15 @@ Stack& stack() {
 }  // namespace
 
 void install_memory_tracking() { stack(); }
+
+TrackingAllocator& tracking_allocator() { return stack().tracking; }
+
+const Block* tracked_block(const at::Tensor& tensor) {
+  if (!tensor.defined() || !tensor.has_storage()) return nullptr;
+  const at::DataPtr& data = std::as_const(*tensor.storage().unsafeGetStorageImpl()).data_ptr();
+  const bool is_ours = data.get() && data.get_context() == data.get() && data.get_deleter() == stack().torch.raw_deleter();
+  return is_ours ? &Block::of(data.get()) : nullptr;
+}
 
 bool memory_tracking_installed() noexcept { return is_installed.load(); }
 

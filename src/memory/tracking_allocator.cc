@@ -15,8 +15,12 @@ void raise(std::atomic<Bytes>& peak, Bytes level) {
 
 void* TrackingAllocator::allocate(size_t bytes) {
   void* data = below_.allocate(bytes);
-  const Bytes level = current_.fetch_add(static_cast<Bytes>(bytes)) + static_cast<Bytes>(bytes);
   allocations_.fetch_add(1);
+  if (observer_.load(std::memory_order_relaxed)) {
+    count_observed(data, static_cast<Bytes>(bytes));
+    return data;
+  }
+  const Bytes level = current_.fetch_add(static_cast<Bytes>(bytes)) + static_cast<Bytes>(bytes);
   raise(peak_, level);
   if (open_watches_.load() > 0) raise_watched_peaks(level);
   return data;
@@ -24,7 +28,11 @@ void* TrackingAllocator::allocate(size_t bytes) {
 
 void TrackingAllocator::deallocate(void* data, size_t bytes) noexcept {
   // before the memory goes back: another thread may get it and count it at once
-  current_.fetch_sub(static_cast<Bytes>(bytes));
+  if (observer_.load(std::memory_order_relaxed)) {
+    count_observed(data, -static_cast<Bytes>(bytes));
+  } else {
+    current_.fetch_sub(static_cast<Bytes>(bytes));
+  }
   below_.deallocate(data, bytes);
 }
 
@@ -56,6 +64,26 @@ void TrackingAllocator::close(Watch& watch) {
   std::lock_guard lock(mutex_);
   watches_.erase(std::find(watches_.begin(), watches_.end(), &watch));
   open_watches_.fetch_sub(1);
+}
+
+Bytes TrackingAllocator::set_observer(Observer* observer) {
+  std::lock_guard lock(mutex_);
+  observer_.store(observer);
+  return current_.load();
+}
+
+// Under the mutex, so that the observer sees the levels in their order.
+void TrackingAllocator::count_observed(const void* data, Bytes bytes) {
+  std::lock_guard lock(mutex_);
+  const Bytes level = current_.fetch_add(bytes) + bytes;
+  Observer* observer = observer_.load();
+  if (bytes > 0) {
+    raise(peak_, level);
+    for (Watch* watch : watches_) raise(watch->peak, level);
+    if (observer) observer->allocated(data, bytes, level);
+  } else if (observer) {
+    observer->released(data, -bytes, level);
+  }
 }
 
 void TrackingAllocator::raise_watched_peaks(Bytes level) {

@@ -11,9 +11,9 @@ namespace refrain {
 
 /// Counts what passes through: current bytes, their peak, and allocations.
 ///
-/// Cost: three atomic operations an allocation, one a release; a mutex an allocation while a `Watch` is open. Exact when
-/// threads meet: an atomic addition tells each allocation the level it made. Only an allocation in progress while a peak
-/// is reset or a watch opened may count on either side.
+/// Cost: three atomic operations an allocation, one a release; a mutex an allocation while a `Watch` is open, and each
+/// time while there is an `Observer`. Exact when threads meet: an atomic addition tells each allocation the level it made.
+/// Only an allocation in progress while a peak is reset, a watch opened or an observer set may count on either side.
 class TrackingAllocator final : public SizedAllocator {
  public:
   /// A stretch of time with a peak of its own, which `reset_peak` does not touch.
@@ -21,6 +21,17 @@ class TrackingAllocator final : public SizedAllocator {
     Bytes start = 0;               ///< level at `open`
     std::atomic<Bytes> peak{0};    ///< highest level since, absolute
     int64_t first_allocation = 0;  ///< allocations before `open`
+  };
+
+  /// Sees everything that passes, one thing at a time, in the order of the levels. Must not allocate from this stack.
+  class Observer {
+   public:
+    /// @param level  current bytes afterwards.
+    virtual void allocated(const void* data, Bytes bytes, Bytes level) noexcept = 0;
+    virtual void released(const void* data, Bytes bytes, Bytes level) noexcept = 0;
+
+   protected:
+    ~Observer() = default;
   };
 
   explicit TrackingAllocator(SizedAllocator& below) : below_(below) {}
@@ -37,7 +48,11 @@ class TrackingAllocator final : public SizedAllocator {
   void open(Watch& watch);
   void close(Watch& watch);
 
+  /// Sets the one observer, null for none; the one before is not called after this returns. Returns the current bytes.
+  Bytes set_observer(Observer* observer);
+
  private:
+  void count_observed(const void* data, Bytes bytes);
   void raise_watched_peaks(Bytes level);
 
   SizedAllocator& below_;
@@ -45,7 +60,8 @@ class TrackingAllocator final : public SizedAllocator {
   std::atomic<Bytes> peak_{0};
   std::atomic<int64_t> allocations_{0};
   std::atomic<int> open_watches_{0};
-  std::mutex mutex_;  // guards watches_
+  std::atomic<Observer*> observer_{nullptr};  // set under the mutex
+  std::mutex mutex_;  // guards watches_, and counting while there is an observer
   std::vector<Watch*> watches_;
 };
 

@@ -50,7 +50,7 @@ class OpTrace {
   std::unordered_map<const c10::StorageImpl*, Read> reads_;
 };
 
-/// "float[2, 3]", with the device if it is not the CPU.
+/// "Float[2, 3]", with the device if it is not the CPU.
 std::string describe(at::ScalarType dtype, at::IntArrayRef sizes, at::Device device);
 
 }  // namespace refrain::tape

@@ -99,6 +99,8 @@ ModuleScope::ModuleScope(std::string_view name) : length_(scope_path().size()) {
 
 ModuleScope::~ModuleScope() { scope_path().resize(length_); }
 
+std::string_view module_scope() noexcept { return scope_path(); }
+
 }  // namespace refrain
 
 namespace refrain::tape {

@@ -7,6 +7,7 @@
 
 #include "tape/observer.h"
 #include "tape/policy.h"
+#include "tape/running.h"
 #include "tape/storage_copy.h"
 #include "tape/tape.h"
 
@@ -293,6 +294,7 @@ class Recording {
     ++lock.tape().stats.live_ops;
     ++op_->region->refs;
     op_->seq = lock.tape().next_seq++;
+    note_recorded(op_->seq);
     op_->traits = &traits_;
     op_->keys = keys_ & kBelowTape;
     op_->ambient = ambient;

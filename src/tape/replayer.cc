@@ -8,6 +8,7 @@
 #include <chrono>
 
 #include "refrain/error.h"
+#include "tape/running.h"
 #include "tape/storage_copy.h"
 
 namespace refrain::tape {
@@ -201,7 +202,9 @@ class Plan {
       stack[arg] = list_of(op, arg, std::move(tensors));
     }
     fill_empty_lists(op, stack);
+    const ReplayedOp replayed(op);
     run_kernel(op, stack);
+    replayed.results(stack);
     collect(step, stack, storages);
     stack.clear();
     c10::SmallVector<int32_t, 4> seen;

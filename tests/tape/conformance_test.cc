@@ -114,8 +114,8 @@ TEST_P(Conformance, NonTensorArguments) {
       if (square) y = y * y;
       return (kind == Kind::kSin ? y.sin() : y.cos()).to(torch::kFloat);
     };
-    return run.region(fn, x, std::string("a name longer than any small string optimisation"), std::vector<int64_t>{1}, 0.5,
-                      true, Kind::kCos, torch::kDouble, at::Scalar(2), "literal").sum();
+    const std::string name = "a name longer than any small string optimisation";
+    return run.region(fn, x, name, std::vector<int64_t>{1}, 0.5, true, Kind::kCos, torch::kDouble, at::Scalar(2), "literal").sum();
   });
 }
 
@@ -380,7 +380,8 @@ struct Output {
 TEST_P(Conformance, AnyResult) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    Output o = run.region([](const Tensor& t) { return Output{t.exp().sin(), {t.cos(), std::nullopt, Tensor()}, 4}; }, x);
+    const auto parts = [](const Tensor& t) { return Output{t.exp().sin(), {t.cos(), std::nullopt, Tensor()}, 4}; };
+    Output o = run.region(parts, x);
     auto [a, b] = run.region([=] { return std::pair(x.exp().cos(), x.sin().exp()); });
     auto map = run.region([=] { return std::map<std::string, Tensor>{{"k", x.exp().tanh()}}; });
     auto list = run.region([=] { return x.exp().unbind(); });
@@ -439,7 +440,8 @@ TEST_P(Conformance, AGeneratorArgument) {
     Tensor x = run.param({16, 16});
     const auto fn = [](const Tensor& t, std::optional<at::Generator> g) {
       Tensor mask = at::empty_like(t, t.options().requires_grad(false)).bernoulli_(0.5, g);
-      return (t.exp() * mask).sin() * (t * at::normal(0.0, 1.0, {16, 16}, g)).cos() * (t + torch::rand({16, 16}, g)).sin();
+      Tensor noise = at::normal(0.0, 1.0, {16, 16}, g);
+      return (t.exp() * mask).sin() * (t * noise).cos() * (t + torch::rand({16, 16}, g)).sin();
     };
     Tensor y = run.region(fn, x, std::optional(run.own_generator()));
     run.note("drawn", torch::rand({2}, run.own_generator()));
@@ -814,7 +816,8 @@ TEST_P(Conformance, WhatABackwardDidNotReadIsDroppedAtItsEnd) {
   Trial run(true, options());
   Tensor x = run.param({kFloats}), w = run.param({kFloats});
   Tensor want = torch::autograd::grad({w.exp().sin().sum()}, {w})[0];
-  Tensor loss = run.region([](const Tensor& a, const Tensor& b) { return a.exp().sin().sum() + b.exp().sin().sum(); }, x, w);
+  const auto fn = [](const Tensor& a, const Tensor& b) { return a.exp().sin().sum() + b.exp().sin().sum(); };
+  Tensor loss = run.region(fn, x, w);
   refrain::MemoryScope memory;
   torch::autograd::grad({loss}, {x}, {}, /*retain_graph=*/true);
   EXPECT_LT(memory.current(), 1 << 18);
@@ -1278,7 +1281,8 @@ TEST_P(Conformance, FrozenFirstLayers) {
     Tensor x = run.input({4, 8}), frozen = run.input({8, 8}), w = run.param({8, 8});
     Tensor y = run.region([](const Tensor& a, const Tensor& f) { return at::gelu(a.mm(f)); }, x, frozen);
     EXPECT_FALSE(y.requires_grad());
-    y = run.region([](const Tensor& a, const Tensor& f, const Tensor& v) { return at::gelu(a.mm(f)).mm(v).tanh(); }, y, frozen, w);
+    const auto half = [](const Tensor& a, const Tensor& f, const Tensor& v) { return at::gelu(a.mm(f)).mm(v).tanh(); };
+    y = run.region(half, y, frozen, w);
     return run.region([=](const Tensor& a) { return a.mm(w).sin(); }, y).sum();
   });
 }
@@ -1640,7 +1644,8 @@ TEST_P(Conformance, ABiasChangedBeforeBackward) {
   EXPECT_TRUE(has(refusal<CheckpointError>(program(true)), "changed"));
   const auto strict = options().determinism_check(DeterminismCheck::kStrict);
   EXPECT_TRUE(has(refusal<CheckpointError>(program(false), strict), "changed"));
-  EXPECT_NE(execute(program(false), false), execute(program(false), true, options())) << "kDefault does not see captures";
+  EXPECT_NE(execute(program(false), false), execute(program(false), true, options()))
+      << "kDefault does not see captures";
 }
 
 // Its own counters are no change from outside.
@@ -1771,11 +1776,12 @@ TEST(Derivatives, BothSourcesAndThePolicies) {
   const refrain::Policy every_second = [](const refrain::OpContext& op) {
     return op.position() % 2 == 0 ? refrain::CheckpointPolicy::kMustSave : refrain::CheckpointPolicy::kMustRecompute;
   };
+  const auto rerun = CheckpointOptions().source(CheckpointSource::kRerun);
   const std::vector<std::pair<const char*, CheckpointOptions>> cases{
       {"replay", CheckpointOptions()},
-      {"rerun", CheckpointOptions().source(CheckpointSource::kRerun)},
-      {"rerun, strict", CheckpointOptions().source(CheckpointSource::kRerun).determinism_check(DeterminismCheck::kStrict)},
-      {"rerun, no early stop", CheckpointOptions().source(CheckpointSource::kRerun).early_stop(false)},
+      {"rerun", rerun},
+      {"rerun, strict", CheckpointOptions(rerun).determinism_check(DeterminismCheck::kStrict)},
+      {"rerun, no early stop", CheckpointOptions(rerun).early_stop(false)},
       {"save_matmuls", CheckpointOptions().policy(refrain::save_matmuls())},
       {"save_every_second_matmul", CheckpointOptions().policy(refrain::save_every_second_matmul())},
       {"everything_saveable", CheckpointOptions().policy(refrain::everything_saveable())},
@@ -1783,7 +1789,8 @@ TEST(Derivatives, BothSourcesAndThePolicies) {
   };
   for (const auto& [name, options] : cases) {
     SCOPED_TRACE(name);
-    check_gradients([&options](const Tensors& in) { return checkpoint(options, kDifferentiable, in); }, derivative_inputs());
+    const auto one = [&options](const Tensors& in) { return checkpoint(options, kDifferentiable, in); };
+    check_gradients(one, derivative_inputs());
     check_gradients([&options](const Tensors& in) {
       return checkpoint(options, [options](const Tensor& a, const Tensor& b, const Tensor& c) {
         return checkpoint(options, kDifferentiable, Tensors{a.sin(), b, c.exp()}).exp();

@@ -99,12 +99,15 @@ inline constexpr bool kCanKeep = kKnowsItsOwner<T> || can_copy<std::decay_t<T>>(
 
 [[noreturn]] void refuse_base_class();
 
+/// Tells the constructor of `Kept` from a conversion: things like `std::any` are made of anything, a `Kept` too.
+struct Keep {};
+
 /// An argument (forwarding type `T`) for a call to come.
 template <typename T>
 class Kept {
  public:
   using Value = std::decay_t<T>;
-  explicit Kept(const std::remove_reference_t<T>& value) : value_(value) {
+  Kept(Keep, const std::remove_reference_t<T>& value) : value_(value) {
     if constexpr (std::is_polymorphic_v<Value>)
       if (typeid(value) != typeid(Value)) refuse_base_class();
   }
@@ -130,7 +133,7 @@ class Kept<T> {
  public:
   using Object = std::remove_reference_t<T>;
   /// Without an owner: a plain pointer, to an object that must outlive backward.
-  explicit Kept(Object& object) : object_(object.weak_from_this().lock(), &object) {}
+  Kept(Keep, Object& object) : object_(object.weak_from_this().lock(), &object) {}
   template <typename As>
   Object& as() {
     return *object_;
@@ -146,7 +149,7 @@ template <OnlyPoints T>
 class Kept<T> {
  public:
   using View = std::remove_cvref_t<T>;
-  explicit Kept(const View& view) {
+  Kept(Keep, const View& view) {
     if constexpr (requires { view.has_value(); }) {
       if (view.has_value()) owner_.emplace(view->begin(), view->end());
     } else {

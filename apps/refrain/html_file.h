@@ -1,0 +1,14 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "apps/refrain/json_file.h"
+
+namespace refrain::cli {
+
+/// Draws documents as `report::html` does, to `path` at once or not at all; "-" is standard output, empty does nothing.
+/// @param names  of the documents, for errors.
+void write_html(const std::string& path, const std::vector<Json>& documents, const std::vector<std::string>& names = {});
+
+}  // namespace refrain::cli

@@ -1,0 +1,18 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "memory/tracking_allocator.h"
+
+/// The process's memory stack, for those who look deeper than `refrain/memory.h`. Each function installs tracking.
+namespace refrain {
+
+struct Block;
+
+TrackingAllocator& tracking_allocator();
+
+/// What the stack gave out for the storage of `tensor`; null if it is undefined, has no plain storage or no bytes, or got
+/// its memory elsewhere: before tracking was installed, from `from_blob`, on another device.
+const Block* tracked_block(const at::Tensor& tensor);
+
+}  // namespace refrain

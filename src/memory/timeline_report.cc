@@ -1,0 +1,237 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/json_text.h"
+#include "refrain/timeline.h"
+
+namespace refrain {
+namespace {
+
+constexpr size_t kMostPoints = 4000;
+constexpr size_t kTopInJson = 20;
+
+using Point = std::pair<double, Bytes>;
+using Points = std::vector<Point>;
+using Levels = std::array<Bytes, kMemoryKinds>;
+
+MemoryKind kind_at(size_t i) { return static_cast<MemoryKind>(i); }
+
+/// Follows the bytes of each kind through the events.
+class KindLevels {
+ public:
+  explicit KindLevels(const MemoryTimelineReport& report) : report_(report) {
+    for (const auto& block : report.blocks)
+      if (block.from_before) levels_[static_cast<size_t>(block.kind)] += block.bytes;
+  }
+  const Levels& now() const { return levels_; }
+  /// The kind that changed.
+  size_t apply(const MemoryEvent& event) {
+    const auto& block = report_.blocks[static_cast<size_t>(event.block)];
+    const auto kind = static_cast<size_t>(block.kind);
+    levels_[kind] += event.frees ? -block.bytes : block.bytes;
+    return kind;
+  }
+
+ private:
+  const MemoryTimelineReport& report_;
+  Levels levels_{};
+};
+
+// Of each stretch of points its highest and its last.
+Points thinned(const Points& points) {
+  if (points.size() <= kMostPoints) return points;
+  const size_t stretch = (2 * points.size() + kMostPoints - 1) / kMostPoints;
+  Points kept;
+  for (size_t begin = 0; begin < points.size(); begin += stretch) {
+    const size_t end = std::min(begin + stretch, points.size());
+    const auto highest = std::max_element(points.begin() + static_cast<long>(begin), points.begin() + static_cast<long>(end),
+                                          [](const Point& a, const Point& b) { return a.second < b.second; });
+    kept.push_back(*highest);
+    if (highest != points.begin() + static_cast<long>(end) - 1) kept.push_back(points[end - 1]);
+  }
+  return kept;
+}
+
+std::string json_of(const Points& points) {
+  std::string json = "[";
+  for (const auto& [time, level] : thinned(points))
+    json += fmt::format("{}[{:.3f},{}]", json.size() > 1 ? "," : "", time, level);
+  return json + "]";
+}
+
+std::string levels_json(const MemoryTimelineReport& report) {
+  Points all{{0.0, report.base_bytes}};
+  std::array<Points, kMemoryKinds> kinds;
+  KindLevels levels(report);
+  for (size_t k = 0; k < kinds.size(); ++k) kinds[k].emplace_back(0.0, levels.now()[k]);
+  for (const auto& event : report.events) {
+    all.emplace_back(event.time_us, event.level);
+    const size_t kind = levels.apply(event);
+    kinds[kind].emplace_back(event.time_us, levels.now()[kind]);
+  }
+  all.emplace_back(report.end_us, all.back().second);
+  std::string text;
+  for (size_t k = 0; k < kinds.size(); ++k) {
+    if (kinds[k].size() == 1 && kinds[k].front().second == 0) continue;
+    kinds[k].emplace_back(report.end_us, kinds[k].back().second);
+    text += fmt::format("{}\"{}\":{}", text.empty() ? "" : ",\n  ", name_of(kind_at(k)), json_of(kinds[k]));
+  }
+  return fmt::format("\"points\":{},\n \"kinds\":{{{}}}", json_of(all), text);
+}
+
+std::string phases_json(const MemoryTimelineReport& report) {
+  std::vector<std::string> spans;
+  for (const auto& span : report.phases)
+    spans.push_back(fmt::format("{{\"name\":\"{}\",\"begin_us\":{:.3f},\"end_us\":{:.3f}}}", name_of(span.phase),
+                                span.begin_us, span.end_us));
+  return fmt::format("[{}]", fmt::join(spans, ",\n  "));
+}
+
+// `kind`, `op`, `module`, `phase` and `sizes`, without braces.
+std::string labels_json(const MemoryBlock& block) {
+  return fmt::format("\"kind\":\"{}\",\"op\":{},\"module\":{},\"phase\":\"{}\",\"sizes\":[{}]", name_of(block.kind),
+                     json_string(block.op), json_string(block.module),
+                     block.from_before ? "before" : name_of(block.phase), fmt::join(block.sizes, ","));
+}
+
+std::string peak_json(const MemoryTimelineReport& report) {
+  std::vector<std::string> kinds, top;
+  for (size_t k = 0; k < kMemoryKinds; ++k)
+    if (report.peak_by_kind[k] != 0) kinds.push_back(fmt::format("\"{}\":{}", name_of(kind_at(k)), report.peak_by_kind[k]));
+  for (size_t i = 0; i < std::min(kTopInJson, report.peak_blocks.size()); ++i) {
+    const auto& block = report.blocks[static_cast<size_t>(report.peak_blocks[i])];
+    top.push_back(fmt::format("{{\"bytes\":{},{}}}", block.bytes, labels_json(block)));
+  }
+  return fmt::format("{{\"t_us\":{:.3f},\"bytes\":{},\"by_kind\":{{{}}},\n  \"top\":[{}]}}", report.peak_us,
+                     report.peak_bytes, fmt::join(kinds, ","), fmt::join(top, ",\n   "));
+}
+
+std::string trace_of(const MemoryBlock& block, size_t id) {
+  const std::string name = block.op.empty() ? std::string(name_of(block.kind)) : std::string(block.op);
+  const auto half = [&](char type, double time) {
+    return fmt::format(",\n{{\"ph\":\"{}\",\"cat\":\"{}\",\"id\":{},\"name\":{},\"pid\":1,\"tid\":1,\"ts\":{:.3f}", type,
+                       name_of(block.kind), id, json_string(name), time);
+  };
+  return half('b', block.begin_us) + fmt::format(",\"args\":{{\"bytes\":{},{}}}}}", block.bytes, labels_json(block)) +
+         half('e', block.end_us) + "}";
+}
+
+std::string counters(const Levels& levels, double time) {
+  std::string args;
+  for (size_t k = 0; k < levels.size(); ++k)
+    args += fmt::format("{}\"{}\":{}", k == 0 ? "" : ",", name_of(kind_at(k)), levels[k]);
+  return fmt::format(",\n{{\"ph\":\"C\",\"name\":\"bytes\",\"pid\":1,\"ts\":{:.3f},\"args\":{{{}}}}}", time, args);
+}
+
+std::string shape(const std::vector<int64_t>& sizes) { return fmt::format("[{}]", fmt::join(sizes, ", ")); }
+
+std::string share(Bytes part, Bytes whole) {
+  return fmt::format("{:.1f} %", whole == 0 ? 0.0 : 100.0 * static_cast<double>(part) / static_cast<double>(whole));
+}
+
+// Phases that alternate, as with one recomputation for each block, on one line.
+std::string phases_text(const MemoryTimelineReport& report) {
+  std::vector<MemoryPhase> order;
+  std::array<double, 4> total{};
+  std::array<int, 4> count{};
+  for (const auto& span : report.phases) {
+    const auto phase = static_cast<size_t>(span.phase);
+    if (count[phase]++ == 0) order.push_back(span.phase);
+    total[phase] += span.end_us - span.begin_us;
+  }
+  std::vector<std::string> parts;
+  for (const auto phase : order) {
+    const auto i = static_cast<size_t>(phase);
+    parts.push_back(fmt::format("{} {:.1f} ms{}", name_of(phase), total[i] / 1e3,
+                                count[i] > 1 ? fmt::format(" in {} pieces", count[i]) : ""));
+  }
+  return fmt::format("{}", fmt::join(parts, ", "));
+}
+
+MemoryPhase phase_at(const MemoryTimelineReport& report, double time_us) {
+  auto phase = MemoryPhase::kForward;
+  for (const auto& span : report.phases)
+    if (span.begin_us <= time_us) phase = span.phase;
+  return phase;
+}
+
+}  // namespace
+
+std::string_view name_of(MemoryPhase phase) noexcept {
+  constexpr std::string_view kNames[] = {"forward", "recompute", "backward", "optimizer"};
+  return kNames[static_cast<size_t>(phase)];
+}
+
+std::string_view name_of(MemoryKind kind) noexcept {
+  constexpr std::string_view kNames[kMemoryKinds] = {"parameter",       "gradient",   "optimizer_state", "buffer",    "input",
+                                                     "activation_kept", "recomputed", "temporary",       "workspace", "other"};
+  return kNames[static_cast<size_t>(kind)];
+}
+
+Bytes MemoryTimelineReport::highest(MemoryKind kind) const {
+  KindLevels levels(*this);
+  const auto k = static_cast<size_t>(kind);
+  Bytes highest = levels.now()[k];
+  for (const auto& event : events) {
+    levels.apply(event);
+    highest = std::max(highest, levels.now()[k]);
+  }
+  return highest;
+}
+
+std::string MemoryTimelineReport::text(int top) const {
+  std::string text = fmt::format(
+      "peak {} ({} bytes) at {:.1f} ms, in {}; {} before, {} allocations\n{}\n\nat the peak\n", format_bytes(peak_bytes),
+      peak_bytes, peak_us / 1e3, name_of(phase_at(*this, peak_us)), format_bytes(base_bytes), allocations,
+      phases_text(*this));
+  std::array<size_t, kMemoryKinds> order{};
+  for (size_t k = 0; k < order.size(); ++k) order[k] = k;
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return peak_by_kind[a] > peak_by_kind[b]; });
+  for (const size_t k : order)
+    if (peak_by_kind[k] != 0)
+      text += fmt::format("  {:<15}  {:>10}  {:>7}\n", name_of(kind_at(k)), format_bytes(peak_by_kind[k]),
+                          share(peak_by_kind[k], peak_bytes));
+  const size_t shown = std::min(static_cast<size_t>(std::max(top, 0)), peak_blocks.size());
+  if (shown == 0) return text;
+  text += fmt::format("\nthe largest of {} blocks there\n", peak_blocks.size());
+  for (size_t i = 0; i < shown; ++i) {
+    const auto& block = blocks[static_cast<size_t>(peak_blocks[i])];
+    text += fmt::format("  {:>10}  {:<15}  {:<9}  {:<26}  {:<32}  {}\n", format_bytes(block.bytes), name_of(block.kind),
+                        block.from_before ? "before" : name_of(block.phase), shape(block.sizes),
+                        block.module.empty() ? "-" : block.module, block.op);
+    text.erase(text.find_last_not_of(" \n") + 1);
+    text += '\n';
+  }
+  return text;
+}
+
+std::string MemoryTimelineReport::json() const {
+  const auto overhead = measured_overhead ? fmt::format(",\n \"measured_overhead\":{:.6f}", *measured_overhead) : "";
+  return fmt::format(
+      "{{\"kind\":\"timeline\",\n \"version\":1,\n \"base_bytes\":{},\n \"peak_bytes\":{},\n \"end_us\":{:.3f},\n"
+      " \"allocations\":{}{},\n \"phases\":{},\n {},\n \"peak\":{}}}\n",
+      base_bytes, peak_bytes, end_us, allocations, overhead, phases_json(*this), levels_json(*this), peak_json(*this));
+}
+
+std::string MemoryTimelineReport::trace() const {
+  std::string json =
+      "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n"
+      "{\"ph\":\"M\",\"name\":\"process_name\",\"pid\":1,\"args\":{\"name\":\"refrain\"}},\n"
+      "{\"ph\":\"M\",\"name\":\"thread_name\",\"pid\":1,\"tid\":1,\"args\":{\"name\":\"phases\"}}";
+  for (const auto& span : phases)
+    json += fmt::format(",\n{{\"ph\":\"X\",\"name\":\"{}\",\"pid\":1,\"tid\":1,\"ts\":{:.3f},\"dur\":{:.3f}}}",
+                        name_of(span.phase), span.begin_us, span.end_us - span.begin_us);
+  KindLevels levels(*this);
+  json += counters(levels.now(), 0.0);
+  for (const auto& event : events) {
+    levels.apply(event);
+    json += counters(levels.now(), event.time_us);
+  }
+  for (size_t i = 0; i < blocks.size(); ++i) json += trace_of(blocks[i], i);
+  return json + "]}\n";
+}
+
+}  // namespace refrain

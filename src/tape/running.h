@@ -1,0 +1,74 @@
+#pragma once
+
+#include <ATen/core/stack.h>
+#include <c10/util/ArrayRef.h>
+
+#include <atomic>
+#include <cstdint>
+#include <string_view>
+
+namespace refrain::tape {
+
+struct Op;
+
+/// A number for `text`, the same for the same text in this process; 0 for "". Never forgotten: for names, not for data.
+uint32_t intern(std::string_view text);
+/// The text of a number from `intern`; valid until the process ends.
+std::string_view interned(uint32_t number);
+
+/// What a thread is doing, for a label on the memory that it takes.
+struct Running {
+  uint32_t op = 0;           ///< interned name of its outermost operator, "aten::linear"
+  uint64_t call = 0;         ///< number of that operator's call on this thread; 0 outside of all operators
+  uint32_t module = 0;       ///< interned path of `ModuleScope`s: in backward and replay, of the forward behind it
+  bool recomputes = false;
+  bool in_backward = false;  ///< a graph task runs on this thread
+};
+
+/// This thread, now. `op`, `call` and `module` are known only while somebody watches. Cost: about 20 ns.
+Running running();
+
+/// Hears what operators do, on the threads that run them, several at once. Must run no operator.
+class RunningWatch {
+ public:
+  virtual void started() noexcept = 0;  ///< an outermost operator
+  /// A result, or its replay. @param storage  of its bytes, not null.
+  virtual void made(const void* storage, c10::IntArrayRef sizes) noexcept = 0;
+
+ protected:
+  ~RunningWatch() = default;
+};
+
+/// Sets the one watch, null for none, by way of `at::RecordFunction`. A watch lives until the process ends: a thread may
+/// be about to call it. Cost: one load per recorded or replayed operator while there is none.
+void set_running_watch(RunningWatch* watch);
+
+extern std::atomic<bool> running_is_watched;
+
+/// Notes in which module an operator was recorded, for its replay.
+void note_recorded(uint64_t seq);
+
+/// An operator that the tape replays: LibTorch does not announce it.
+class ReplayedOp {
+ public:
+  explicit ReplayedOp(const Op& op) {
+    if (running_is_watched.load(std::memory_order_relaxed)) enter(op);
+  }
+  ~ReplayedOp() {
+    if (entered_) leave();
+  }
+  ReplayedOp(const ReplayedOp&) = delete;
+  ReplayedOp& operator=(const ReplayedOp&) = delete;
+
+  /// @param stack  holds its results.
+  void results(const torch::jit::Stack& stack) const;
+
+ private:
+  void enter(const Op& op);
+  void leave();
+  bool entered_ = false;
+  bool replays_before_ = false;
+  uint32_t module_before_ = 0;
+};
+
+}  // namespace refrain::tape
