@@ -1,4 +1,4 @@
-"""Ways to break the tape. `rule` is the number in docs/design/tape.md; `edits` are (file under src, text, replacement);
+"""Ways to break the tape. `rule` is the number in docs/design/tape.md, or "policy" or "rerun"; `edits` are (file under src, text, replacement);
 `tests`, each a test program or "program:filter", run first."""
 
 
@@ -9,6 +9,7 @@ def m(rule, name, *edits, tests=()):
 REPLAYER, RECORDER, TAPE = "tape/replayer.cc", "tape/recorder.cc", "tape/tape.cc"
 SLOTS, REGION, AMBIENT = "tape/slots.cc", "tape/region.cc", "tape/ambient.cc"
 RNG, VALUE, TRAITS = "tape/rng.cc", "tape/value.cc", "tape/op_traits.cc"
+POLICY, RERUN, SURROUNDINGS, TRACE = "tape/policy.cc", "tape/rerun.cc", "tape/surroundings.cc", "tape/op_trace.cc"
 
 MUTATIONS = [
     m(1, "a changed leaf is replayed without a word",
@@ -131,7 +132,7 @@ MUTATIONS = [
       (AMBIENT, "  keys.excluded_ = keys.excluded_.add(c10::DispatchKey::Fake);\n", ""), tests=["regions_test"]),
 
     m(9, "regions do not know what they read from others",
-      (TAPE, "    retain(value);\n    at->bounds.push_back({value, false});\n", ""), tests=["regions_test"]),
+      (TAPE, "  retain(value);\n  region->bounds.push_back({value, false});\n", ""), tests=["regions_test"]),
     m(9, "enclosing regions are not filled first",
       (REPLAYER, "    fill_enclosing(lock, region, task);\n", ""), tests=["regions_test"]),
     m(9, "an outer refill leaves out what inner regions read",
@@ -169,7 +170,7 @@ MUTATIONS = [
       tests=["lifetime_test:Threads.*", "regions_test", "checkpoint_api_test"]),
 
     m(14, "gradients disabled records all the same",
-      (REGION, "if (!c10::GradMode::is_enabled() || ", "if ("), tests=["lifetime_test:Off.*"]),
+      (REGION, "return !c10::GradMode::is_enabled() || thread.disabled", "return thread.disabled"), tests=["lifetime_test:Off.*"]),
     m(14, "inference mode is not refused",
       (REGION, "if (c10::InferenceMode::is_enabled())", "if (false)"), tests=["lifetime_test:Off.*"]),
     m(14, "forward-mode differentiation is not refused",
@@ -177,4 +178,63 @@ MUTATIONS = [
     m(14, "vmap is not refused",
       (REGION, "if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode))", "if (false)"),
       tests=["lifetime_test:Off.*"]),
+
+    m("policy", "a kept result is not held",
+      (TAPE, "if (value->is_leaf() || value->saved) return true;", "if (value->is_leaf()) return true;"), tests=["selective_test"]),
+    m("policy", "a kept result that is overwritten is kept no more",
+      (RECORDER, "    after->saved |= before->saved;", "    // "), tests=["selective_test"]),
+    m("policy", "what nothing needs is kept",
+      (REGION, "  if (region->selective) release_unneeded(lock, region);\n", ""), tests=["selective_test"]),
+    m("policy", "an exception of a policy loses the write",
+      (RECORDER, "        failure = std::current_exception();", "        throw;"), tests=["selective_test"]),
+    m("policy", "an offloaded result is computed again",
+      (REPLAYER, "    planned.offloaded = value->offloaded;\n", ""), tests=["rerun_test:Offload.*"]),
+    m("policy", "offloaded bytes that nobody needs stay",
+      (TAPE, "  discard(std::move(value->offloaded));\n", "  new std::shared_ptr<Offloaded>(std::move(value->offloaded));\n"),
+      tests=["rerun_test:Offload.*"]),
+    m("policy", "a discarded output is held",
+      (TAPE, "    if (value->discard) {\n", "    if (false) {\n"), tests=["rerun_test:DiscardOutput.*"]),
+    m("policy", "the region of a discarded output is not filled first",
+      (REPLAYER, "    fill_discarded(lock, region, task);\n", ""), tests=["rerun_test:DiscardOutput.*"]),
+    m("policy", "autograd outside of regions holds a discarded output",
+      ("tape/install.cc", "if (Tape::get().discardable.load(std::memory_order_relaxed) > 0)", "if (false)"),
+      tests=["rerun_test:DiscardOutput.*"]),
+
+    m("rerun", "inputs changed since are used",
+      (RERUN, "    if (version_.moved())\n", "    if (false)\n"), tests=["rerun_test", "conformance_test"]),
+    m("rerun", "outside tensors changed since are used",
+      (RERUN, "    if (same_memory && expected->version.moved())\n", "    if (false)\n"), tests=["rerun_test", "conformance_test"]),
+    m("rerun", "a saved tensor overwritten inside is not noticed",
+      (RERUN, "    if (expected.version.moved())\n", "    if (false)\n"), tests=["conformance_test"]),
+    m("rerun", "generators are not set back",
+      (SURROUNDINGS, "      state->set();\n", ""), tests=["rerun_test", "conformance_test"]),
+    m("rerun", "generators stay set back",
+      (SURROUNDINGS, "  for (const auto& state : generators_now_) state.set();\n", ""), tests=["rerun_test", "conformance_test"]),
+    m("rerun", "thread-local state of forward is not restored",
+      (SURROUNDINGS, "SurroundingsScope::SurroundingsScope(const Surroundings& then) : thread_(then.thread_), ",
+       "SurroundingsScope::SurroundingsScope(const Surroundings& then) : thread_(now_.thread_), "), tests=["conformance_test"]),
+    m("rerun", "the default dtype of forward is not restored",
+      (SURROUNDINGS, "  if (c10::get_default_dtype_as_scalartype() != what.default_dtype_)\n", "  if (false)\n"),
+      tests=["conformance_test"]),
+    m("rerun", "shapes are not compared",
+      (RERUN, "tensor.sizes() == expected->sizes && ", ""), tests=["rerun_test"]),
+    m("rerun", "numbers of saved tensors are not compared",
+      (RERUN, "(compare_count && count_ != wanted_.size())", "false"), tests=["rerun_test"]),
+    m("rerun", "operators are not compared",
+      (TRACE, "    if (mine.op != theirs.op)\n", "    if (false)\n"), tests=["rerun_test", "conformance_test"]),
+    m("rerun", "shapes of operators are not compared",
+      (TRACE, "    if (mine.arguments != theirs.arguments)\n", "    if (false)\n"), tests=["rerun_test", "conformance_test"]),
+    m("rerun", "the second call runs to its end",
+      (RERUN, "    if (rerun_.early_stop_ && index == last_needed_) {\n", "    if (false) {\n"), tests=["rerun_test"]),
+    m("rerun", "a second backward finds the first one's tensors",
+      (RERUN, "    ~AtEnd() { rerun->drop(task); }\n", ""), tests=["conformance_test", "rerun_test"]),
+    m("rerun", "an error that the function catches is forgotten",
+      (RERUN, "    if (failure_) std::rethrow_exception(failure_);\n", ""), tests=["conformance_test", "rerun_test"]),
+    m("rerun", "the open region of the tape records the second call",
+      (RERUN, "    region_ = std::exchange(thread.region, nullptr);\n", "    region_ = thread.region;\n"),
+      tests=["conformance_test", "rerun_test"]),
+    m("rerun", "teardown recurses",
+      (RERUN, "  if (queue) {\n", "  if (false) {\n"), tests=["conformance_test"]),
+    m("rerun", "a function is called again on two threads at once",
+      (RERUN, "  std::lock_guard one_at_a_time(rerun_mutex());\n", ""), tests=["conformance_test"]),
 ]
