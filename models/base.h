@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
@@ -8,6 +9,7 @@
 #include "models/zoo.h"
 #include "refrain/checkpoint.h"
 #include "refrain/selective.h"
+#include "refrain/sequential.h"
 
 namespace refrain::models {
 
@@ -22,6 +24,9 @@ class ModelBase : public TrainableModel {
   std::vector<std::string> strategies() const override { return strategies_; }
   /// Also takes `checkpoint`, what other tools call `per_block`.
   void set_strategy(const std::string& strategy) override;
+  int64_t row_length() const override { return 0; }
+  void set_batch(int64_t batch) override;
+  int64_t least_batch() const override { return 1; }
 
  protected:
   bool strategy_is(const char* name) const { return strategy_ == name; }
@@ -31,12 +36,15 @@ class ModelBase : public TrainableModel {
     if (strategy_is("selective")) return CheckpointOptions().policy(save_compute_intensive());
     return std::nullopt;
   }
+  /// How `segments` or `segments:N` cuts the row, if one of them is the strategy.
+  const std::optional<Segments>& segments() const { return segments_; }
 
  private:
   std::string name_;
   ModelOptions options_;
   std::vector<std::string> strategies_;
   std::string strategy_ = "none";
+  std::optional<Segments> segments_;
 };
 
 /// Seeded CPU generator of its own: the default one is not touched.
@@ -59,6 +67,12 @@ class TextModel : public ModelBase {
     return torch::cross_entropy_loss(logits.view({-1, options().vocab}), batch.target.reshape({-1}));
   }
 };
+
+/// A layer of a row: copied into regions that call it again.
+using Layer = std::function<torch::Tensor(torch::Tensor)>;
+
+/// `layers` one after the other: in regions as `segments` says, plainly without it.
+torch::Tensor run_row(std::vector<Layer>& layers, const std::optional<Segments>& segments, torch::Tensor x);
 
 /// `refrain::checkpoint(*options, fn, args...)` if there are options, else `fn(args...)`.
 template <typename F, typename... Args>

@@ -36,11 +36,14 @@ LstmLanguageModelImpl::LstmLanguageModelImpl(int64_t vocab, int64_t hidden, int6
 }
 
 torch::Tensor LstmLanguageModelImpl::forward(const torch::Tensor& tokens, LstmStrategy strategy) {
+  std::optional<ModuleScope> scope(std::in_place, "tokens");
   auto x = tokens_->forward(tokens);
-  for (const auto& layer : *layers_) {
-    auto& lstm = *layer->as<nn::LSTM>();
+  for (size_t i = 0; i < layers_->size(); ++i) {
+    scope.emplace("layers." + std::to_string(i));
+    auto& lstm = *layers_[i]->as<nn::LSTM>();
     x = checkpoint_if(strategy == LstmStrategy::kPerLayer, run_layer, lstm, x, strategy == LstmStrategy::kPerBlock);
   }
+  scope.emplace("head");
   return head_->forward(x);
 }
 

@@ -1,8 +1,5 @@
 #include "models/mlp.h"
 
-#include <algorithm>
-#include <cmath>
-
 #include "models/base.h"
 
 namespace refrain::models {
@@ -12,20 +9,15 @@ MlpImpl::MlpImpl(int64_t input, int64_t width, int64_t depth) {
   for (int64_t i = 0; i < depth; ++i) layers_->push_back(torch::nn::Linear(i == 0 ? input : width, width));
 }
 
-torch::Tensor MlpImpl::forward(torch::Tensor x, bool checkpointed) {
-  const auto depth = static_cast<int64_t>(layers_->size());
-  const auto group = static_cast<int64_t>(std::lround(std::sqrt(static_cast<double>(depth))));
-  for (int64_t begin = 0; begin < depth; begin += group) {
-    const int64_t end = std::min(begin + group, depth);
-    x = checkpoint_if(
-        checkpointed,
-        [&](torch::Tensor y) {
-          for (int64_t i = begin; i < end; ++i) y = torch::relu(layers_->ptr<torch::nn::LinearImpl>(i)->forward(y));
-          return y;
-        },
-        x);
+torch::Tensor MlpImpl::forward(torch::Tensor x, const std::optional<Segments>& segments) {
+  std::vector<Layer> layers;
+  for (size_t i = 0; i < layers_->size(); ++i) {
+    layers.push_back([i, linear = layers_->ptr<torch::nn::LinearImpl>(i)](torch::Tensor y) {
+      ModuleScope scope("layers." + std::to_string(i));
+      return torch::relu(linear->forward(y));
+    });
   }
-  return x;
+  return run_row(layers, segments, std::move(x));
 }
 
 namespace {
@@ -33,12 +25,12 @@ namespace {
 class MlpModel final : public ModelBase {
  public:
   MlpModel(const std::string& name, const ModelOptions& options)
-      : ModelBase(name, options, {"none", "per_block"}), net_(kMlpInput, options.width, options.depth) {}
+      : ModelBase(name, options, {"none", "per_block", "segments"}), net_(kMlpInput, options.width, options.depth) {}
 
   torch::nn::Module& module() override { return *net_; }
 
   torch::Tensor loss(const Batch& batch) override {
-    return torch::mse_loss(net_->forward(batch.input, strategy_is("per_block")), batch.target);
+    return torch::mse_loss(net_->forward(batch.input, cut()), batch.target);
   }
 
   Batch synthetic_batch(uint64_t seed) override {
@@ -49,8 +41,15 @@ class MlpModel final : public ModelBase {
 
   std::string unit() const override { return "rows"; }
   int64_t units_per_batch() const override { return options().batch; }
+  int64_t row_length() const override { return options().depth; }
 
  private:
+  std::optional<Segments> cut() const {
+    if (strategy_is("per_block")) return Segments::uniform(suggest_segments(options().depth));
+    if (strategy_is("per_layer")) return Segments::uniform(1);
+    return segments();
+  }
+
   Mlp net_;
 };
 

@@ -56,7 +56,10 @@ TORCH_MODULE(Residual);
 using Options = std::optional<CheckpointOptions>;
 
 torch::Tensor run_stage(const nn::Sequential& stage, torch::Tensor x, const Options& per_block) {
-  for (size_t i = 0; i < stage->size(); ++i) x = checkpoint_if(per_block, stage->ptr<ResidualImpl>(i), x);
+  for (size_t i = 0; i < stage->size(); ++i) {
+    ModuleScope scope(std::to_string(i));
+    x = checkpoint_if(per_block, stage->ptr<ResidualImpl>(i), x);
+  }
   return x;
 }
 
@@ -86,15 +89,21 @@ torch::Tensor ResNetImpl::forward(torch::Tensor x, ResNetStrategy strategy, cons
   auto run = [](nn::Sequential& layers, const torch::Tensor& y) { return layers->forward(y); };
   const auto if_strategy = [&](ResNetStrategy wanted) { return strategy == wanted ? Options(options) : std::nullopt; };
   const auto everywhere = if_strategy(ResNetStrategy::kPerBlock);
+  std::optional<ModuleScope> scope(std::in_place, "stem");
   x = checkpoint_if(everywhere, run, stem_, x);
   for (size_t s = 0; s < stages_.size(); ++s) {
     const auto by_block = s >= 2 && !everywhere ? if_strategy(ResNetStrategy::kAggressive) : everywhere;
+    scope.emplace("layer" + std::to_string(s + 1));
     x = checkpoint_if(if_strategy(ResNetStrategy::kPerStage), run_stage, stages_[s], x, by_block);
   }
+  scope.emplace("head");
   return checkpoint_if(everywhere, run, head_, x);
 }
 
 namespace {
+
+/// The last stage has one value a channel and example if images have at most 32 pixels a side.
+int64_t least_batch_of(const ModelOptions& options) { return options.image_size <= 32 ? 2 : 1; }
 
 class ResNetModel final : public ModelBase {
  public:
@@ -123,6 +132,7 @@ class ResNetModel final : public ModelBase {
 
   std::string unit() const override { return "images"; }
   int64_t units_per_batch() const override { return options().batch; }
+  int64_t least_batch() const override { return least_batch_of(options()); }
 
  private:
   ResNet net_;
@@ -131,7 +141,7 @@ class ResNetModel final : public ModelBase {
 }  // namespace
 
 std::unique_ptr<TrainableModel> make_resnet(const std::string& name, const ModelOptions& options) {
-  if (options.batch == 1 && options.image_size <= 32) {
+  if (options.batch < least_batch_of(options)) {
     throw InvalidArgument(
         "batch 1 with image size " + std::to_string(options.image_size) + " for model " + name +
         ": BatchNorm needs more than one value a channel; use a batch of 2 or images above 32 pixels");

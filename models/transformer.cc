@@ -26,18 +26,15 @@ torch::Tensor BlockImpl::drop(const torch::Tensor& x) const {
   return options_.dropout > 0 ? torch::dropout(x, options_.dropout, is_training()) : x;
 }
 
-torch::Tensor BlockImpl::forward(torch::Tensor x) {
-  x = x + drop(attention(x));
-  ModuleScope scope("mlp");
-  return x + drop(f2_->forward(torch::gelu(f1_->forward(n2_->forward(x)))));
-}
-
-torch::Tensor BlockImpl::attention(const torch::Tensor& x) {
-  ModuleScope scope("attention");
+torch::Tensor BlockImpl::forward(torch::Tensor x, bool per_layer) {
+  const auto run = [&](auto& layer, const torch::Tensor& y) { return checkpoint_if(per_layer, layer, y); };
   const int64_t b = x.size(0), s = x.size(1), d = x.size(2);
-  auto y = qkv_->forward(n1_->forward(x)).view({b, s, 3, options_.heads, d / options_.heads}).permute({2, 0, 3, 1, 4});
+  std::optional<ModuleScope> scope(std::in_place, "attention");
+  auto y = run(qkv_, run(n1_, x)).view({b, s, 3, options_.heads, d / options_.heads}).permute({2, 0, 3, 1, 4});
   auto a = torch::scaled_dot_product_attention(y[0], y[1], y[2], {}, 0.0, options_.causal);
-  return o_->forward(a.transpose(1, 2).reshape({b, s, d}));
+  x = x + drop(run(o_, a.transpose(1, 2).reshape({b, s, d})));
+  scope.emplace("mlp");
+  return x + drop(run(f2_, torch::gelu(run(f1_, run(n2_, x)))));
 }
 
 GptImpl::GptImpl(int64_t vocab, int64_t seq, int64_t depth, const BlockOptions& block)
@@ -56,11 +53,32 @@ GptImpl::GptImpl(int64_t vocab, int64_t seq, int64_t depth, const BlockOptions& 
   positions_->weight.normal_(0.0, 0.02);
 }
 
-torch::Tensor GptImpl::forward(const torch::Tensor& tokens, const std::optional<CheckpointOptions>& per_block) {
+namespace {
+
+/// @param prefix  of the blocks' module scopes.
+torch::Tensor run_stack(const nn::ModuleList& blocks, const std::string& prefix, const StackStrategy& strategy,
+                        torch::Tensor x) {
+  std::vector<Layer> row;
+  for (size_t i = 0; i < blocks->size(); ++i) {
+    row.push_back([name = prefix + std::to_string(i), block = blocks->ptr<BlockImpl>(i), &strategy](torch::Tensor y) {
+      ModuleScope scope(name);
+      if (strategy.per_layer) return block->forward(y, true);
+      return checkpoint_if(strategy.per_block, block, y);
+    });
+  }
+  return run_row(row, strategy.segments, std::move(x));
+}
+
+}  // namespace
+
+torch::Tensor GptImpl::forward(const torch::Tensor& tokens, const StackStrategy& strategy) {
+  std::optional<ModuleScope> scope(std::in_place, "tokens");
   auto positions = torch::arange(tokens.size(1), tokens.options());
   auto x = tokens_->forward(tokens) + positions_->forward(positions);
   if (dropout_ > 0) x = torch::dropout(x, dropout_, is_training());
-  for (const auto& block : *blocks_) x = checkpoint_if(per_block, block->as<Block>(), x);
+  scope.reset();
+  x = run_stack(blocks_, "blocks.", strategy, std::move(x));
+  scope.emplace("head");
   return torch::linear(norm_->forward(x), tokens_->weight);
 }
 
@@ -83,8 +101,9 @@ class GptModel final : public TextModel {
   torch::nn::Module& module() override { return *net_; }
 
   torch::Tensor loss(const Batch& batch) override {
-    return next_token_loss(net_->forward(batch.input, block_options()), batch);
+    return next_token_loss(net_->forward(batch.input, {block_options(), segments(), strategy_is("per_layer")}), batch);
   }
+  int64_t row_length() const override { return options().depth; }
 
  private:
   static BlockOptions block_of(const ModelOptions& o) {
@@ -103,9 +122,10 @@ class BlocksModel final : public ModelBase {
 
   torch::Tensor loss(const Batch& batch) override {
     auto x = batch.input.clone().requires_grad_();
-    for (const auto& block : *stack_) x = checkpoint_if(block_options(), block->as<Block>(), x);
+    x = run_stack(stack_, "", {block_options(), segments(), strategy_is("per_layer")}, std::move(x));
     return x.pow(2).mean();
   }
+  int64_t row_length() const override { return options().depth; }
 
   Batch synthetic_batch(uint64_t seed) override {
     return {torch::randn({options().batch, options().seq, options().width}, own_generator(seed)), {}};

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "models/zoo.h"
-#include "refrain/checkpoint.h"
+#include "refrain/sequential.h"
 
 namespace refrain::models {
 
@@ -20,7 +20,8 @@ struct BlockOptions {
 class BlockImpl : public torch::nn::Module {
  public:
   explicit BlockImpl(const BlockOptions& options);
-  torch::Tensor forward(torch::Tensor x);
+  /// @param per_layer  each linear and normalising layer in a region of its own, which saves next to nothing.
+  torch::Tensor forward(torch::Tensor x, bool per_layer = false);
 
  private:
   torch::Tensor drop(const torch::Tensor& x) const;
@@ -31,13 +32,20 @@ class BlockImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Block);
 
+/// Where a stack of blocks calls `refrain::checkpoint`: at most one of these.
+struct StackStrategy {
+  std::optional<CheckpointOptions> per_block = {};
+  std::optional<Segments> segments = {};
+  bool per_layer = false;
+};
+
 /// Byte or token language model: learned positions, causal blocks, output weights tied to the embedding.
 class GptImpl : public torch::nn::Module {
  public:
   GptImpl(int64_t vocab, int64_t seq, int64_t depth, const BlockOptions& block);
-  /// @param tokens  int64 [batch, <= seq].  @param per_block  how each block is checkpointed, if at all.
+  /// @param tokens  int64 [batch, <= seq].  @param strategy  where blocks are checkpointed.
   /// @return logits [batch, seq, vocab].
-  torch::Tensor forward(const torch::Tensor& tokens, const std::optional<CheckpointOptions>& per_block = {});
+  torch::Tensor forward(const torch::Tensor& tokens, const StackStrategy& strategy = {});
 
  private:
   double dropout_;

@@ -41,11 +41,17 @@ torch::Tensor UNetImpl::forward(const torch::Tensor& x, bool checkpointed) {
   auto grow_then = [](nn::ConvTranspose2d& grow, DoubleConv& block, const torch::Tensor& y, const torch::Tensor& skip) {
     return block->forward(torch::cat({grow->forward(y), skip}, 1));
   };
+  std::optional<ModuleScope> scope(std::in_place, "down1");
   auto skip1 = checkpoint_if(checkpointed, down1_, x);
+  scope.emplace("down2");
   auto skip2 = checkpoint_if(checkpointed, halve_then, down2_, skip1);
+  scope.emplace("bottom");
   auto y = checkpoint_if(checkpointed, halve_then, bottom_, skip2);
+  scope.emplace("up2");
   y = checkpoint_if(checkpointed, grow_then, grow2_, up2_, y, skip2);
+  scope.emplace("up1");
   y = checkpoint_if(checkpointed, grow_then, grow1_, up1_, y, skip1);
+  scope.emplace("head");
   return head_->forward(y);
 }
 

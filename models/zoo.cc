@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <mutex>
 
 #include "base/suggest.h"
@@ -49,7 +50,7 @@ struct SizeRule {
 };
 
 constexpr std::array<SizeRule, 7> kSizeRules = {{
-    {"batch", &ModelOptions::batch, 1, 65536},
+    {"batch", &ModelOptions::batch, 1, kMostBatch},
     {"seq", &ModelOptions::seq, 1, 65536},
     {"image_size", &ModelOptions::image_size, 8, 4096},
     {"depth", &ModelOptions::depth, 1, 4096},
@@ -97,6 +98,21 @@ std::string list_known(const std::string& name, const std::vector<std::string>& 
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
+/// The number of segments that `segments` or `segments:N` asks for.
+std::optional<int64_t> segments_asked(const std::string& strategy, int64_t layers) {
+  if (strategy == "segments") return suggest_segments(layers);
+  const std::string prefix = "segments:";
+  if (!strategy.starts_with(prefix) || strategy == "segments:N") return std::nullopt;
+  int64_t count = 0;
+  const char *begin = strategy.data() + prefix.size(), *end = strategy.data() + strategy.size();
+  const auto [stop, error] = std::from_chars(begin, end, count);
+  if (error != std::errc() || stop != end || count < 1 || count > layers) {
+    throw InvalidArgument(fmt::format("strategy '{}': expected segments:N with N from 1 to {}, the number of layers",
+                                      strategy, layers));
+  }
+  return count;
+}
+
 /// Seeds the default generator and puts its state back.
 class DefaultGeneratorSeeded {
  public:
@@ -121,11 +137,30 @@ at::Generator own_generator(uint64_t seed) { return at::detail::createCPUGenerat
 
 void ModelBase::set_strategy(const std::string& strategy) {
   const std::string& wanted = strategy == "checkpoint" ? "per_block" : strategy;
-  if (std::find(strategies_.begin(), strategies_.end(), wanted) == strategies_.end()) {
-    throw InvalidArgument(fmt::format("strategy '{}' for model {}: expected one of {}", strategy, name_,
-                                      list_known(strategy, strategies_)));
+  const int64_t layers = row_length();
+  const auto asked = layers > 0 ? segments_asked(wanted, layers) : std::nullopt;
+  auto known = strategies_;
+  if (layers > 0) known.insert(known.end(), {"per_layer", "segments", "segments:N"});
+  if (!asked && (wanted == "segments:N" || std::find(known.begin(), known.end(), wanted) == known.end())) {
+    throw InvalidArgument(
+        fmt::format("strategy '{}' for model {}: expected one of {}", strategy, name_, list_known(strategy, known)));
   }
   strategy_ = wanted;
+  segments_ = asked ? std::optional(Segments(*asked)) : std::nullopt;
+}
+
+void ModelBase::set_batch(int64_t batch) {
+  if (batch < least_batch() || batch > kMostBatch) {
+    throw InvalidArgument(
+        fmt::format("batch {} for model {}: expected {} to {}", batch, name_, least_batch(), kMostBatch));
+  }
+  options_.batch = batch;
+}
+
+torch::Tensor run_row(std::vector<Layer>& layers, const std::optional<Segments>& segments, torch::Tensor x) {
+  if (segments) return checkpoint_sequential(layers, *segments, std::move(x));
+  for (auto& layer : layers) x = layer(std::move(x));
+  return x;
 }
 
 std::vector<std::string> model_names() {

@@ -48,7 +48,15 @@ class TrainableModel {
   virtual int64_t units_per_batch() const = 0;
   /// The resolved sizes (no zeros).
   virtual const ModelOptions& options() const = 0;
+  /// Equal layers or blocks in a row, which the strategies `segments` (suggested number) and `segments:N` cut and
+  /// `per_layer` checkpoints layer by layer; 0 if the model is no such row.
+  virtual int64_t row_length() const = 0;
+  /// Examples in synthetic batches from now on. @throws InvalidArgument if out of range.
+  virtual void set_batch(int64_t batch) = 0;
+  virtual int64_t least_batch() const = 0;
 };
+
+inline constexpr int64_t kMostBatch = 65536;
 
 /// mlp, gptsmall, gpt, blocks-small, blocks, resnet18, resnet50, unet, lstm.
 std::vector<std::string> model_names();

@@ -69,6 +69,24 @@ struct CompareArgs {
   std::string json;
 };
 
+struct BreakdownArgs {
+  ModelArgs model;
+  std::string strategy = "none";
+  std::string optimizer = "adam";  ///< adam, adamw or sgd
+  std::vector<int64_t> batches;    ///< empty: the model's, twice and four times that
+  std::string json, html;
+};
+
+struct TimelineArgs {
+  ModelArgs model;
+  std::string strategy = "none";
+  std::string optimizer = "adam";
+  int iters = 5;   ///< pairs of steps, with the timeline and without
+  int warmup = 2;
+  std::string trace;  ///< for Perfetto; "-" for stdout, empty for none
+  std::string json, html;
+};
+
 struct ReportArgs {
   std::vector<std::string> files;  ///< what measuring commands wrote with --json, drawn in this order
   std::string html;
@@ -80,6 +98,8 @@ int run_bench(const BenchArgs& args);
 int run_explain(const ExplainArgs& args);
 int run_train(const TrainArgs& args);
 int run_compare(const CompareArgs& args);
+int run_breakdown(const BreakdownArgs& args);
+int run_timeline(const TimelineArgs& args);
 int run_report(const ReportArgs& args);
 
 }  // namespace refrain::cli

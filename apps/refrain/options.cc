@@ -43,6 +43,12 @@ void add_model_options(CLI::App& command, ModelArgs& model, const char* model_he
       ->check(CLI::Range(1, 1024));
 }
 
+void add_optimizer_option(CLI::App& command, std::string& optimizer) {
+  command.add_option("--optimizer", optimizer, "adam, adamw or sgd (with momentum 0.9)")
+      ->check(CLI::IsMember({"adam", "adamw", "sgd"}))
+      ->capture_default_str();
+}
+
 std::vector<std::string> option_names(const CLI::App& app) {
   std::vector<std::string> names;
   for (const auto* option : app.get_options()) {
@@ -111,6 +117,28 @@ Commands::Commands(CLI::App& app) {
       ->expected(2, 1000);
   compare_->add_option("--json", compare_args_.json, kJsonHelp);
 
+  breakdown_ = app.add_subcommand("breakdown", "Show where the memory of a training step goes, by batch size");
+  add_model_options(*breakdown_, breakdown_args_.model, "model to take apart");
+  breakdown_->add_option("--strategy", breakdown_args_.strategy, "what to checkpoint")->capture_default_str();
+  add_optimizer_option(*breakdown_, breakdown_args_.optimizer);
+  breakdown_->add_option("--batches", breakdown_args_.batches, "comma-separated; default: --batch, twice and 4 times that")
+      ->delimiter(',')
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
+  breakdown_->add_option("--json", breakdown_args_.json, kJsonHelp);
+  breakdown_->add_option("--html", breakdown_args_.html, kHtmlHelp);
+
+  timeline_ = app.add_subcommand("timeline", "Show memory over a training step, and what is alive at its peak");
+  add_model_options(*timeline_, timeline_args_.model, "model to watch");
+  timeline_->add_option("--strategy", timeline_args_.strategy, "what to checkpoint")->capture_default_str();
+  add_optimizer_option(*timeline_, timeline_args_.optimizer);
+  timeline_->add_option("--iters", timeline_args_.iters, "pairs of steps, watched and not, to measure what watching costs")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  timeline_->add_option("--warmup", timeline_args_.warmup, "steps before")->check(CLI::Range(0, 1000))->capture_default_str();
+  timeline_->add_option("--trace", timeline_args_.trace, "write every event to this file, for ui.perfetto.dev; '-' for standard output");
+  timeline_->add_option("--json", timeline_args_.json, kJsonHelp);
+  timeline_->add_option("--html", timeline_args_.html, kHtmlHelp);
+
   report_ = app.add_subcommand("report", "Draw what measuring commands wrote with --json, together on one HTML page");
   report_->add_option("FILES", report_args_.files, "JSON documents, drawn in this order")->required()->expected(1, 1000);
   report_->add_option("--html", report_args_.html, "the page to write; '-' for standard output")->required();
@@ -125,6 +153,8 @@ int Commands::dispatch() const {
   if (*explain_) return run_explain(explain_args_);
   if (*train_) return run_train(train_args_);
   if (*compare_) return run_compare(compare_args_);
+  if (*breakdown_) return run_breakdown(breakdown_args_);
+  if (*timeline_) return run_timeline(timeline_args_);
   return run_report(report_args_);
 }
 

@@ -13,13 +13,15 @@ class Commands {
   int dispatch() const;
 
  private:
-  CLI::App *env_, *verify_, *bench_, *explain_, *train_, *compare_, *report_;
+  CLI::App *env_, *verify_, *bench_, *explain_, *train_, *compare_, *breakdown_, *timeline_, *report_;
   EnvArgs env_args_;
   VerifyArgs verify_args_;
   BenchArgs bench_args_;
   ExplainArgs explain_args_;
   TrainArgs train_args_;
   CompareArgs compare_args_;
+  BreakdownArgs breakdown_args_;
+  TimelineArgs timeline_args_;
   ReportArgs report_args_;
 };
 

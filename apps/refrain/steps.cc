@@ -32,6 +32,14 @@ std::vector<std::string> choose_strategies(models::TrainableModel& model, const 
   return {strategy};
 }
 
+std::unique_ptr<torch::optim::Optimizer> make_optimizer(const std::string& kind, double lr, torch::nn::Module& module) {
+  using namespace torch::optim;
+  const auto parameters = module.parameters();
+  if (kind == "sgd") return std::make_unique<SGD>(parameters, SGDOptions(lr > 0 ? lr : 0.01).momentum(0.9));
+  if (kind == "adam") return std::make_unique<Adam>(parameters, AdamOptions(lr > 0 ? lr : 0.001));
+  return std::make_unique<AdamW>(parameters, AdamWOptions(lr > 0 ? lr : 0.001));
+}
+
 void drop_gradients(torch::nn::Module& module) {
   for (auto& parameter : module.parameters()) parameter.mutable_grad().reset();
 }
@@ -86,6 +94,18 @@ Json machine_json() {
   json["libtorch"] = TORCH_VERSION;
   json["refrain"] = REFRAIN_VERSION;
   return json;
+}
+
+double spread(std::vector<double> values) {
+  if (values.empty()) return 0.0;
+  std::sort(values.begin(), values.end());
+  const auto quantile = [&](double part) {
+    const double at = part * static_cast<double>(values.size() - 1);
+    const auto below = static_cast<size_t>(at);
+    const size_t above = std::min(below + 1, values.size() - 1);
+    return values[below] + (at - static_cast<double>(below)) * (values[above] - values[below]);
+  };
+  return (quantile(0.75) - quantile(0.25)) / 2;
 }
 
 double median(std::vector<double> values) {

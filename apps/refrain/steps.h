@@ -15,6 +15,9 @@ std::unique_ptr<models::TrainableModel> build_model(const ModelArgs& args);
 /// All of the model's strategies for "all", else just this one, checked.
 std::vector<std::string> choose_strategies(models::TrainableModel& model, const std::string& strategy);
 
+/// @param kind  adam, adamw, or sgd with momentum 0.9.  @param lr  0: 0.001, for sgd 0.01.
+std::unique_ptr<torch::optim::Optimizer> make_optimizer(const std::string& kind, double lr, torch::nn::Module& module);
+
 void drop_gradients(torch::nn::Module& module);
 
 /// The default CPU generator's state, and back.
@@ -28,5 +31,7 @@ Json config_json(const models::TrainableModel& model);
 Json machine_json();
 
 double median(std::vector<double> values);
+/// Half the distance between the quartiles.
+double spread(std::vector<double> values);
 
 }  // namespace refrain::cli

@@ -18,18 +18,6 @@
 namespace refrain::cli {
 namespace {
 
-using torch::optim::AdamW;
-using torch::optim::AdamWOptions;
-using torch::optim::SGD;
-using torch::optim::SGDOptions;
-
-std::unique_ptr<torch::optim::Optimizer> make_optimizer(const TrainArgs& args, torch::nn::Module& module) {
-  const bool is_sgd = args.optimizer == "sgd";
-  const double lr = args.lr > 0 ? args.lr : is_sgd ? 0.01 : 0.001;
-  if (is_sgd) return std::make_unique<SGD>(module.parameters(), SGDOptions(lr).momentum(0.9));
-  return std::make_unique<AdamW>(module.parameters(), AdamWOptions(lr));
-}
-
 /// What a run is made of; what it has shown so far.
 struct Run {
   const TrainArgs& args;
@@ -78,7 +66,7 @@ Run prepare(const TrainArgs& args) {
   run.model = build_model(args.model);
   run.model->set_strategy(args.strategy);
   run.data = open_data(args.data, *run.model, args.model.seed);
-  run.optimizer = make_optimizer(args, run.model->module());
+  run.optimizer = make_optimizer(args.optimizer, args.lr, run.model->module());
   torch::manual_seed(args.model.seed);
   if (!args.resume.empty()) {
     run.first_step = load_state(args.resume, identity(run), run.model->module(), *run.optimizer);

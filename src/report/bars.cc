@@ -22,11 +22,24 @@ void draw_bars(Svg& svg, const BarChart& chart) {
 
   const Axis axis = Axis::from_zero(highest, svg.is_narrow() ? 3 : 6, chart.axis_title);
   const Scale x = svg.x_axis(axis, left, right, bottom);
-  for (const double tick : axis.ticks) svg.line(x(tick), top, x(tick), bottom, tick == 0 ? "base" : "grid");
+  for (const double tick : axis.ticks) {
+    // names over the bars begin where the line at 0 would be
+    if (tick != 0 || !is_above) svg.line(x(tick), top, x(tick), bottom, tick == 0 ? "base" : "grid");
+  }
+  const auto top_of = [&](size_t i) { return top + pitch * static_cast<double>(i) + (is_above ? 20 : (pitch - thickness) / 2); };
   for (size_t i = 0; i < chart.bars.size(); ++i) {
     const Bar& bar = chart.bars[i];
-    const double y = top + pitch * static_cast<double>(i) + (is_above ? 20 : (pitch - thickness) / 2);
-    svg.rect(left, y, x(bar.value) - left, thickness, bar.is_chosen ? "bar chosen" : bar.is_plain ? "bar plain" : "bar", bar.tooltip);
+    svg.rect(left, top_of(i), x(bar.value) - left, thickness, bar.is_chosen ? "bar chosen" : bar.is_plain ? "bar plain" : "bar", bar.tooltip);
+  }
+  // over the bars, under the texts
+  if (chart.limit) {
+    const double at = x(*chart.limit);
+    svg.line(at, top - 6, at, bottom, "limit");
+    svg.text(at, top - 10, at > svg.width() / 2 ? Anchor::kEnd : Anchor::kStart, "label", chart.limit_markup);
+  }
+  for (size_t i = 0; i < chart.bars.size(); ++i) {
+    const Bar& bar = chart.bars[i];
+    const double y = top_of(i);
     const std::string css = bar.is_chosen ? "label strong" : "label";
     if (is_above) {
       svg.text(0, y - 5, Anchor::kStart, css + " halo", escape(fit(bar.name, svg.width(), kFontSize)));
@@ -34,11 +47,6 @@ void draw_bars(Svg& svg, const BarChart& chart) {
       svg.text(left - 8, y + 12.5, Anchor::kEnd, css, escape(fit(bar.name, left - 12, kFontSize)));
     }
     svg.text(x(bar.value) + 6, y + 12.5, Anchor::kStart, css + " halo", bar.markup);
-  }
-  if (chart.limit) {
-    const double at = x(*chart.limit);
-    svg.line(at, top - 6, at, bottom, "limit");
-    svg.text(at, top - 10, at > svg.width() / 2 ? Anchor::kEnd : Anchor::kStart, "label", chart.limit_markup);
   }
 }
 
@@ -73,7 +81,6 @@ void draw_stacked_bars(Svg& svg, const StackedBarChart& chart) {
       const double begin = x(sum), end = x(sum += part.value);
       const std::string id = kinds()[part.kind].id;
       svg.rect(begin, y, end - begin, thickness, "k-" + id + css, part.tooltip);
-      svg.rect(begin, y, end - begin, thickness, "t-" + id + " through");
       if (end - begin > 2) svg.line(end, y, end, y + thickness, "seam");
     }
     y += thickness + 2;

@@ -28,9 +28,9 @@ const std::vector<Kind>& kinds() {
       {"buffer", "buffers", ""},
       {"input", "input", ""},
       {"activation_kept", "activations kept", "activations"},
-      {"recomputed", "recomputed", ""},
+      {"recomputed", "recomputed", "", true},
       {"temporary", "temporaries", "temporaries"},
-      {"workspace", "workspace", ""},
+      {"workspace", "workspace", "", true},
       {"other", "other", ""},
   };
   return list;
@@ -58,10 +58,10 @@ std::string kind_colours(bool is_dark) {
 }
 
 std::string kind_label(size_t kind) {
-  return fmt::format(
-      "<span class=\"kind\"><svg class=\"swatch\" viewBox=\"0 0 12 12\" width=\"12\" height=\"12\" aria-hidden=\"true\">"
-      "<rect width=\"12\" height=\"12\" class=\"k-{0}\"/><rect width=\"12\" height=\"12\" class=\"t-{0}\"/></svg>{1}</span>",
-      kinds()[kind].id, kinds()[kind].name);
+  const Kind& shown = kinds()[kind];
+  const auto square = [&](char css) { return fmt::format("<rect width=\"12\" height=\"12\" class=\"{}-{}\"/>", css, shown.id); };
+  return fmt::format("<span class=\"kind\"><svg class=\"swatch\" viewBox=\"0 0 12 12\" width=\"12\" height=\"12\" aria-hidden=\"true\">{}{}</svg>{}</span>",
+                     square('k'), shown.is_patterned ? square('t') : "", shown.name);
 }
 
 }  // namespace refrain::report

@@ -12,6 +12,7 @@ struct Kind {
   const char* id;      ///< in documents; also the CSS class, after "k-"
   const char* name;    ///< for readers
   const char* plural;  ///< in breakdown documents; empty if not there
+  bool is_patterned = false;  ///< drawn once more over itself with the class "t-" + id
 };
 
 /// From the bottom of a stack to its top: what stays through a step, what is kept for backward, what comes and goes.

@@ -1,5 +1,7 @@
 #include "report/line_chart.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -7,6 +9,8 @@
 
 namespace refrain::report {
 namespace {
+
+constexpr size_t kColours = 6;
 
 /// A label that wants to stand beside something at `wanted`.
 struct EndLabel {
@@ -16,10 +20,12 @@ struct EndLabel {
   std::string css;
 };
 
-double label_column(const Svg& svg, const LineChart& chart) {
+double label_column(const Svg& svg, const std::vector<LineChart>& charts) {
   double widest = 0;
-  for (const auto& line : chart.lines) widest = std::max(widest, text_width(line.name, kFontSize));
-  for (const auto& reference : chart.references) widest = std::max(widest, text_width(reference.name, kFontSize));
+  for (const auto& chart : charts) {
+    for (const auto& line : chart.lines) widest = std::max(widest, line.is_labelled ? text_width(line.name, kFontSize) : 0);
+    for (const auto& reference : chart.references) widest = std::max(widest, text_width(reference.name, kFontSize));
+  }
   return std::min(widest, svg.is_narrow() ? 84.0 : 190.0);
 }
 
@@ -38,10 +44,8 @@ void draw_labels(Svg& svg, const std::vector<EndLabel>& labels, double x, double
   }
 }
 
-}  // namespace
-
-double draw_line_chart(Svg& svg, const LineChart& chart, double top) {
-  const double column = label_column(svg, chart);
+/// Draws below `top`; returns the y at which the next may begin.
+double draw_line_chart(Svg& svg, const LineChart& chart, double column, double top) {
   const double left = svg.is_narrow() ? 46 : 64, right = svg.width() - column - 18;
   const double plot_top = top + 38 + (chart.marks.empty() ? 0 : 14);
   const double bottom = plot_top + chart.height * (svg.is_narrow() ? 0.85 : 1.0);
@@ -67,15 +71,27 @@ double draw_line_chart(Svg& svg, const LineChart& chart, double top) {
     std::vector<std::pair<double, double>> points;
     for (const auto& [px, py] : line.points) points.emplace_back(x(px), y(py));
     if (points.empty()) continue;
-    svg.path(polyline(points), "line " + line.css);
+    const std::string css = fmt::format("s{} {}", line.colour % kColours, line.css);
+    svg.path(polyline(points), "line " + css);
     for (size_t i = 0; i < points.size(); ++i) {
-      svg.marker(line.shape, points[i].first, points[i].second, 3.6, "dot " + line.css,
+      svg.marker(line.shape, points[i].first, points[i].second, 3.6, "dot " + css,
                  i < line.tooltips.size() ? line.tooltips[i] : "");
     }
-    labels.push_back({line.name, points.back().second, points.back().first, "strong"});
+    if (line.is_labelled) {
+      labels.push_back({line.name, points.back().second, points.back().first, fmt::format("strong s{}", line.colour % kColours)});
+    }
   }
   draw_labels(svg, labels, right + 10, column + 4, plot_top, bottom);
   return bottom + 46;
+}
+
+}  // namespace
+
+void draw_line_charts(Svg& svg, const std::vector<LineChart>& charts) {
+  const double column = label_column(svg, charts);
+  double top = 0;
+  for (const auto& chart : charts) top = draw_line_chart(svg, chart, column, top);
+  svg.set_height(top);
 }
 
 }  // namespace refrain::report

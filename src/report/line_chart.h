@@ -13,8 +13,10 @@ struct Line {
   std::string name;
   std::vector<std::pair<double, double>> points;  ///< by x
   std::vector<std::string> tooltips;              ///< of the points; empty for none
-  std::string css;                                ///< "s0" .. "s5", and "dashed", "thin"
+  size_t colour = 0;                              ///< modulo their number
+  std::string css = {};                           ///< "dashed", "thin", "dots"
   size_t shape = 0;                               ///< of its markers
+  bool is_labelled = true;
 };
 
 /// A level that lines are compared with, drawn across.
@@ -37,8 +39,7 @@ struct LineChart {
   double height = 260;  ///< of the plot
 };
 
-/// Draws below `top`; returns the y at which the next may begin. Labels of lines and references stand in one column at
-/// the right, apart from one another.
-double draw_line_chart(Svg& svg, const LineChart& chart, double top = 0);
+/// One below the other, as wide. Labels of lines and references stand in a column at the right, apart from one another.
+void draw_line_charts(Svg& svg, const std::vector<LineChart>& charts);
 
 }  // namespace refrain::report

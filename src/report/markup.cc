@@ -7,6 +7,7 @@
 namespace refrain::report {
 namespace {
 
+constexpr size_t kMostOnAPhone = 3;  // columns
 constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
 
 /// Bytes of the well-formed UTF-8 character at the start of `text`, 0 if it is none.
@@ -97,8 +98,8 @@ std::string HtmlTable::str() const {
     return std::find(text_columns_.begin(), text_columns_.end(), column) != text_columns_.end() ? "t" : "n";
   };
   // display: block takes the roles away, so they are said
-  std::string out = fmt::format("<table role=\"table\"><caption>{}</caption>\n<thead role=\"rowgroup\"><tr role=\"row\">",
-                                escape(caption_));
+  std::string out = fmt::format("<table role=\"table\"{}><caption>{}</caption>\n<thead role=\"rowgroup\"><tr role=\"row\">",
+                                header_.size() > kMostOnAPhone ? " class=\"cards\"" : "", escape(caption_));
   for (size_t c = 0; c < header_.size(); ++c) {
     out += fmt::format("<th role=\"columnheader\" scope=\"col\" class=\"{}\">{}</th>", css(c), header_[c]);
   }

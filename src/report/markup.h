@@ -16,7 +16,7 @@ double text_width(std::string_view text, double size);
 /// `text` cut to `width` pixels, with an ellipsis if anything was cut. Not escaped.
 std::string fit(std::string_view text, double width, double size);
 
-/// A table that becomes a list of cards on a narrow screen. Cells are markup; the first of a row is its heading.
+/// A table; one of more than three columns becomes a list of cards on a narrow screen. Cells are markup; the first of a row is its heading.
 class HtmlTable {
  public:
   /// @param caption  plain text, read before the table.

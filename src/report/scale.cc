@@ -60,6 +60,16 @@ Axis Axis::around(double low, double high, int about, std::string title) {
   return linear(low >= 0 && low < 0.4 * high ? 0 : low, high, about, std::move(title));
 }
 
+Axis Axis::within(double low, double high, int about, std::string title) {
+  Axis axis = linear(low, high, about, std::move(title));
+  if (low < high) {
+    axis.low = low;
+    axis.high = high;
+    std::erase_if(axis.ticks, [&](double tick) { return tick < low || tick > high; });
+  }
+  return axis;
+}
+
 Axis Axis::at_values(std::vector<double> values, std::string title) {
   std::sort(values.begin(), values.end());
   values.erase(std::unique(values.begin(), values.end()), values.end());
@@ -82,16 +92,30 @@ std::vector<double> spread(const std::vector<double>& wanted, double gap, double
   std::vector<size_t> order(wanted.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return wanted[a] < wanted[b]; });
-  std::vector<double> at = wanted;
-  double least = low;
+  // labels that touch move as one block, to the mean of where its first would have to be
+  struct Block {
+    double sum = 0;
+    size_t size = 0;
+  };
+  std::vector<Block> blocks;
+  const auto start = [&](const Block& block) {
+    const double n = static_cast<double>(block.size);
+    return std::max(std::min(block.sum / n, high - (n - 1) * gap), low);
+  };
   for (const size_t i : order) {
-    at[i] = std::max(at[i], least);
-    least = at[i] + gap;
+    blocks.push_back({wanted[i], 1});
+    while (blocks.size() > 1) {
+      const Block last = blocks.back(), before = blocks[blocks.size() - 2];
+      const double length = static_cast<double>(before.size) * gap;
+      if (start(before) + length <= start(last)) break;
+      blocks.pop_back();
+      blocks.back() = {before.sum + last.sum - static_cast<double>(last.size) * length, before.size + last.size};
+    }
   }
-  double most = high;
-  for (auto i = order.rbegin(); i != order.rend(); ++i) {
-    at[*i] = std::min(at[*i], most);
-    most = at[*i] - gap;
+  std::vector<double> at(wanted.size());
+  size_t k = 0;
+  for (const Block& block : blocks) {
+    for (size_t i = 0; i < block.size; ++i) at[order[k++]] = start(block) + static_cast<double>(i) * gap;
   }
   return at;
 }

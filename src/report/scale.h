@@ -31,12 +31,15 @@ struct Axis {
   static Axis from_zero(double high, int about, std::string title);
   /// Between round numbers around `low` and `high`; from 0 if `low` is under 40 % of `high`.
   static Axis around(double low, double high, int about, std::string title);
+  /// From `low` to `high` exactly, with the round numbers between them as ticks.
+  static Axis within(double low, double high, int about, std::string title);
   /// Ticks at `values` themselves; by powers of two apart if they span more than a factor of 12.
   static Axis at_values(std::vector<double> values, std::string title);
 };
 
 /// Where labels that want to be at `wanted` go so that any two are `gap` apart, all within [low, high] if there is room,
-/// in the same order. Moves as little as pushing down, then up, does.
+/// in the same order, at the least sum of squared moves.
+/// Source: pool adjacent violators; Barlow et al., "Statistical inference under order restrictions", 1972.
 std::vector<double> spread(const std::vector<double>& wanted, double gap, double low, double high);
 
 /// Tick label with as few decimals as the step between ticks needs.

@@ -99,9 +99,15 @@ void draw_scatter(Svg& svg, const std::vector<ScatterPoint>& points, const Axis&
   std::vector<Cost> costs;
   for (const auto& point : points) costs.push_back({point.memory, point.time});
   const std::vector<size_t> front = pareto_front(costs);
-  svg.path(polyline(staircase(points, front, x, y, right, top)), "front");
+  const auto stairs = staircase(points, front, x, y, right, top);
+  svg.path(polyline(stairs), "front");
 
   std::vector<Box> taken;
+  for (size_t i = 1; i < stairs.size(); ++i) {
+    const auto [left_x, right_x] = std::minmax(stairs[i - 1].first, stairs[i].first);
+    const auto [top_y, bottom_y] = std::minmax(stairs[i - 1].second, stairs[i].second);
+    taken.push_back({left_x - 1, top_y - 1, right_x + 1, bottom_y + 1});
+  }
   for (const auto& point : points) {
     const double px = x(point.time), py = y(point.memory);
     taken.push_back({px - kRadius - 1, py - kRadius - 1, px + kRadius + 1, py + kRadius + 1});

@@ -1,0 +1,128 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "apps/refrain/advise_text.h"
+#include "apps/refrain/html_file.h"
+#include "apps/refrain/measure.h"
+#include "apps/refrain/steps.h"
+#include "apps/refrain/table.h"
+#include "apps/refrain/trials.h"
+#include "refrain/memory.h"
+
+namespace refrain::cli {
+namespace {
+
+/// Overheads closer than this are noise: the lower peak decides.
+constexpr double kSameOverhead = 0.02;
+
+/// A straight line from the batches tried; the step itself would not fit.
+Bytes expected_peak(const MaxBatch& found, int64_t batch) {
+  const Bytes resting = memory_stats().current;
+  const auto per_example = found.batch > 0 ? static_cast<double>(found.next_peak - found.peak)
+                                           : static_cast<double>(found.next_peak - resting) /
+                                                 static_cast<double>(found.next_batch);
+  return found.next_peak + static_cast<Bytes>(per_example * static_cast<double>(batch - found.next_batch));
+}
+
+std::vector<Candidate> find_candidates(const AdviseArgs& args, models::TrainableModel& model, Trials& trials,
+                                       int64_t batch) {
+  auto timed = plan_strategies(model, args.strategies);
+  std::vector<MaxBatch> found;
+  for (const auto& seen : timed) found.push_back(find_max_batch(trials, seen.strategy));
+  check_any_fits(found, trials);
+  model.set_batch(std::clamp(found.front().batch, model.least_batch(), std::max(batch, model.least_batch())));
+  measure(model, model.synthetic_batch(args.model.seed), args.iters, 1, timed);
+  model.set_batch(batch);
+
+  std::vector<Candidate> all;
+  for (size_t i = 0; i < timed.size(); ++i) {
+    const bool fits = found[i].batch >= batch;
+    const double overhead = median(timed[i].added_ms) / median(timed.front().step_ms);
+    all.push_back({timed[i].strategy, fits,
+                   fits ? trials.run(timed[i].strategy, batch).peak : expected_peak(found[i], batch), overhead,
+                   found[i].batch});
+  }
+  return all;
+}
+
+/// The fastest that fits; if none does, the one with the largest batch.
+const Candidate& choose(const std::vector<Candidate>& all) {
+  if (all.front().fits) return all.front();
+  const auto is_better = [](const Candidate& a, const Candidate& b) {
+    if (a.fits != b.fits) return a.fits;
+    if (!a.fits) return a.max_batch > b.max_batch;
+    const double gap = a.overhead - b.overhead;
+    return std::abs(gap) > kSameOverhead ? gap < 0 : a.peak < b.peak;
+  };
+  const Candidate* best = &all.front();
+  for (const auto& other : all) {
+    if (is_better(other, *best)) best = &other;
+  }
+  return *best;
+}
+
+std::string show(const Situation& now, const std::vector<Candidate>& all, const Candidate& choice) {
+  Table table({"strategy", fmt::format("peak at batch {}", now.batch), "fits", "overhead", "largest batch", ""});
+  for (const auto& c : all) {
+    table.add({c.strategy, (c.fits ? "" : "about ") + format_bytes(c.peak), c.fits ? "yes" : "no",
+               fmt::format("{:.0f} %", 100 * c.overhead), fmt::format("{}", c.max_batch),
+               &c == &choice ? "chosen" : ""});
+  }
+  return table.str();
+}
+
+Json candidate_json(const Candidate& c) {
+  return {{"strategy", c.strategy},
+          {"fits", c.fits},
+          {"peak_bytes", c.peak},
+          {"peak_is_predicted", !c.fits},
+          {"overhead", c.overhead},
+          {"max_batch", c.max_batch}};
+}
+
+}  // namespace
+
+int run_advise(const AdviseArgs& args) {
+  check_can_write(args.json, "--json");
+  check_can_write(args.html, "--html");
+  install_memory_tracking();
+  const Bytes limit = parse_limit(args.memory_limit);
+  auto model = build_model(args.model);
+  const int64_t batch = model->options().batch;
+  plan_strategies(*model, args.strategies);
+  torch::manual_seed(args.model.seed);
+  Trials trials(*model, args.optimizer, args.model.seed, limit);
+  const auto all = find_candidates(args, *model, trials, batch);
+  const auto& choice = choose(all);
+  const Situation now{*model, batch, limit, trials.fixed_bytes(), args.optimizer};
+  const auto reasons = reasons_for(now, all, choice);
+  const std::string command = command_for(now, choice), code = code_for(*model, choice.strategy);
+
+  Json candidates = Json::array();
+  for (const auto& candidate : all) candidates.push_back(candidate_json(candidate));
+  Json chosen = candidate_json(choice);
+  chosen["batch"] = std::min(batch, choice.max_batch);
+  chosen["command"] = command;
+  chosen["code"] = code;
+  Json config = config_json(*model);
+  config["optimizer"] = args.optimizer;
+  std::string text = fmt::format("{}, batch {}, {}, all tensors of a training step within {}\n{}", model->name(), batch,
+                                 args.optimizer, format_bytes(limit), show(now, all, choice));
+  for (const auto& reason : reasons) text += fmt::format("* {}\n", reason);
+  publish({{"kind", "advice"},
+           {"version", 1},
+           {"model", model->name()},
+           {"config", config},
+           {"machine", machine_json()},
+           {"limit_bytes", limit},
+           {"fits_plainly", all.front().fits},
+           {"choice", chosen},
+           {"candidates", candidates},
+           {"reasons", reasons}},
+          fmt::format("{}\nTo run:\n  {}\nTo paste:\n{}\n", text, command, indented(code)), args.json, args.html);
+  return kOk;
+}
+
+}  // namespace refrain::cli

@@ -1,0 +1,104 @@
+#include "apps/refrain/measure.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "apps/refrain/steps.h"
+#include "apps/refrain/verify.h"
+#include "refrain/memory.h"
+#include "refrain/tape.h"
+
+namespace refrain::cli {
+namespace {
+
+double run_step(models::TrainableModel& model, const models::Batch& batch, Gradients gradients, Measurement& seen) {
+  if (gradients == Gradients::kMade) drop_gradients(model.module());
+  model.set_strategy(seen.strategy);
+  MemoryScope memory;
+  const auto begin = std::chrono::steady_clock::now();
+  {
+    auto loss = model.loss(batch);
+    seen.after_forward = std::max(seen.after_forward, memory.current());
+    loss.backward();
+  }
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
+  seen.peak = std::max(seen.peak, memory.peak());
+  return took.count();
+}
+
+void count_replays(models::TrainableModel& model, const models::Batch& batch, Gradients gradients, Measurement& seen) {
+  const bool was_timing = set_op_timing(true);
+  const TapeStats before = tape_stats();
+  run_step(model, batch, gradients, seen);
+  const TapeStats after = tape_stats();
+  set_op_timing(was_timing);
+  seen.replayed_ops = after.replayed_ops - before.replayed_ops;
+  seen.replayed_kernel_ms = static_cast<double>(after.replayed_forward_ns - before.replayed_forward_ns) / 1e6;
+}
+
+}  // namespace
+
+std::vector<Measurement> plan_strategies(models::TrainableModel& model, const std::vector<std::string>& asked) {
+  std::vector<Measurement> all{{.strategy = "none"}};
+  for (const auto& strategy : asked.empty() ? model.strategies() : asked) {
+    model.set_strategy(strategy);
+    const bool is_known = std::any_of(all.begin(), all.end(), [&](const auto& m) { return m.strategy == strategy; });
+    if (!is_known) all.push_back({.strategy = strategy});
+  }
+  return all;
+}
+
+void verify(models::TrainableModel& model, const models::Batch& batch, std::vector<Measurement>& all) {
+  std::vector<std::string> names;
+  for (const auto& seen : all) names.push_back(seen.strategy);
+  const auto verified = verify_strategies(model, batch, names, 1);
+  for (size_t i = 0; i < all.size(); ++i) all[i].is_bit_equal = verified[i].is_bit_equal();
+}
+
+void measure(models::TrainableModel& model, const models::Batch& batch, int iters, int warmup,
+             std::vector<Measurement>& all, Gradients gradients) {
+  const size_t n = all.size();
+  if (gradients == Gradients::kThere) {
+    drop_gradients(model.module());
+    model.loss(batch).backward();
+  }
+  for (int i = 0; i < warmup; ++i) {
+    for (auto& seen : all) run_step(model, batch, gradients, seen);
+  }
+  for (int i = 0; i < iters; ++i) {
+    for (size_t k = 0; k < n; ++k) {
+      auto& seen = all[(k + static_cast<size_t>(i)) % n];
+      seen.step_ms.push_back(run_step(model, batch, gradients, seen));
+    }
+    for (auto& seen : all) seen.added_ms.push_back(seen.step_ms.back() - all.front().step_ms.back());
+  }
+  for (auto& seen : all) count_replays(model, batch, gradients, seen);
+  drop_gradients(model.module());
+}
+
+Json strategy_json(const Measurement& seen) {
+  return {{"name", seen.strategy},
+          {"after_forward_bytes", seen.after_forward},
+          {"peak_bytes", seen.peak},
+          {"step_ms_median", median(seen.step_ms)},
+          {"step_ms_min", *std::min_element(seen.step_ms.begin(), seen.step_ms.end())},
+          {"step_ms_spread", spread(seen.step_ms)},
+          {"added_ms_median", median(seen.added_ms)},
+          {"replayed_ops", seen.replayed_ops},
+          {"replayed_kernel_ms", seen.replayed_kernel_ms},
+          {"bit_equal", seen.is_bit_equal}};
+}
+
+std::string saved_percent(Bytes bytes, Bytes plain) {
+  const double saved = 1.0 - static_cast<double>(bytes) / static_cast<double>(std::max<Bytes>(plain, 1));
+  return fmt::format("{:.0f} %", std::round(100 * saved) + 0.0);
+}
+
+std::string median_and_spread(const std::vector<double>& values) {
+  return fmt::format("{:.1f} ± {:.1f}", median(values), spread(values));
+}
+
+}  // namespace refrain::cli

@@ -1,0 +1,95 @@
+#include "refrain/timeline.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+
+#include "apps/refrain/html_file.h"
+#include "apps/refrain/steps.h"
+#include "base/atomic_file.h"
+#include "refrain/memory.h"
+
+namespace refrain::cli {
+namespace {
+
+/// A training step under a timeline, and what a step takes with one and without.
+struct Watched {
+  MemoryTimelineReport report;
+  std::vector<double> plain_ms, added_ms;
+};
+
+double run_step(models::TrainableModel& model, const models::Batch& batch, torch::optim::Optimizer& optimizer) {
+  const auto begin = std::chrono::steady_clock::now();
+  model.loss(batch).backward();
+  {
+    PhaseScope phase(MemoryPhase::kOptimizer);
+    optimizer.step();
+  }
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
+  drop_gradients(model.module());
+  return took.count();
+}
+
+double run_watched(models::TrainableModel& model, const models::Batch& batch, torch::optim::Optimizer& optimizer,
+                   Watched& watched) {
+  MemoryTimeline timeline(model.module(), optimizer);
+  timeline.know(MemoryKind::kInput, {batch.input}, "input");
+  timeline.know(MemoryKind::kInput, {batch.target}, "target");
+  const double took = run_step(model, batch, optimizer);
+  watched.report = timeline.stop();
+  return took;
+}
+
+/// Steps with and without a timeline in turn, so that a machine that slows down slows both.
+Watched watch(models::TrainableModel& model, const models::Batch& batch, torch::optim::Optimizer& optimizer,
+              const TimelineArgs& args) {
+  Watched watched;
+  for (int i = 0; i < args.warmup; ++i) run_step(model, batch, optimizer);
+  for (int i = 0; i < args.iters; ++i) {
+    const double first = i % 2 == 0 ? run_step(model, batch, optimizer) : run_watched(model, batch, optimizer, watched);
+    const double second = i % 2 == 0 ? run_watched(model, batch, optimizer, watched) : run_step(model, batch, optimizer);
+    watched.plain_ms.push_back(i % 2 == 0 ? first : second);
+    watched.added_ms.push_back(i % 2 == 0 ? second - first : first - second);
+  }
+  watched.report.measured_overhead = median(watched.added_ms) / median(watched.plain_ms);
+  return watched;
+}
+
+}  // namespace
+
+int run_timeline(const TimelineArgs& args) {
+  check_can_write(args.json, "--json");
+  check_can_write(args.html, "--html");
+  check_can_write(args.trace, "--trace");
+  install_memory_tracking();
+  auto model = build_model(args.model);
+  model->set_strategy(args.strategy);
+  const auto batch = model->synthetic_batch(args.model.seed);
+  auto optimizer = make_optimizer(args.optimizer, 0.0, model->module());
+  torch::manual_seed(args.model.seed);
+  const auto watched = watch(*model, batch, *optimizer, args);
+  const auto& report = watched.report;
+
+  if (args.json != "-" && args.html != "-" && args.trace != "-") {
+    fmt::print("{}, {} {} a step, strategy {}, {}, {} threads: one training step\n{}\n"
+               "watching took {:+.1f} % of a step of {:.1f} ms (medians of {} pairs)\n",
+               model->name(), model->units_per_batch(), model->unit(), args.strategy, args.optimizer,
+               at::get_num_threads(), report.text(), 100 * *report.measured_overhead, median(watched.plain_ms), args.iters);
+  }
+  if (args.trace == "-") {
+    fmt::print("{}", report.trace());
+  } else if (!args.trace.empty()) {
+    write_file_atomically(args.trace, report.trace());
+  }
+  Json document = Json::parse(report.json());
+  document["model"] = model->name();
+  document["config"] = config_json(*model);
+  document["config"]["optimizer"] = args.optimizer;
+  document["machine"] = machine_json();
+  document["strategy"] = args.strategy;
+  write_json(args.json, document);
+  write_html(args.html, {document});
+  return kOk;
+}
+
+}  // namespace refrain::cli

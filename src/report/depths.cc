@@ -1,0 +1,82 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+
+#include "report/line_chart.h"
+#include "report/markup.h"
+#include "report/sections.h"
+#include "report/strategies.h"
+
+namespace refrain::report {
+namespace {
+
+struct Row {
+  int64_t depth = 0;
+  std::vector<Strategy> strategies;
+};
+
+/// A line for each strategy, in the order of first mention; the first is the plain one.
+std::vector<Line> lines(const std::vector<Row>& rows, const auto& value, const auto& tooltip) {
+  std::vector<Line> list;
+  for (const auto& row : rows) {
+    for (const auto& strategy : row.strategies) {
+      auto line = std::find_if(list.begin(), list.end(), [&](const Line& l) { return l.name == strategy.name; });
+      if (line == list.end()) {
+        const size_t i = list.size();
+        list.push_back({.name = strategy.name, .points = {}, .tooltips = {}, .colour = i, .css = i == 0 ? "dashed" : "", .shape = i});
+        line = list.end() - 1;
+      }
+      line->points.emplace_back(static_cast<double>(row.depth), value(strategy));
+      line->tooltips.push_back(fmt::format("{} at depth {}: {}", strategy.name, row.depth, tooltip(strategy)));
+    }
+  }
+  return list;
+}
+
+Axis depth_axis(const std::vector<Row>& rows) {
+  std::vector<double> depths;
+  for (const auto& row : rows) depths.push_back(static_cast<double>(row.depth));
+  return Axis::at_values(std::move(depths), "depth, layers");
+}
+
+}  // namespace
+
+std::string depths_section(const Field& document, const Place& place) {
+  std::vector<Row> rows;
+  int64_t largest = 0;
+  double slowest = 0;
+  for (const Field& item : document["rows"].items()) {
+    rows.push_back({item["depth"].count(), read_strategies(item["strategies"])});
+    largest = std::max(largest, largest_bytes(rows.back().strategies));
+    for (const auto& strategy : rows.back().strategies) slowest = std::max(slowest, strategy.step_ms);
+  }
+  std::stable_sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) { return a.depth < b.depth; });
+  std::erase_if(rows, [](const Row& row) { return row.strategies.empty(); });
+  if (rows.empty()) return "<p class=\"finding\">No depths were measured.</p>\n";
+  const ByteUnit unit = unit_for(largest);
+
+  const auto& deepest = rows.back();
+  const auto& plain = deepest.strategies.front();
+  const auto& best = deepest.strategies[lowest_peak(deepest.strategies)];
+  std::string out = "<p class=\"finding\">";
+  out += fmt::format("At depth {}, {} peaks at {}", count(deepest.depth).html(), tagged("b", plain.name), with_unit(plain.peak_bytes, unit));
+  if (&best != &plain) {
+    out += fmt::format(", {} at {}: {} less", tagged("b", best.name), with_unit(best.peak_bytes, unit),
+                       saving(static_cast<double>(best.peak_bytes), static_cast<double>(plain.peak_bytes)).html());
+  }
+  out += ".</p>\n";
+  out += figure(place.id + "-depths", "Peak memory and time by depth", "Lines over the depth of the model, one for each strategy. The tables after the chart have the numbers.", [&](Svg& svg) {
+    draw_line_charts(svg, {{.x = depth_axis(rows), .y = Axis::from_zero(unit.of(largest), 6, fmt::format("peak, {}", unit.name)),
+                          .lines = lines(rows, [&](const Strategy& s) { return unit.of(s.peak_bytes); }, [](const Strategy& s) { return grouped(s.peak_bytes) + " bytes"; }),
+                          .references = {}, .marks = {}, .height = 300},
+                          {.x = depth_axis(rows), .y = Axis::from_zero(slowest, 4, "step, ms (median)"),
+                          .lines = lines(rows, [](const Strategy& s) { return s.step_ms; }, [](const Strategy& s) { return exact(s.step_ms) + " ms"; }),
+                          .references = {}, .marks = {}, .height = 180}});
+  });
+  std::string tables;
+  for (const auto& row : rows) tables += fmt::format("<h3>Depth {}</h3>\n", count(row.depth).html()) + strategy_table("Strategies", row.strategies);
+  return out + details("All depths in numbers", tables);
+}
+
+}  // namespace refrain::report

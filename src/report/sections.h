@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "report/fields.h"
+#include "report/numbers.h"
+
+namespace refrain::report {
+
+/// Where a document's section stands on the page.
+struct Place {
+  std::string id;           ///< prefix of all ids within it
+  int64_t scale_bytes = 0;  ///< what the axes of all timelines of the same model reach
+};
+
+/// What a section says under its heading: first a sentence with the finding, then charts and tables. As markup.
+/// Each throws `FormatError` if the document is not as its kind must be.
+std::string bench_section(const Field& document, const Place& place);
+std::string timeline_section(const Field& document, const Place& place);
+std::string breakdown_section(const Field& document, const Place& place);
+std::string depths_section(const Field& document, const Place& place);
+std::string segments_section(const Field& document, const Place& place);
+std::string max_batch_section(const Field& document, const Place& place);
+std::string advice_section(const Field& document, const Place& place);
+
+/// Bytes in a table: in the table's unit, with the exact number beneath.
+std::string bytes_cell(int64_t bytes, const ByteUnit& unit);
+
+/// A number with its unit, for sentences.
+std::string with_unit(int64_t bytes, const ByteUnit& unit);
+
+/// `text` as markup within a tag. @param tag  b, code, ...
+std::string tagged(const char* tag, const std::string& text);
+
+}  // namespace refrain::report

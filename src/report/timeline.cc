@@ -1,0 +1,163 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "report/area_chart.h"
+#include "report/kinds.h"
+#include "report/markup.h"
+#include "report/sections.h"
+
+namespace refrain::report {
+namespace {
+
+struct TopValue {
+  int64_t bytes = 0;
+  size_t kind = 0;
+  std::string op, module, phase;
+  std::vector<int64_t> sizes;
+};
+
+size_t read_kind(const Field& field, const std::string& id) {
+  const auto kind = kind_index(id);
+  if (!kind) field.refuse("one of " + kind_ids());
+  return *kind;
+}
+
+std::vector<Phase> read_phases(const Field& list) {
+  std::vector<Phase> phases;
+  for (const Field& item : list.items()) {
+    Phase phase{item["name"].text(), item["begin_us"].number(), item["end_us"].number()};
+    const auto names = {"forward", "recompute", "backward", "optimizer"};
+    if (std::find(names.begin(), names.end(), phase.name) == names.end()) {
+      item["name"].refuse("forward, recompute, backward or optimizer");
+    }
+    if (phase.end_us < phase.begin_us) item["end_us"].refuse("a time not before `begin_us`");
+    phases.push_back(std::move(phase));
+  }
+  return phases;
+}
+
+Peak read_peak(const Field& field) {
+  Peak peak{field["t_us"].number(), field["bytes"].bytes(), std::vector<int64_t>(kinds().size(), 0)};
+  for (const auto& [name, bytes] : field["by_kind"].members()) peak.by_kind[read_kind(bytes, name)] = bytes.bytes();
+  return peak;
+}
+
+std::vector<TopValue> read_top(const Field& list) {
+  std::vector<TopValue> top;
+  for (const Field& item : list.items()) {
+    TopValue value{.bytes = item["bytes"].bytes(), .kind = read_kind(item["kind"], item["kind"].text()), .op = {}, .module = {}, .phase = {}, .sizes = {}};
+    if (const auto op = item.find("op")) value.op = op->text();
+    if (const auto module = item.find("module")) value.module = module->text();
+    if (const auto phase = item.find("phase")) value.phase = phase->text();
+    if (const auto sizes = item.find("sizes")) {
+      for (const Field& size : sizes->items()) value.sizes.push_back(size.count());
+    }
+    top.push_back(std::move(value));
+  }
+  return top;
+}
+
+std::string finding(const AreaChart& chart) {
+  const auto& by_kind = chart.peak.by_kind;
+  const auto largest = static_cast<size_t>(std::max_element(by_kind.begin(), by_kind.end()) - by_kind.begin());
+  std::string phase;
+  // recomputation lies within backward: the shortest phase says most
+  double shortest = 0;
+  for (const auto& candidate : chart.phases) {
+    const bool holds = candidate.begin_us <= chart.peak.t_us && chart.peak.t_us <= candidate.end_us;
+    if (!holds || (!phase.empty() && candidate.end_us - candidate.begin_us >= shortest)) continue;
+    phase = candidate.name;
+    shortest = candidate.end_us - candidate.begin_us;
+  }
+  std::string text = fmt::format("Memory peaks at {}, {}&nbsp;ms into the step{}", with_unit(chart.peak.bytes, chart.unit), microseconds_as_ms(chart.peak.t_us).html(),
+                                 phase.empty() ? "" : ", in " + phase);
+  if (by_kind[largest] > 0) {
+    text += fmt::format(". Most of it, {}, is <b>{}</b>", with_unit(by_kind[largest], chart.unit), kinds()[largest].name);
+    if (2 * static_cast<double>(by_kind[largest]) < static_cast<double>(chart.peak.bytes)) {
+      text = text.replace(text.find(". Most of it"), 12, ". The largest part");
+    }
+  }
+  return fmt::format("<p class=\"finding\">{}.</p>\n", text);
+}
+
+std::string peak_table(const AreaChart& chart) {
+  HtmlTable table("What is alive at the peak, as stacked, from the top", {"kind", chart.unit.name, "share"});
+  for (size_t kind = kinds().size(); kind-- > 0;) {
+    const int64_t bytes = chart.peak.by_kind[kind];
+    if (bytes == 0) continue;
+    table.add({kind_label(kind), bytes_cell(bytes, chart.unit), percent(static_cast<double>(bytes), static_cast<double>(chart.peak.bytes)).html()});
+  }
+  table.add({"all", bytes_cell(chart.peak.bytes, chart.unit), ""}, "sum");
+  return table.str();
+}
+
+std::string top_table(const std::vector<TopValue>& top, const ByteUnit& unit) {
+  HtmlTable table("The largest values alive at the peak", {"module", "made by", "kind", "in phase", "sizes", unit.name});
+  table.text_columns({1, 2, 3, 4});
+  for (const auto& value : top) {
+    std::string sizes;
+    for (const int64_t size : value.sizes) sizes += (sizes.empty() ? "" : "×") + count(size).html();
+    table.add({value.module.empty() ? "–" : tagged("code", value.module), value.op.empty() ? "–" : tagged("code", value.op), kind_label(value.kind),
+               value.phase.empty() ? "–" : escape(value.phase), sizes.empty() ? "–" : "<span class=\"sizes\">" + sizes + "</span>", bytes_cell(value.bytes, unit)});
+  }
+  return table.str();
+}
+
+std::string phase_table(const AreaChart& chart) {
+  HtmlTable table("Phases of the step", {"phase", "begins, ms", "ends, ms", fmt::format("highest level, {}", chart.unit.name)});
+  for (const auto& phase : chart.phases) {
+    table.add({escape(phase.name), microseconds_as_ms(phase.begin_us).html(), microseconds_as_ms(phase.end_us).html(),
+               bytes_cell(highest_within(chart.levels, phase.begin_us, phase.end_us), chart.unit)});
+  }
+  return table.str();
+}
+
+/// For the script that shows the level under the pointer: times, totals, and a list for each kind that occurs.
+std::string levels_data(const AreaChart& chart) {
+  constexpr size_t kColumns = 240;
+  const auto levels = thin_out(chart.levels, kColumns);
+  nlohmann::json t = nlohmann::json::array(), total = t, list = t;
+  for (const auto& level : levels) {
+    t.push_back(level.t_us);
+    total.push_back(level.total);
+  }
+  for (size_t kind = 0; kind < kinds().size(); ++kind) {
+    nlohmann::json bytes = nlohmann::json::array();
+    bool is_there = false;
+    for (const auto& level : levels) {
+      bytes.push_back(level.by_kind[kind]);
+      is_there = is_there || level.by_kind[kind] != 0;
+    }
+    if (is_there) list.push_back({kinds()[kind].name, bytes});
+  }
+  const auto [begin, end] = time_range(chart);
+  return nlohmann::json{{"t", t}, {"total", total}, {"kinds", list}, {"begin", begin}, {"end", end}, {"unit", chart.unit.name}, {"bytes", chart.unit.bytes}, {"decimals", chart.unit.decimals}}.dump();
+}
+
+}  // namespace
+
+std::string timeline_section(const Field& document, const Place& place) {
+  AreaChart chart{.levels = read_levels(document),
+                  .phases = read_phases(document["phases"]),
+                  .peak = read_peak(document["peak"]),
+                  .base_bytes = document["base_bytes"].bytes(),
+                  .scale_bytes = place.scale_bytes,
+                  .unit = unit_for(std::max(document["peak_bytes"].bytes(), place.scale_bytes))};
+  const auto top = read_top(document["peak"]["top"]);
+  const std::string strategy = document["strategy"].text();
+  std::string out = finding(chart);
+  const std::string description =
+      fmt::format("Areas stacked by kind of memory over the time of a step with strategy {}. The peak is {} bytes. The tables after the chart have its numbers.",
+                  strategy, grouped(chart.peak.bytes));
+  out += figure(place.id + "-levels", "Memory alive through a step, strategy " + strategy, description, [&](Svg& svg) { draw_area_chart(svg, chart); });
+  const bool is_recomputing = std::any_of(chart.phases.begin(), chart.phases.end(), [](const Phase& phase) { return phase.name == "recompute"; });
+  out += fmt::format("<script type=\"application/json\" data-levels=\"{}-levels\">{}</script>\n", place.id, levels_data(chart));
+  out += fmt::format("<p class=\"note\">{}Dashed: what is alive before the step, {}. The step made {} allocations; recording it cost {} of its time.</p>\n",
+                     is_recomputing ? "Second row of marks: recomputation, within backward. " : "", with_unit(chart.base_bytes, chart.unit), count(document["allocations"].count()).html(),
+                     percent_of_one(document["measured_overhead"].number()).html());
+  out += "<div class=\"pair\">" + peak_table(chart) + top_table(top, chart.unit) + "</div>\n";
+  return out + details("Phases in numbers", phase_table(chart));
+}
+
+}  // namespace refrain::report
