@@ -39,10 +39,10 @@ std::vector<torch::Tensor> gradients(const nn::Module& net) {
   return all;
 }
 
-bool all_of(const std::vector<torch::Tensor>& a, const std::vector<torch::Tensor>& b,
-            const std::function<bool(const torch::Tensor&, const torch::Tensor&)>& agree) {
+bool agree(const std::vector<torch::Tensor>& a, const std::vector<torch::Tensor>& b,
+           const std::function<bool(const torch::Tensor&, const torch::Tensor&)>& same) {
   for (size_t i = 0; i < a.size(); ++i) {
-    if (!agree(a[i], b[i])) return false;
+    if (!same(a[i], b[i])) return false;
   }
   return a.size() == b.size();
 }
@@ -83,8 +83,8 @@ bool replicas() {
   };
   auto net = make_net();
   const auto one = train(net, 1, false), plain = train(net, 2, false), checkpointed = train(net, 2, true);
-  const bool same_bits = all_of(plain, checkpointed, [](auto& a, auto& b) { return torch::equal(a, b); });
-  const bool same_mean = all_of(one, checkpointed, [](auto& a, auto& b) { return torch::allclose(a, b, 1e-4, 1e-7); });
+  const bool same_bits = agree(plain, checkpointed, [](auto& a, auto& b) { return torch::equal(a, b); });
+  const bool same_mean = agree(one, checkpointed, [](auto& a, auto& b) { return torch::allclose(a, b, 1e-4, 1e-7); });
   std::printf("9.1  2 replicas in regions, against 2 plain ones: %s; against one with the whole batch: %s\n",
               same_bits ? "equal to the bit" : "DIFFERENT", same_mean ? "equal within rounding" : "DIFFERENT");
   return same_bits && same_mean;
@@ -123,7 +123,7 @@ bool together() {
                 static_cast<double>(rows[0].peak) / static_cast<double>(row.peak));
   }
   const auto bits = [](auto& a, auto& b) { return torch::equal(a, b); };
-  const bool same_bits = all_of(rows[1].gradients, rows[2].gradients, bits);
+  const bool same_bits = agree(rows[1].gradients, rows[2].gradients, bits);
   std::printf("  gradients under autocast, regions against plain: %s\n", same_bits ? "equal to the bit" : "DIFFERENT");
   return same_bits && rows[0].peak > rows[1].peak && rows[1].peak > rows[2].peak && rows[2].peak > rows[3].peak;
 }

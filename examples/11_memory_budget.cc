@@ -1,4 +1,4 @@
-// Section 11: a memory budget for one block.
+// Section 11: a memory budget for a row of transformer blocks.
 //
 // torch.compile is Python's. Here policies are the points on the curve between keeping everything and computing
 // everything again, and one forward says what each of them keeps.
@@ -29,10 +29,10 @@ struct TransformerBlockImpl : nn::Module {
   }
   torch::Tensor forward(const torch::Tensor& x) {
     const auto b = x.size(0), s = x.size(1), d = x.size(2);
-    auto p = qkv->forward(x).view({b, s, 3, heads, d / heads}).permute({2, 0, 3, 1, 4});
+    auto p = qkv->forward(n1->forward(x)).view({b, s, 3, heads, d / heads}).permute({2, 0, 3, 1, 4});
     auto a = torch::scaled_dot_product_attention(p[0], p[1], p[2]).transpose(1, 2).reshape({b, s, d});
-    auto h = n1->forward(x + out->forward(a));
-    return n2->forward(h + down->forward(torch::gelu(up->forward(h))));
+    auto h = x + out->forward(a);
+    return h + down->forward(torch::gelu(up->forward(n2->forward(h))));
   }
   int64_t heads;
   nn::LayerNorm n1, n2;
@@ -54,20 +54,32 @@ int main(int argc, char** argv) {
   const bool full = argc > 1 && std::string_view(argv[1]) == "--full";
   const int64_t width = full ? 1024 : 128, batch = full ? 32 : 8, length = full ? 256 : 128;
   torch::manual_seed(0);
-  TransformerBlock block(width, 8);
+  std::vector<TransformerBlock> blocks;
+  for (int i = 0; i < 4; ++i) blocks.emplace_back(width, 8);
   const auto x = torch::randn({batch, length, width});
   const auto attention = refrain::save_ops({"aten::_scaled_dot_product_flash_attention_for_cpu"});
+
+  const refrain::Policy narrow_products = [&](const refrain::OpContext& op) {
+    return op.name() == "aten::addmm" && op.output_bytes() <= batch * length * width * 4
+               ? refrain::CheckpointPolicy::kMustSave
+               : refrain::CheckpointPolicy::kPreferRecompute;
+  };
 
   std::vector<Point> points = {
       {"everything (no region)", std::nullopt},
       {"products and attention", refrain::save_compute_intensive()},
       {"attention, every second product", refrain::and_then(attention, refrain::save_every_second_matmul())},
+      {"attention, narrow products", refrain::and_then(attention, narrow_products)},
       {"attention", attention},
       {"nothing", refrain::nothing_saveable()},
   };
   const auto run = [&](const Point& point) {
-    return point.policy ? refrain::checkpoint(refrain::CheckpointOptions().policy(*point.policy), block, x)
-                        : block->forward(x);
+    auto y = x;
+    for (auto& block : blocks) {
+      y = point.policy ? refrain::checkpoint(refrain::CheckpointOptions().policy(*point.policy), block, y)
+                       : block->forward(y);
+    }
+    return y;
   };
   const auto recorded = refrain::tape_stats().recorded_ops;
   run(points.back());
@@ -76,7 +88,7 @@ int main(int argc, char** argv) {
   for (auto& point : points) point.kept = refrain::saved_tensors([&] { return run(point); }).kept_bytes;
   for (int i = 0; i < 5; ++i) {
     for (auto& point : points) {
-      block->zero_grad();
+      for (auto& block : blocks) block->zero_grad();
       const auto replayed = refrain::tape_stats().replayed_ops;
       const auto begin = std::chrono::steady_clock::now();
       refrain::MemoryScope memory;
@@ -88,7 +100,7 @@ int main(int argc, char** argv) {
   }
 
   // 11.1, 11.2: what runs again is only what backward needs: never the last product, whose result nothing saved.
-  std::printf("11.2  transformer block, width %ld, batch %ld, length %ld: %ld operators\n", width, batch, length,
+  std::printf("11.2  4 transformer blocks, width %ld, batch %ld, length %ld: %ld operators\n", width, batch, length,
               operators);
   std::printf("  %-34s %10s %9s %10s %10s %9s\n", "keeps", "kept", "of plain", "peak", "run again", "ms");
   const auto plain = static_cast<double>(points[0].kept);

@@ -96,7 +96,7 @@ bool strategies(ResNet& net, int64_t batch, int64_t size, int rounds) {
   // BatchNorm counts forwards: a strategy that ran one again would have counted it twice.
   const auto forwards = net->named_buffers()["stem.1.num_batches_tracked"].item<int64_t>();
   std::printf("  BatchNorm saw %ld batches in %d steps\n", forwards, 1 + 4 * rounds);
-  return equal && 2 * per_block < plain && forwards == 1 + 4 * rounds;
+  return equal && 10 * per_block < 6 * plain && forwards == 1 + 4 * rounds;
 }
 
 // 12.4: the peak is nearly a straight line over the batch: two steps give it, and trials near its end the exact answer.
@@ -129,8 +129,9 @@ bool largest_batches(ResNet& net, int64_t size, refrain::Bytes for_activations) 
   return 2 * best >= 3 * plain;
 }
 
-// 12.5: everything a loop needs: data, shuffling, AdamW, bfloat16 if asked, loss and peak of each epoch.
+// 12.5: data, shuffling, AdamW, bfloat16 if asked; loss and peak of each epoch, model and optimizer included.
 bool train(int64_t samples, int64_t batch, int64_t size, int epochs, bool bfloat16) {
+  const auto before = refrain::memory_stats().current;
   auto net = make_resnet50(10);
   const Images data(samples, size, 10);
   torch::optim::AdamW optimizer(net->parameters(), torch::optim::AdamWOptions(1e-3));
@@ -138,7 +139,7 @@ bool train(int64_t samples, int64_t batch, int64_t size, int epochs, bool bfloat
   at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
   double first = 0, mean = 0;
   for (int epoch = 1; epoch <= epochs; ++epoch) {
-    refrain::MemoryScope memory;
+    refrain::reset_peak_memory();
     mean = 0;
     for (const auto& indices : torch::randperm(samples).split(batch)) {
       optimizer.zero_grad();
@@ -153,7 +154,7 @@ bool train(int64_t samples, int64_t batch, int64_t size, int epochs, bool bfloat
     }
     if (epoch == 1) first = mean;
     std::printf("  epoch %d of %d: loss %.4f, peak %s\n", epoch, epochs, mean,
-                refrain::format_bytes(memory.peak()).c_str());
+                refrain::format_bytes(refrain::memory_stats().peak - before).c_str());
   }
   return mean < first;
 }
@@ -189,11 +190,11 @@ int main(int argc, char** argv) {
   refrain::install_memory_tracking();
   auto net = make_resnet50(1000);
   architecture(net);
-  const bool saves = full ? strategies(net, 32, 224, 5) : strategies(net, 4, 64, 1);
-  const bool grows = full ? largest_batches(net, 224, refrain::Bytes{4} << 30) : largest_batches(net, 32, 48 << 20);
+  const bool saves = full ? strategies(net, 32, 224, 5) : strategies(net, 8, 64, 1);
+  const bool grows = full ? largest_batches(net, 224, refrain::Bytes{4} << 30) : largest_batches(net, 32, 40 << 20);
   const bool outside = full ? from_outside(net, 32, 224) : from_outside(net, 4, 64);
   const bool learns = full ? train(256, 32, 224, 3, has("--bfloat16")) : train(16, 8, 32, 3, has("--bfloat16"));
-  if (!saves) std::printf("FAILED: gradients or BatchNorm differ, or per_block saves less than half\n");
+  if (!saves) std::printf("FAILED: gradients or BatchNorm differ, or per_block saves less than 40%%\n");
   if (!grows) std::printf("FAILED: the batch does not grow by half\n");
   if (!outside) std::printf("FAILED: segments of the stages save nothing\n");
   if (!learns) std::printf("FAILED: the loss does not fall\n");

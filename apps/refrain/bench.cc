@@ -42,18 +42,15 @@ int run_bench(const BenchArgs& args) {
   config["warmup"] = args.warmup;
   Json strategies = Json::array();
   for (const auto& seen : all) strategies.push_back(strategy_json(seen));
-  if (args.json != "-" && args.html != "-") {
-    fmt::print("{}, {} {} a step, {} steps each, {} threads; bytes over the level before the step\n{}", model->name(),
-               model->units_per_batch(), model->unit(), args.iters, at::get_num_threads(), show(all));
-  }
-  const Json document = {{"kind", "bench"},
-                         {"version", 1},
-                         {"model", model->name()},
-                         {"config", config},
-                         {"machine", machine_json()},
-                         {"strategies", strategies}};
-  write_json(args.json, document);
-  write_html(args.html, {document});
+  publish({{"kind", "bench"},
+           {"version", 1},
+           {"model", model->name()},
+           {"config", config},
+           {"machine", machine_json()},
+           {"strategies", strategies}},
+          fmt::format("{}, {} {} a step, {} steps each, {} threads; bytes over the level before the step\n{}",
+                      model->name(), model->units_per_batch(), model->unit(), args.iters, at::get_num_threads(), show(all)),
+          args.json, args.html);
   return kOk;
 }
 

@@ -39,6 +39,7 @@ struct VerifyArgs {
 struct BenchArgs {
   ModelArgs model;
   std::vector<std::string> strategies;  ///< empty: all of the model
+  std::vector<int64_t> depths;          ///< empty: the model's
   int iters = 7;
   int warmup = 2;
   std::string json;
@@ -57,7 +58,7 @@ struct TrainArgs {
   std::string data = "synthetic";
   std::string strategy = "none";
   int64_t steps = 0;      ///< in all, those before `resume` included
-  std::string optimizer;  ///< adamw (default) or sgd
+  std::string optimizer;  ///< adam, adamw (default) or sgd
   double lr = 0.0;        ///< 0: the optimizer's default, or what `resume` holds
   std::string memory_limit;
   std::string save, resume;
@@ -87,6 +88,31 @@ struct TimelineArgs {
   std::string json, html;
 };
 
+struct SegmentsArgs {
+  ModelArgs model;
+  std::vector<int64_t> segments;  ///< empty: a choice with the square root in it
+  int iters = 5;
+  int warmup = 1;
+  std::string json, html;
+};
+
+struct MaxBatchArgs {
+  ModelArgs model;
+  std::string memory_limit;
+  std::string optimizer = "adamw";
+  std::vector<std::string> strategies;  ///< empty: all of the model
+  std::string json, html;
+};
+
+struct AdviseArgs {
+  ModelArgs model;
+  std::string memory_limit;
+  std::string optimizer = "adamw";
+  std::vector<std::string> strategies;  ///< empty: all of the model
+  int iters = 5;
+  std::string json, html;
+};
+
 struct ReportArgs {
   std::vector<std::string> files;  ///< what measuring commands wrote with --json, drawn in this order
   std::string html;
@@ -100,6 +126,10 @@ int run_train(const TrainArgs& args);
 int run_compare(const CompareArgs& args);
 int run_breakdown(const BreakdownArgs& args);
 int run_timeline(const TimelineArgs& args);
+int run_depths(const BenchArgs& args);  ///< bench with `depths`
+int run_segments(const SegmentsArgs& args);
+int run_max_batch(const MaxBatchArgs& args);
+int run_advise(const AdviseArgs& args);
 int run_report(const ReportArgs& args);
 
 }  // namespace refrain::cli

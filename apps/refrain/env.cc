@@ -1,8 +1,6 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
-#include <fstream>
-
 #include "refrain/bytes.h"
 #include "apps/refrain/steps.h"
 #include "refrain/error.h"
@@ -10,14 +8,6 @@
 
 namespace refrain::cli {
 namespace {
-
-Bytes machine_memory() {
-  std::ifstream file("/proc/meminfo");
-  std::string key;
-  Bytes kib = 0;
-  file >> key >> kib;
-  return kib * 1024;
-}
 
 std::string self_test_result() {
   try {

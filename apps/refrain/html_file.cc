@@ -17,4 +17,10 @@ void write_html(const std::string& path, const std::vector<Json>& documents, con
   }
 }
 
+void publish(const Json& document, const std::string& text, const std::string& json, const std::string& html) {
+  if (json != "-" && html != "-") fmt::print("{}", text);
+  write_json(json, document);
+  write_html(html, {document});
+}
+
 }  // namespace refrain::cli

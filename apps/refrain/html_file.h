@@ -11,4 +11,7 @@ namespace refrain::cli {
 /// @param names  of the documents, for errors.
 void write_html(const std::string& path, const std::vector<Json>& documents, const std::vector<std::string>& names = {});
 
+/// Prints `text` unless standard output gets the document or the page, then writes these. @param json, html  as given.
+void publish(const Json& document, const std::string& text, const std::string& json, const std::string& html);
+
 }  // namespace refrain::cli

@@ -27,8 +27,10 @@ const CLI::Validator kLearningRate(
 const CLI::Validator kSeed(
     [](std::string& text) { return text.starts_with("-") ? "Value " + text + " is negative" : ""; }, "");
 
+const CLI::Range kSize(int64_t{1}, int64_t{1} << 30);
+
 void add_model_options(CLI::App& command, ModelArgs& model, const char* model_help) {
-  const CLI::Range size(int64_t{1}, int64_t{1} << 30);
+  const auto& size = kSize;
   command.add_option("MODEL", model.name, model_help)->required();
   command.add_option("--batch", model.batch, "examples in a step")->check(size);
   command.add_option("--seq", model.seq, "tokens in an example (gpt, blocks, lstm)")->check(size);
@@ -47,6 +49,15 @@ void add_optimizer_option(CLI::App& command, std::string& optimizer) {
   command.add_option("--optimizer", optimizer, "adam, adamw or sgd (with momentum 0.9)")
       ->check(CLI::IsMember({"adam", "adamw", "sgd"}))
       ->capture_default_str();
+}
+
+void add_strategies_option(CLI::App& command, std::vector<std::string>& strategies) {
+  command.add_option("--strategies", strategies, "comma-separated; default: all of the model; 'none' is always run")
+      ->delimiter(',');
+}
+
+void add_limit_option(CLI::App& command, std::string& limit) {
+  command.add_option("--memory-limit", limit, "most bytes of tensors at any time, as '300MiB'")->required();
 }
 
 std::vector<std::string> option_names(const CLI::App& app) {
@@ -74,10 +85,10 @@ Commands::Commands(CLI::App& app) {
 
   bench_ = app.add_subcommand("bench", "Measure memory and time of strategies, against 'none', interleaved");
   add_model_options(*bench_, bench_args_.model, "model to measure");
-  bench_
-      ->add_option("--strategies", bench_args_.strategies,
-                   "comma-separated; default: all of the model; 'none' is always run")
-      ->delimiter(',');
+  add_strategies_option(*bench_, bench_args_.strategies);
+  bench_->add_option("--depths", bench_args_.depths, "comma-separated; a table for each depth (mlp, gpt, blocks, lstm)")
+      ->delimiter(',')
+      ->check(kSize);
   bench_->add_option("--iters", bench_args_.iters, "timed steps of each strategy")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
@@ -101,8 +112,8 @@ Commands::Commands(CLI::App& app) {
   train_->add_option("--steps", train_args_.steps, "steps in all, those before --resume included")
       ->required()
       ->check(CLI::Range(int64_t{1}, kManySteps));
-  train_->add_option("--optimizer", train_args_.optimizer, "adamw (default) or sgd")
-      ->check(CLI::IsMember({"adamw", "sgd"}));
+  train_->add_option("--optimizer", train_args_.optimizer, "adam, adamw (default) or sgd (with momentum 0.9)")
+      ->check(CLI::IsMember({"adam", "adamw", "sgd"}));
   train_->add_option("--lr", train_args_.lr, "learning rate; default: 0.001 for adamw, 0.01 for sgd")
       ->check(kLearningRate);
   train_->add_option("--memory-limit", train_args_.memory_limit, "most bytes of tensors at any time, as '300MiB'");
@@ -139,6 +150,40 @@ Commands::Commands(CLI::App& app) {
   timeline_->add_option("--json", timeline_args_.json, kJsonHelp);
   timeline_->add_option("--html", timeline_args_.html, kHtmlHelp);
 
+  segments_ = app.add_subcommand("segments", "Measure memory and time over the number of segments of a row of layers");
+  add_model_options(*segments_, segments_args_.model, "model to cut (mlp, gpt, blocks)");
+  segments_->add_option("--segments", segments_args_.segments,
+                        "comma-separated; default: powers of two and about sqrt(n); 1 and n are always run")
+      ->delimiter(',')
+      ->check(kSize);
+  segments_->add_option("--iters", segments_args_.iters, "timed steps of each")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  segments_->add_option("--warmup", segments_args_.warmup, "untimed steps of each")
+      ->check(CLI::Range(0, 1000))
+      ->capture_default_str();
+  segments_->add_option("--json", segments_args_.json, kJsonHelp);
+  segments_->add_option("--html", segments_args_.html, kHtmlHelp);
+
+  max_batch_ = app.add_subcommand("max-batch", "Find the largest batch that trains within a memory limit");
+  add_model_options(*max_batch_, max_batch_args_.model, "model to train");
+  add_limit_option(*max_batch_, max_batch_args_.memory_limit);
+  add_strategies_option(*max_batch_, max_batch_args_.strategies);
+  add_optimizer_option(*max_batch_, max_batch_args_.optimizer);
+  max_batch_->add_option("--json", max_batch_args_.json, kJsonHelp);
+  max_batch_->add_option("--html", max_batch_args_.html, kHtmlHelp);
+
+  advise_ = app.add_subcommand("advise", "Measure whether to checkpoint within a memory limit, and how");
+  add_model_options(*advise_, advise_args_.model, "model to train");
+  add_limit_option(*advise_, advise_args_.memory_limit);
+  add_strategies_option(*advise_, advise_args_.strategies);
+  add_optimizer_option(*advise_, advise_args_.optimizer);
+  advise_->add_option("--iters", advise_args_.iters, "timed steps of each strategy")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  advise_->add_option("--json", advise_args_.json, kJsonHelp);
+  advise_->add_option("--html", advise_args_.html, kHtmlHelp);
+
   report_ = app.add_subcommand("report", "Draw what measuring commands wrote with --json, together on one HTML page");
   report_->add_option("FILES", report_args_.files, "JSON documents, drawn in this order")->required()->expected(1, 1000);
   report_->add_option("--html", report_args_.html, "the page to write; '-' for standard output")->required();
@@ -155,6 +200,9 @@ int Commands::dispatch() const {
   if (*compare_) return run_compare(compare_args_);
   if (*breakdown_) return run_breakdown(breakdown_args_);
   if (*timeline_) return run_timeline(timeline_args_);
+  if (*segments_) return run_segments(segments_args_);
+  if (*max_batch_) return run_max_batch(max_batch_args_);
+  if (*advise_) return run_advise(advise_args_);
   return run_report(report_args_);
 }
 

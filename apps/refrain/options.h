@@ -13,7 +13,8 @@ class Commands {
   int dispatch() const;
 
  private:
-  CLI::App *env_, *verify_, *bench_, *explain_, *train_, *compare_, *breakdown_, *timeline_, *report_;
+  CLI::App *env_, *verify_, *bench_, *explain_, *train_, *compare_, *breakdown_, *timeline_, *segments_, *max_batch_, *advise_,
+      *report_;
   EnvArgs env_args_;
   VerifyArgs verify_args_;
   BenchArgs bench_args_;
@@ -22,6 +23,9 @@ class Commands {
   CompareArgs compare_args_;
   BreakdownArgs breakdown_args_;
   TimelineArgs timeline_args_;
+  SegmentsArgs segments_args_;
+  MaxBatchArgs max_batch_args_;
+  AdviseArgs advise_args_;
   ReportArgs report_args_;
 };
 

@@ -82,6 +82,14 @@ std::string processor_name() {
 
 }  // namespace
 
+Bytes machine_memory() {
+  std::ifstream file("/proc/meminfo");
+  std::string key;
+  Bytes kib = 0;
+  file >> key >> kib;
+  return kib * 1024;
+}
+
 Json machine_json() {
   utsname system{};
   uname(&system);

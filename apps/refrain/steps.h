@@ -6,6 +6,7 @@
 #include "apps/refrain/commands.h"
 #include "apps/refrain/json_file.h"
 #include "models/zoo.h"
+#include "refrain/bytes.h"
 
 namespace refrain::cli {
 
@@ -26,6 +27,9 @@ void set_generator_state(const torch::Tensor& state);
 
 /// Resolved sizes of a model, those it does not have left out.
 Json config_json(const models::TrainableModel& model);
+
+/// Of the whole machine, 0 if unknown.
+Bytes machine_memory();
 
 /// Processor, cores, threads, versions.
 Json machine_json();

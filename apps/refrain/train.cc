@@ -12,6 +12,7 @@
 #include "apps/refrain/progress.h"
 #include "apps/refrain/state_file.h"
 #include "apps/refrain/steps.h"
+#include "apps/refrain/trials.h"
 #include "refrain/error.h"
 #include "refrain/memory.h"
 
@@ -43,20 +44,6 @@ Json identity(const Run& run) {
           {"optimizer", run.args.optimizer.empty() ? "adamw" : run.args.optimizer}};
 }
 
-/// Weights, gradients and optimizer state are needed whatever the strategy.
-void check_limit(const Run& run) {
-  if (!run.limit) return;
-  Bytes weights = 0;
-  for (const auto& p : run.model->module().parameters()) weights += static_cast<Bytes>(p.nbytes());
-  const Bytes states = run.args.optimizer == "sgd" ? weights : 2 * weights;
-  const Bytes least = memory_stats().current + weights + (run.first_step == 0 ? states : 0);
-  if (*run.limit > least) return;
-  throw InvalidArgument(
-      fmt::format("--memory-limit {}: expected more than the {} of weights, gradients and optimizer of {}; "
-                  "raise it or choose smaller sizes",
-                  format_bytes(*run.limit), format_bytes(least), run.model->name()));
-}
-
 Run prepare(const TrainArgs& args) {
   check_can_write(args.json, "--json");
   check_can_write(args.save, "--save");
@@ -78,7 +65,7 @@ Run prepare(const TrainArgs& args) {
                                         args.steps, args.resume, run.first_step));
     }
   }
-  check_limit(run);
+  if (run.limit) check_fixed_cost(*run.limit, *run.model, *run.optimizer);
   return run;
 }
 
@@ -88,10 +75,7 @@ void train(Run& run) {
   Progress progress(run.first_step, run.args.steps, run.args.json == "-");
   while (run.steps_done() < run.args.steps) {
     const auto begin = std::chrono::steady_clock::now();
-    run.optimizer->zero_grad();
-    auto loss = run.model->loss(run.data->batch(run.steps_done()));
-    loss.backward();
-    run.optimizer->step();
+    const auto loss = train_step(*run.model, *run.optimizer, run.data->batch(run.steps_done()));
     const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
     run.step_ms.push_back(took.count());
     run.total_ms += took.count();

@@ -12,12 +12,16 @@ namespace {
 struct Candidate {
   std::string strategy;
   int64_t peak_bytes = 0;
+  std::optional<bool> fits;  ///< where the document does not say: as the peak and the limit
+  bool is_predicted = false;
   std::optional<double> overhead;
   std::optional<int64_t> max_batch;
 };
 
 Candidate read_candidate(const Field& field) {
-  Candidate candidate{.strategy = field["strategy"].text(), .peak_bytes = field["peak_bytes"].bytes(), .overhead = {}, .max_batch = {}};
+  Candidate candidate{.strategy = field["strategy"].text(), .peak_bytes = field["peak_bytes"].bytes(), .fits = {}, .overhead = {}, .max_batch = {}};
+  if (const auto fits = field.find("fits")) candidate.fits = fits->truth();
+  if (const auto is_predicted = field.find("peak_is_predicted")) candidate.is_predicted = is_predicted->truth();
   if (const auto overhead = field.find("overhead")) candidate.overhead = overhead->number();
   if (const auto max_batch = field.find("max_batch")) candidate.max_batch = max_batch->count();
   return candidate;
@@ -36,7 +40,7 @@ std::string finding(bool fits_plainly, const std::optional<Candidate>& choice, i
 std::string candidate_table(const std::vector<Candidate>& candidates, const std::optional<Candidate>& choice, int64_t limit, const ByteUnit& unit) {
   HtmlTable table("What was considered", {"strategy", fmt::format("peak, {}", unit.name), "fits", "added time", "largest batch"});
   for (const auto& candidate : candidates) {
-    table.add({escape(candidate.strategy), bytes_cell(candidate.peak_bytes, unit), candidate.peak_bytes <= limit ? "yes" : "no",
+    table.add({escape(candidate.strategy), (candidate.is_predicted ? "about " : "") + bytes_cell(candidate.peak_bytes, unit), candidate.fits.value_or(candidate.peak_bytes <= limit) ? "yes" : "no",
                candidate.overhead ? percent_of_one(*candidate.overhead).html() : "–", candidate.max_batch ? count(*candidate.max_batch).html() : "–"},
               choice && choice->strategy == candidate.strategy ? "chosen" : "");
   }

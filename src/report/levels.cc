@@ -49,7 +49,8 @@ std::vector<Level> read_levels(const Field& document) {
     const auto kind = kind_index(name);
     if (!kind) list.refuse("no such kind of memory, but one of " + kind_ids());
     by_kind[*kind] = read_points(list);
-    is_row_by_row = is_row_by_row && by_kind[*kind].size() == total.size();
+    is_row_by_row = is_row_by_row && std::equal(by_kind[*kind].begin(), by_kind[*kind].end(), total.begin(), total.end(),
+                                                [](const Point& a, const Point& b) { return a.t_us == b.t_us; });
   }
 
   std::vector<Level> levels;

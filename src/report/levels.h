@@ -15,8 +15,8 @@ struct Level {
   int64_t total = 0;
 };
 
-/// The levels of a timeline document, by time. If all kinds have as many points as `points`, row by row; else at each time
-/// that any of them names, a kind's level being that of its last point until then.
+/// The levels of a timeline document, by time. If all kinds have the times of `points`, row by row; else at each time that
+/// any of them names, a kind's level being that of its last point until then.
 std::vector<Level> read_levels(const Field& document);
 
 /// At most two levels a column of `columns` equal spans of time: the lowest and the highest. Few levels stay as they are.

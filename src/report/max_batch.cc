@@ -38,7 +38,7 @@ std::string table(const std::vector<Row>& rows, const ByteUnit& unit) {
   HtmlTable table("Largest batch within the limit",
                   {"strategy", "largest batch", "factor", fmt::format("peak there, {}", unit.name), fmt::format("one more would need, {}", unit.name)});
   for (const auto& row : rows) {
-    table.add({escape(row.strategy), count(row.max_batch).html(), row.factor ? factor(*row.factor).html() : "–", bytes_cell(row.peak_bytes, unit),
+    table.add({escape(row.strategy), count(row.max_batch).html(), row.factor ? factor(*row.factor).html() : "–", row.max_batch > 0 ? bytes_cell(row.peak_bytes, unit) : "–",
                row.next_peak_bytes ? bytes_cell(*row.next_peak_bytes, unit) : "–"},
               &row == &rows.front() ? "plain" : "");
   }
@@ -71,7 +71,8 @@ std::string max_batch_section(const Field& document, const Place& place) {
   if (rows.empty()) return fmt::format("<p class=\"finding\">No strategies were tried within {}.</p>\n", with_unit(limit, unit));
   const auto& plain = rows.front();
   const auto& best = *std::max_element(rows.begin(), rows.end(), [](const Row& a, const Row& b) { return a.max_batch < b.max_batch; });
-  std::string finding = fmt::format("Within {}, {} trains batches of {}", with_unit(limit, unit), tagged("b", plain.strategy), count(plain.max_batch).html());
+  std::string finding = fmt::format("Within {}, {} ", with_unit(limit, unit), tagged("b", plain.strategy));
+  finding += plain.max_batch == 0 ? "trains no batch" : "trains batches of " + count(plain.max_batch).html();
   if (&best != &plain) {
     finding += fmt::format(", {} of <b>{}</b>{}", tagged("b", best.strategy), count(best.max_batch).html(), best.factor ? ": " + factor(*best.factor).html() + " as many" : "");
   }

@@ -92,6 +92,8 @@ Number exact_bytes(int64_t bytes) { return {.shown = grouped(bytes), .exact = st
 
 Number count(int64_t n) { return {.shown = grouped(n), .exact = std::to_string(n)}; }
 
+Number identifier(int64_t n) { return {.shown = std::to_string(n), .exact = std::to_string(n)}; }
+
 Number plain(double value) {
   const bool is_whole = value == std::floor(value) && std::abs(value) < 1e15;
   return {.shown = grouped(value, is_whole ? 0 : decimals_for(std::abs(value))), .exact = exact(value), .tooltip = is_whole ? "" : exact(value)};

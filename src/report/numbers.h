@@ -31,6 +31,7 @@ ByteUnit unit_for(int64_t largest);
 Number number_of(int64_t bytes, const ByteUnit& unit);
 Number exact_bytes(int64_t bytes);  ///< "15,240,200"
 Number count(int64_t n);            ///< with thousands separators
+Number identifier(int64_t n);       ///< sizes, seeds: without separators
 Number plain(double value);         ///< of any unit, three digits or more
 Number milliseconds(double ms);
 Number microseconds_as_ms(double us);

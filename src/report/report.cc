@@ -47,10 +47,8 @@ const DocumentKind& kind_of(const Field& document) {
 }
 
 std::string value_markup(const Json& value) {
-  if (value.is_number_integer()) {
-    // sizes and seeds: an identifier more than a quantity, so not grouped
-    return fmt::format("<data value=\"{0}\">{0}</data>", value.dump());
-  }
+  // a seed may be over the largest int64
+  if (value.is_number_integer()) return Number{.shown = value.dump(), .exact = value.dump()}.html();
   if (value.is_number()) return plain(value.get<double>()).html();
   if (value.is_string()) return escape(value.get<std::string>());
   return escape(value.dump(-1, ' ', false, Json::error_handler_t::replace));
@@ -143,6 +141,17 @@ std::string html(const std::vector<Json>& documents, const std::vector<std::stri
 
 std::string bytes_cell(int64_t bytes, const ByteUnit& unit) {
   return fmt::format("{} <small>{}</small>", number_of(bytes, unit).html(), exact_bytes(bytes).html());
+}
+
+std::optional<double> read_spread(const Field& row) {
+  const auto spread = row.find("step_ms_spread");
+  return spread ? std::optional(spread->duration()) : std::nullopt;
+}
+
+std::string median_and_spread(double median_ms, const std::optional<double>& spread_ms) {
+  std::string text = milliseconds(median_ms).html();
+  if (spread_ms) text += " <small>± " + milliseconds(*spread_ms).html() + "</small>";
+  return text;
 }
 
 std::string with_unit(int64_t bytes, const ByteUnit& unit) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,12 @@ std::string advice_section(const Field& document, const Place& place);
 
 /// Bytes in a table: in the table's unit, with the exact number beneath.
 std::string bytes_cell(int64_t bytes, const ByteUnit& unit);
+
+/// `step_ms_spread` of a measured row, where it has one.
+std::optional<double> read_spread(const Field& row);
+
+/// "812.4 ± 3.1", in ms.
+std::string median_and_spread(double median_ms, const std::optional<double>& spread_ms);
 
 /// A number with its unit, for sentences.
 std::string with_unit(int64_t bytes, const ByteUnit& unit);

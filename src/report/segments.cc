@@ -13,11 +13,12 @@ namespace {
 struct Row {
   int64_t segments = 0, after_forward_bytes = 0, peak_bytes = 0;
   double step_ms = 0;
+  std::optional<double> spread_ms;
   std::optional<int64_t> predicted_peak_bytes;
 };
 
 Row read_row(const Field& field) {
-  Row row{.segments = 0, .after_forward_bytes = field["after_forward_bytes"].bytes(), .peak_bytes = field["peak_bytes"].bytes(), .step_ms = field["step_ms_median"].duration(), .predicted_peak_bytes = {}};
+  Row row{.segments = 0, .after_forward_bytes = field["after_forward_bytes"].bytes(), .peak_bytes = field["peak_bytes"].bytes(), .step_ms = field["step_ms_median"].duration(), .spread_ms = read_spread(field), .predicted_peak_bytes = {}};
   if (const auto segments = field.find("segments")) row.segments = segments->count();
   if (const auto predicted = field.find("predicted_peak_bytes")) row.predicted_peak_bytes = predicted->bytes();
   return row;
@@ -98,7 +99,7 @@ std::string table(const Segments& all, const ByteUnit& unit) {
                   {"segments", fmt::format("after forward, {}", unit.name), fmt::format("peak, {}", unit.name), fmt::format("predicted peak, {}", unit.name), "step, ms"});
   const auto add = [&](const std::string& name, const Row& row, const char* css) {
     table.add({name, bytes_cell(row.after_forward_bytes, unit), bytes_cell(row.peak_bytes, unit),
-               row.predicted_peak_bytes ? bytes_cell(*row.predicted_peak_bytes, unit) : "–", milliseconds(row.step_ms).html()},
+               row.predicted_peak_bytes ? bytes_cell(*row.predicted_peak_bytes, unit) : "–", median_and_spread(row.step_ms, row.spread_ms)},
               css);
   };
   if (all.plain) add("plain", *all.plain, "plain");

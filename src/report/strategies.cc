@@ -32,6 +32,7 @@ std::vector<Strategy> read_strategies(const Field& list) {
                           .step_ms = item["step_ms_median"].duration(),
                           .least_step_ms = item["step_ms_min"].duration(),
                           .added_ms = item["added_ms_median"].number(),
+                          .spread_ms = read_spread(item),
                           .replayed_ops = item["replayed_ops"].count(),
                           .is_bit_equal = item["bit_equal"].truth()});
   }
@@ -55,14 +56,14 @@ std::string strategy_table(const std::string& caption, const std::vector<Strateg
   const int64_t largest = largest_bytes(strategies);
   const ByteUnit unit = unit_for(largest);
   HtmlTable table(caption, {"strategy", "", fmt::format("after forward, {}", unit.name), fmt::format("peak, {}", unit.name), "peak saved",
-                            "step, ms", "fastest, ms", "added, ms", "added", "replayed operators", "bit-equal"});
+                            "step, ms (median)", "fastest, ms", "added, ms", "added", "replayed operators", "bit-equal"});
   for (const auto& strategy : strategies) {
     const auto& plain = strategies.front();
     const bool is_plain = &strategy == &plain;
     table.add({escape(strategy.name), peak_bar(strategy, largest), bytes_cell(strategy.after_forward_bytes, unit),
                bytes_cell(strategy.peak_bytes, unit),
                is_plain ? "–" : saving(static_cast<double>(strategy.peak_bytes), static_cast<double>(plain.peak_bytes)).html(),
-               milliseconds(strategy.step_ms).html(), milliseconds(strategy.least_step_ms).html(),
+               median_and_spread(strategy.step_ms, strategy.spread_ms), milliseconds(strategy.least_step_ms).html(),
                is_plain ? "–" : milliseconds(strategy.added_ms).html(), is_plain ? "–" : percent(strategy.added_ms, plain.step_ms).html(),
                count(strategy.replayed_ops).html(), strategy.is_bit_equal ? "yes" : "<strong>NO</strong>"},
               is_plain ? "plain" : "");

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@ struct Strategy {
   std::string name;
   int64_t after_forward_bytes = 0, peak_bytes = 0;
   double step_ms = 0, least_step_ms = 0, added_ms = 0;
+  std::optional<double> spread_ms;  ///< of the step
   int64_t replayed_ops = 0;
   bool is_bit_equal = false;
 };

@@ -94,7 +94,8 @@ th,td{padding:6px 0 6px 16px;vertical-align:top;border-bottom:1px solid var(--gr
 thead th{color:var(--quiet);font-size:12.5px;vertical-align:bottom;border-bottom-color:var(--rule)}
 th.t,td.t{text-align:left}
 th:first-child{padding-left:0}
-tbody th{overflow-wrap:anywhere}
+tbody th{overflow-wrap:anywhere;min-width:8em}
+data,td small{white-space:nowrap}
 tr.plain th,tr.plain td{border-bottom-color:var(--rule)}
 tr.sum th,tr.sum td,tr.chosen th,tr.chosen td{font-weight:650;border-bottom:0}
 tr.chosen{background:var(--raised)}
@@ -117,20 +118,19 @@ details{margin:14px 0}
 summary{cursor:pointer;font-size:14px;color:var(--quiet)}
 footer{border-top:1px solid var(--rule);margin-top:48px;padding-top:12px}
 
-@media (max-width:1007px){.wide{display:none}.mid{display:block}}
+@media (max-width:1007px){.wide{display:none}.mid{display:block}.cards{font-size:13px}.cards th:not(:first-child),.cards td{padding-left:9px}.inline{width:64px}.pair{display:block}}
 @media (max-width:719px){
   main{padding:24px 16px 48px}
   h1{font-size:22px}h2{font-size:18px}
   nav ol{columns:1}
   .finding{font-size:16.5px}
   .mid{display:none}.narrow{display:block;max-width:460px}
-  .pair{display:block}
   .cards,.cards tbody,.cards tr,.cards td,.cards th,.cards caption{display:block}
   .cards thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
   .cards tbody tr{border-top:1px solid var(--rule);padding:8px 0;display:grid;grid-template-columns:1fr 1fr;gap:2px 20px}
   .cards tbody th{grid-column:1/-1;border:0;padding:0 0 2px;font-weight:650}
   .cards td,.cards td.t{border:0;padding:1px 0;display:flex;justify-content:space-between;gap:10px;text-align:right}
-  .cards td.t{grid-column:1/-1}
+  .cards td.t,.cards td.t+td.n:last-child{grid-column:1/-1}
   .cards td .h{display:inline;color:var(--quiet);text-align:left}
   .cards td:has(.inline){grid-column:1/-1;display:block}
   .inline{width:100%}

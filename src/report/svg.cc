@@ -92,7 +92,7 @@ Scale Svg::y_axis(const Axis& axis, double left, double right, double top, doubl
     line(left, y(tick), right, y(tick), tick == axis.low ? "base" : "grid");
     text(left - 6, y(tick) + 4, Anchor::kEnd, "tick", escape(axis.label(tick)));
   }
-  text(0, top - 14, Anchor::kStart, "axis", escape(axis.title));
+  if (!axis.title.empty()) text(0, top - 14, Anchor::kStart, "axis", escape(axis.title));
   return y;
 }
 

@@ -97,7 +97,7 @@ std::string top_table(const std::vector<TopValue>& top, const ByteUnit& unit) {
   table.text_columns({1, 2, 3, 4});
   for (const auto& value : top) {
     std::string sizes;
-    for (const int64_t size : value.sizes) sizes += (sizes.empty() ? "" : "×") + count(size).html();
+    for (const int64_t size : value.sizes) sizes += (sizes.empty() ? "" : "×") + identifier(size).html();
     table.add({value.module.empty() ? "–" : tagged("code", value.module), value.op.empty() ? "–" : tagged("code", value.op), kind_label(value.kind),
                value.phase.empty() ? "–" : escape(value.phase), sizes.empty() ? "–" : "<span class=\"sizes\">" + sizes + "</span>", bytes_cell(value.bytes, unit)});
   }
@@ -153,9 +153,10 @@ std::string timeline_section(const Field& document, const Place& place) {
   out += figure(place.id + "-levels", "Memory alive through a step, strategy " + strategy, description, [&](Svg& svg) { draw_area_chart(svg, chart); });
   const bool is_recomputing = std::any_of(chart.phases.begin(), chart.phases.end(), [](const Phase& phase) { return phase.name == "recompute"; });
   out += fmt::format("<script type=\"application/json\" data-levels=\"{}-levels\">{}</script>\n", place.id, levels_data(chart));
-  out += fmt::format("<p class=\"note\">{}Dashed: what is alive before the step, {}. The step made {} allocations; recording it cost {} of its time.</p>\n",
+  const auto overhead = document.find("measured_overhead");
+  out += fmt::format("<p class=\"note\">{}Dashed: what is alive before the step, {}. The step made {} allocations{}.</p>\n",
                      is_recomputing ? "Second row of marks: recomputation, within backward. " : "", with_unit(chart.base_bytes, chart.unit), count(document["allocations"].count()).html(),
-                     percent_of_one(document["measured_overhead"].number()).html());
+                     overhead ? "; recording them added " + percent_of_one(overhead->number()).html() + " to its time" : "");
   out += "<div class=\"pair\">" + peak_table(chart) + top_table(top, chart.unit) + "</div>\n";
   return out + details("Phases in numbers", phase_table(chart));
 }

@@ -130,9 +130,10 @@ void tell(RunningWatch& watch, const c10::IValue& result) {
   for (const at::Tensor& tensor : result.toTensorVector()) one(tensor);
 }
 
-// A range that a user named lacks "::", and may span a whole step.
+// A range that a user named lacks "::", and may span a whole step; the engine's spans a node.
 bool is_operator(const at::RecordFunction& fn) {
-  return std::string_view(fn.name()).find("::") != std::string_view::npos;
+  const std::string_view name(fn.name());
+  return name.find("::") != std::string_view::npos && !name.starts_with("autograd::");
 }
 
 std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& fn) {

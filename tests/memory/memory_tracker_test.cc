@@ -78,7 +78,7 @@ TEST(MemoryTracker, ScopeCallsBackAtItsEnd) {
   EXPECT_EQ(inner->after, base + 100);
   EXPECT_EQ(inner->peak, base + 150);
   EXPECT_EQ(outer->peak, base + 700);
-  track_memory("nobody listens", nullptr);
+  const auto c = track_memory("nobody listens", nullptr);
 }
 
 TEST(MemoryTracker, DevicesThatAreNotThere) {

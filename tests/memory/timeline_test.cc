@@ -246,8 +246,9 @@ TEST(Timeline, AccumulatedStepsAlternate) {
   check(report);
   EXPECT_EQ(phases(report), (std::vector{MemoryPhase::kForward, MemoryPhase::kBackward, MemoryPhase::kForward,
                                          MemoryPhase::kBackward}));
-  for (const auto& block : made_by(report, "aten::mm"))
-    if (block.phase == MemoryPhase::kForward) EXPECT_EQ(block.kind, MemoryKind::kActivationKept);
+  for (const auto& block : made_by(report, "aten::mm")) {
+    if (block.phase == MemoryPhase::kForward) { EXPECT_EQ(block.kind, MemoryKind::kActivationKept); }
+  }
 }
 
 TEST(Timeline, PhaseScopeNamesTheRest) {

@@ -1,4 +1,8 @@
 // The rerun source: what only a second call of the function has. What both sources share is in conformance_test.cc.
+#include <atomic>
+#include <chrono>
+#include <thread>
+
 #include "refrain/memory.h"
 #include "tests/tape/support.h"
 
@@ -270,6 +274,59 @@ TEST_F(Rerun, OneCallABackward) {
   y.backward({}, true);
   y.backward();
   EXPECT_EQ(reruns(), 3);
+}
+
+// An operator without a saved tensor of its own: the strict check sees that it got another shape.
+TEST_F(Rerun, TheStrictCheckComparesShapesOfOperators) {
+  int calls = 0;
+  const auto fn = [&](const Tensor& a) { return (a * torch::ones({calls++ ? 3 : 2}).sum().item<double>()).sin(); };
+  auto y = refrain::checkpoint(CheckpointOptions(rerun).determinism_check(DeterminismCheck::kStrict), fn, x);
+  const auto text = message_of<CheckpointError>([&] { y.sum().backward(); });
+  EXPECT_NE(text.find("had tensors of other sizes or dtypes when called again"), std::string::npos) << text;
+}
+
+TEST_F(Rerun, AnErrorThatTheFunctionCatchesIsNotForgotten) {
+  int calls = 0;
+  const auto fn = [&](const Tensor& a) {
+    Tensor y;
+    try {
+      y = (calls++ ? a.narrow(0, 0, 2) : a).sin();
+    } catch (const std::exception&) {
+      y = a.sin();
+    }
+    return y.exp();
+  };
+  auto y = refrain::checkpoint(rerun, fn, x);
+  const auto text = message_of<CheckpointError>([&] { y.sum().backward(); });
+  EXPECT_NE(text.find("tensor 0 of 2 saved"), std::string::npos) << text;
+}
+
+TEST_F(Rerun, TheSecondCallIsNoPartOfARegionThatIsOpen) {
+  std::vector<bool> inside;
+  auto y = refrain::checkpoint(rerun, [&](const Tensor& a) {
+    inside.push_back(refrain::is_checkpointing());
+    return a.sin().exp();
+  }, x).sum();
+  refrain::checkpoint([&] { return torch::autograd::grad({y}, {x})[0]; });
+  EXPECT_EQ(inside, (std::vector<bool>{true, false}));
+}
+
+TEST_F(Rerun, FunctionsAreCalledAgainOneAtATime) {
+  std::atomic<int> inside{0}, most{0};
+  const auto fn = [&](const Tensor& a) {
+    if (refrain::is_recomputing()) {
+      most = std::max(most.load(), ++inside);
+      std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    }
+    auto y = a.sin();
+    if (refrain::is_recomputing()) --inside;
+    return y.exp();
+  };
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i)
+    threads.emplace_back([&] { refrain::checkpoint(rerun, fn, torch::randn({3}).requires_grad_()).sum().backward(); });
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(most, 1);
 }
 
 }  // namespace

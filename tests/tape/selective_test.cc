@@ -372,5 +372,39 @@ TEST_F(Selective, NoCheckpointGuardRunsPlainly) {
   EXPECT_EQ(refrain::tape_stats().recorded_ops, before + 2);
 }
 
+// As `linear` adds its bias: the bytes that a policy keeps are then those.
+TEST_F(Selective, AKeptResultOverwrittenInPlaceIsNotReplayed) {
+  const auto counts = expect_same([](Trial& run) {
+    auto x = run.param({4, 4}), b = run.param({4});
+    return run.region_with(CheckpointOptions().policy(refrain::save_ops({"aten::mm"})), [&] {
+      auto h = x.mm(x);
+      h.add_(b);
+      return h.sin();
+    }).sum();
+  });
+  EXPECT_EQ(counts.replayed, 0);
+}
+
+// The operator has written when its policy throws: a function that goes on must get what is there.
+TEST_F(Selective, AWriteWhosePolicyThrowsHasHappened) {
+  auto x = torch::randn({4}).requires_grad_();
+  const refrain::Policy policy = [](const refrain::OpContext& op) {
+    if (op.name() == "aten::add_") throw std::runtime_error("no");
+    return refrain::CheckpointPolicy::kPreferRecompute;
+  };
+  auto y = refrain::checkpoint(CheckpointOptions().policy(policy), [&] {
+    auto h = x.sin();
+    try {
+      h.add_(1);
+    } catch (const std::runtime_error&) {
+    }
+    return h.exp();
+  });
+  const auto expected = (y * x.cos()).detach();
+  poison_heap();
+  y.sum().backward();
+  expect_bit_equal(expected, x.grad());
+}
+
 }  // namespace
 }  // namespace refrain_test
