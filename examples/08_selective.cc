@@ -58,13 +58,13 @@ bool same(const Mode& a, const Mode& b) {
 
 int main(int argc, char** argv) {
   const bool full = argc > 1 && std::string_view(argv[1]) == "--full";
-  const int64_t dim = full ? 2048 : 128, rows = full ? 64 * 128 : 1024;
+  const int64_t dim = full ? 2048 : 128, rows = full ? 64 * 128 : 1024, count = full ? 1 : 4;
   torch::manual_seed(0);
 
   // 8.1 to 8.3: a policy is a function from an operator to an answer; ready ones are policies too.
-  const refrain::Policy last_products = [](const refrain::OpContext& op) {
-    return op.name() == "aten::addmm" && op.scope() >= "block2" ? refrain::CheckpointPolicy::kMustSave
-                                                                : refrain::CheckpointPolicy::kPreferRecompute;
+  const refrain::Policy last_products = [half = "block" + std::to_string(count / 2)](const refrain::OpContext& op) {
+    return op.name() == "aten::addmm" && op.scope() >= half ? refrain::CheckpointPolicy::kMustSave
+                                                            : refrain::CheckpointPolicy::kPreferRecompute;
   };
   const auto with = [](refrain::Policy policy) { return refrain::CheckpointOptions().policy(std::move(policy)); };
   std::vector<Mode> modes = {
@@ -73,20 +73,20 @@ int main(int argc, char** argv) {
       {"save_matmuls", with(refrain::save_matmuls())},
       {"save_compute_intensive", with(refrain::save_compute_intensive())},
       {"save_ops({\"aten::addmm\"})", with(refrain::save_ops({"aten::addmm"}))},  // 8.5: an allow-list
-      {"ours: products of blocks 2, 3", with(last_products)},
+      {"ours: products of later blocks", with(last_products)},
   };
 
   // 8.6: feed-forward parts of transformer blocks, each a region.
   nn::ModuleList blocks;
-  for (int i = 0; i < 4; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     blocks->push_back(nn::Sequential(nn::LayerNorm(nn::LayerNormOptions({dim})), nn::Linear(dim, 4 * dim), nn::GELU(),
                                      nn::Linear(4 * dim, dim)));
   }
   const auto x = torch::randn({rows, dim});
-  for (int i = 0; i < (full ? 3 : 5); ++i) {
+  for (int i = 0; i < (full ? 1 : 5); ++i) {
     for (auto& mode : modes) step(mode, blocks, x);  // in turn, so that a slow moment slows all of them
   }
-  std::printf("8.6  4 feed-forward parts, width %ld, %ld rows\n", dim, rows);
+  std::printf("8.6  feed-forward parts: %ld, width %ld, %ld rows\n", count, dim, rows);
   std::printf("  %-30s %10s %10s %14s %9s   gradients\n", "", "kept", "peak", "operators again", "ms");
   bool equal = true;
   for (auto& mode : modes) {
@@ -109,7 +109,7 @@ int main(int argc, char** argv) {
   const auto &plain = modes[0], &all_again = modes[1], &selective = modes[2], &ours = modes.back();
   const bool between = all_again.kept < selective.kept && selective.kept < plain.kept &&
                        selective.replayed < all_again.replayed && plain.replayed == 0 && all_again.kept < ours.kept &&
-                       ours.kept < selective.kept;
+                       ours.kept <= selective.kept;
   if (!equal) std::printf("FAILED: gradients differ\n");
   if (!between) std::printf("FAILED: a policy is not between plain and everything again\n");
   if (!refused) std::printf("FAILED: an unknown operator was accepted\n");

@@ -119,7 +119,7 @@ bool together() {
     }
     row.peak = memory.peak();
     row.gradients = gradients(*net);
-    std::printf("  %-36s peak %10s, %.1f times less\n", row.name, refrain::format_bytes(row.peak).c_str(),
+    std::printf("  %-36s peak %10s, float32's divided by %.1f\n", row.name, refrain::format_bytes(row.peak).c_str(),
                 static_cast<double>(rows[0].peak) / static_cast<double>(row.peak));
   }
   const auto bits = [](auto& a, auto& b) { return torch::equal(a, b); };

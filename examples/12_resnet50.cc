@@ -115,10 +115,10 @@ bool largest_batches(ResNet& net, int64_t size, refrain::Bytes for_activations) 
         return false;
       }
     };
-    const auto at4 = step(net, Images(4, size, 1000), strategy.where);
-    const auto at12 = step(net, Images(12, size, 1000), strategy.where);
-    const auto each = (at12 - at4) / 8 + 3 * size * size * 4;
-    auto batch = std::max<int64_t>(2, 4 + (for_activations - at4) / each);
+    const auto at2 = step(net, Images(2, size, 1000), strategy.where);
+    const auto at6 = step(net, Images(6, size, 1000), strategy.where);
+    const auto each = (at6 - at2) / 4 + 3 * size * size * int64_t{sizeof(float)};
+    auto batch = std::max<int64_t>(2, 2 + (for_activations - at2) / each);
     while (batch > 2 && !fits(batch)) --batch;
     while (fits(batch + 1)) ++batch;
     if (strategy.where == ResNetStrategy::kNone) plain = batch;
@@ -191,7 +191,7 @@ int main(int argc, char** argv) {
   auto net = make_resnet50(1000);
   architecture(net);
   const bool saves = full ? strategies(net, 32, 224, 5) : strategies(net, 8, 64, 1);
-  const bool grows = full ? largest_batches(net, 224, refrain::Bytes{4} << 30) : largest_batches(net, 32, 40 << 20);
+  const bool grows = full ? largest_batches(net, 224, refrain::Bytes{4} << 30) : largest_batches(net, 32, 24 << 20);
   const bool outside = full ? from_outside(net, 32, 224) : from_outside(net, 4, 64);
   const bool learns = full ? train(256, 32, 224, 3, has("--bfloat16")) : train(16, 8, 32, 3, has("--bfloat16"));
   if (!saves) std::printf("FAILED: gradients or BatchNorm differ, or per_block saves less than 40%%\n");

@@ -19,7 +19,11 @@ struct Candidate {
 };
 
 Candidate read_candidate(const Field& field) {
-  Candidate candidate{.strategy = field["strategy"].text(), .peak_bytes = field["peak_bytes"].bytes(), .fits = {}, .overhead = {}, .max_batch = {}};
+  Candidate candidate{.strategy = field["strategy"].text(),
+                      .peak_bytes = field["peak_bytes"].bytes(),
+                      .fits = {},
+                      .overhead = {},
+                      .max_batch = {}};
   if (const auto fits = field.find("fits")) candidate.fits = fits->truth();
   if (const auto is_predicted = field.find("peak_is_predicted")) candidate.is_predicted = is_predicted->truth();
   if (const auto overhead = field.find("overhead")) candidate.overhead = overhead->number();
@@ -32,17 +36,23 @@ std::string finding(bool fits_plainly, const std::optional<Candidate>& choice, i
   text += with_unit(limit, unit);
   if (!choice) return text + ", and no strategy that was tried makes it fit.";
   text += fmt::format(". Use {}: it peaks at {}", tagged("b", choice->strategy), with_unit(choice->peak_bytes, unit));
-  if (choice->overhead && *choice->overhead != 0) text += fmt::format(" and adds {} to the step", percent_of_one(*choice->overhead).html());
+  if (choice->overhead && *choice->overhead != 0)
+    text += fmt::format(" and adds {} to the step", percent_of_one(*choice->overhead).html());
   if (choice->max_batch) text += fmt::format("; batches of up to {} fit", count(*choice->max_batch).html());
   return text + ".";
 }
 
-std::string candidate_table(const std::vector<Candidate>& candidates, const std::optional<Candidate>& choice, int64_t limit, const ByteUnit& unit) {
-  HtmlTable table("What was considered", {"strategy", fmt::format("peak, {}", unit.name), "fits", "added time", "largest batch"});
+std::string candidate_table(const std::vector<Candidate>& candidates, const std::optional<Candidate>& choice,
+                            int64_t limit, const ByteUnit& unit) {
+  HtmlTable table("What was considered",
+                  {"strategy", fmt::format("peak, {}", unit.name), "fits", "added time", "largest batch"});
   for (const auto& candidate : candidates) {
-    table.add({escape(candidate.strategy), (candidate.is_predicted ? "about " : "") + bytes_cell(candidate.peak_bytes, unit), candidate.fits.value_or(candidate.peak_bytes <= limit) ? "yes" : "no",
-               candidate.overhead ? percent_of_one(*candidate.overhead).html() : "–", candidate.max_batch ? count(*candidate.max_batch).html() : "–"},
-              choice && choice->strategy == candidate.strategy ? "chosen" : "");
+    table.add(
+        {escape(candidate.strategy), (candidate.is_predicted ? "about " : "") + bytes_cell(candidate.peak_bytes, unit),
+         candidate.fits.value_or(candidate.peak_bytes <= limit) ? "yes" : "no",
+         candidate.overhead ? percent_of_one(*candidate.overhead).html() : "–",
+         candidate.max_batch ? count(*candidate.max_batch).html() : "–"},
+        choice && choice->strategy == candidate.strategy ? "chosen" : "");
   }
   return table.str();
 }
@@ -63,8 +73,10 @@ std::string advice_section(const Field& document, const Place& place) {
   if (const auto field = document.find("choice")) {
     choice = read_candidate(*field);
     largest = std::max(largest, choice->peak_bytes);
-    if (const auto command = field->find("command")) recipe += "<h3>Command</h3>\n<pre><code>" + escape(command->text()) + "</code></pre>\n";
-    if (const auto code = field->find("code")) recipe += "<h3>Code</h3>\n<pre><code>" + escape(code->text()) + "</code></pre>\n";
+    if (const auto command = field->find("command"))
+      recipe += "<h3>Command</h3>\n<pre><code>" + escape(command->text()) + "</code></pre>\n";
+    if (const auto code = field->find("code"))
+      recipe += "<h3>Code</h3>\n<pre><code>" + escape(code->text()) + "</code></pre>\n";
   }
   const ByteUnit unit = unit_for(largest);
   std::string out = fmt::format("<p class=\"finding\">{}</p>\n", finding(fits_plainly, choice, limit, unit));
@@ -74,16 +86,24 @@ std::string advice_section(const Field& document, const Place& place) {
   out += recipe;
   if (candidates.empty()) return out;
 
-  BarChart chart{.bars = {}, .axis_title = fmt::format("peak, {}", unit.name), .limit = unit.of(limit), .limit_markup = "limit " + number_of(limit, unit).svg()};
+  BarChart chart{.bars = {},
+                 .axis_title = fmt::format("peak, {}", unit.name),
+                 .limit = unit.of(limit),
+                 .limit_markup = "limit " + number_of(limit, unit).svg()};
   for (const auto& candidate : candidates) {
-    chart.bars.push_back({.name = candidate.strategy,
-                          .value = unit.of(candidate.peak_bytes),
-                          .markup = number_of(candidate.peak_bytes, unit).svg() + (candidate.overhead && *candidate.overhead > 0 ? "  +" + percent_of_one(*candidate.overhead).svg() : ""),
-                          .tooltip = fmt::format("{}: {} bytes", candidate.strategy, grouped(candidate.peak_bytes)),
-                          .is_plain = false,
-                          .is_chosen = choice && choice->strategy == candidate.strategy});
+    chart.bars.push_back(
+        {.name = candidate.strategy,
+         .value = unit.of(candidate.peak_bytes),
+         .markup =
+             number_of(candidate.peak_bytes, unit).svg() +
+             (candidate.overhead && *candidate.overhead > 0 ? "  +" + percent_of_one(*candidate.overhead).svg() : ""),
+         .tooltip = fmt::format("{}: {} bytes", candidate.strategy, grouped(candidate.peak_bytes)),
+         .is_plain = false,
+         .is_chosen = choice && choice->strategy == candidate.strategy});
   }
-  out += figure(place.id + "-candidates", "Peak of each candidate, and the limit", "Bars, one for each candidate, and a line at the limit. The table after the chart has the numbers.", [&](Svg& svg) { draw_bars(svg, chart); });
+  out += figure(place.id + "-candidates", "Peak of each candidate, and the limit",
+                "Bars, one for each candidate, and a line at the limit. The table after the chart has the numbers.",
+                [&](Svg& svg) { draw_bars(svg, chart); });
   return out + candidate_table(candidates, choice, limit, unit);
 }
 

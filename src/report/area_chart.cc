@@ -19,9 +19,12 @@ struct Plot {
 };
 
 /// The outline of one kind's area: along its upper edge, back along its lower one. Levels hold until the next.
-std::string outline(const std::vector<Level>& levels, const std::vector<double>& below, size_t kind, const Plot& plot, double end_us) {
+std::string outline(const std::vector<Level>& levels, const std::vector<double>& below, size_t kind, const Plot& plot,
+                    double end_us) {
   const auto x = [&](size_t i) { return coordinate(plot.x(i < levels.size() ? levels[i].t_us : end_us)); };
-  const auto top = [&](size_t i) { return coordinate(plot.y(below[i] + static_cast<double>(levels[i].by_kind[kind]))); };
+  const auto top = [&](size_t i) {
+    return coordinate(plot.y(below[i] + static_cast<double>(levels[i].by_kind[kind])));
+  };
   const auto bottom = [&](size_t i) { return coordinate(plot.y(below[i])); };
   std::string d = "M" + x(0) + " " + top(0);
   for (size_t i = 1; i < levels.size(); ++i) {
@@ -39,7 +42,8 @@ void draw_areas(Svg& svg, const AreaChart& chart, const Plot& plot, double end_u
   if (levels.empty()) return;
   std::vector<double> below(levels.size(), 0.0);
   for (size_t kind = 0; kind < kinds().size(); ++kind) {
-    const bool is_there = std::any_of(levels.begin(), levels.end(), [&](const Level& level) { return level.by_kind[kind] > 0; });
+    const bool is_there =
+        std::any_of(levels.begin(), levels.end(), [&](const Level& level) { return level.by_kind[kind] > 0; });
     if (!is_there) continue;
     const std::string d = outline(levels, below, kind, plot, end_us);
     svg.path(d, fmt::format("area k-{}", kinds()[kind].id));
@@ -56,7 +60,8 @@ void draw_phases(Svg& svg, const AreaChart& chart, const Plot& plot) {
     const double begin = plot.x(phase.begin_us), end = plot.x(phase.end_us);
     const bool is_recompute = phase.name == "recompute";
     svg.rect(begin, is_recompute ? kStrip + kHeight + 1 : kStrip, end - begin, kHeight, "phase p-" + phase.name);
-    if (phase.name != "forward") svg.rect(begin, plot.top, end - begin, plot.bottom - plot.top, "shade p-" + phase.name);
+    if (phase.name != "forward")
+      svg.rect(begin, plot.top, end - begin, plot.bottom - plot.top, "shade p-" + phase.name);
     auto [at, is_new] = spans.try_emplace(phase.name, begin, end);
     if (!is_new) at->second = {std::min(at->second.first, begin), std::max(at->second.second, end)};
   }
@@ -99,8 +104,10 @@ void draw_peak_bar(Svg& svg, const AreaChart& chart, const Plot& plot) {
     const auto bytes = static_cast<double>(chart.peak.by_kind[kind]);
     if (bytes <= 0) continue;
     const double bottom = plot.y(sum), top = plot.y(sum += bytes);
-    svg.rect(left, top, kWidth, bottom - top, fmt::format("k-{}", kinds()[kind].id), grouped(chart.peak.by_kind[kind]) + " bytes");
-    if (kinds()[kind].is_patterned) svg.rect(left, top, kWidth, bottom - top, fmt::format("t-{} through", kinds()[kind].id));
+    svg.rect(left, top, kWidth, bottom - top, fmt::format("k-{}", kinds()[kind].id),
+             grouped(chart.peak.by_kind[kind]) + " bytes");
+    if (kinds()[kind].is_patterned)
+      svg.rect(left, top, kWidth, bottom - top, fmt::format("t-{} through", kinds()[kind].id));
     if (bottom - top > 2) svg.line(left, top, left + kWidth, top, "seam");
     present.push_back(kind);
     middles.push_back((top + bottom) / 2);
@@ -108,8 +115,9 @@ void draw_peak_bar(Svg& svg, const AreaChart& chart, const Plot& plot) {
   const auto at = spread(middles, kLine + 1, plot.top + 4, plot.bottom - 4);
   for (size_t i = 0; i < present.size(); ++i) {
     svg.path(polyline({{left + kWidth + 2, middles[i]}, {labels - 10, at[i]}, {labels - 4, at[i]}}), "leader");
-    svg.text(labels, at[i] + 4, Anchor::kStart, "label",
-             fmt::format("{} {}", kinds()[present[i]].name, number_of(chart.peak.by_kind[present[i]], chart.unit).svg()));
+    svg.text(
+        labels, at[i] + 4, Anchor::kStart, "label",
+        fmt::format("{} {}", kinds()[present[i]].name, number_of(chart.peak.by_kind[present[i]], chart.unit).svg()));
   }
   svg.text(left, plot.top - 14, Anchor::kStart, "axis", "at the peak");
 }
@@ -138,7 +146,12 @@ std::pair<double, double> time_range(const AreaChart& chart) {
 void draw_area_chart(Svg& svg, const AreaChart& chart) {
   const auto [begin, end] = time_range(chart);
   const double side = svg.is_narrow() ? 8 : 198;
-  Plot plot{.left = svg.is_narrow() ? 46.0 : 64.0, .right = svg.width() - side, .top = 44, .bottom = svg.is_narrow() ? 290.0 : 400.0, .x = {}, .y = {}};
+  Plot plot{.left = svg.is_narrow() ? 46.0 : 64.0,
+            .right = svg.width() - side,
+            .top = 44,
+            .bottom = svg.is_narrow() ? 290.0 : 400.0,
+            .x = {},
+            .y = {}};
   svg.set_height(plot.bottom + 42);
   int64_t highest = std::max({chart.peak.bytes, chart.scale_bytes, chart.base_bytes});
   for (const auto& level : chart.levels) highest = std::max(highest, level.total);
@@ -146,7 +159,8 @@ void draw_area_chart(Svg& svg, const AreaChart& chart) {
   const Axis memory = Axis::from_zero(1.04 * chart.unit.of(highest), 6, chart.unit.name);
   const Scale y = svg.y_axis(memory, plot.left, plot.right, plot.top, plot.bottom);
   plot.y = {.low = 0, .high = memory.high * chart.unit.bytes, .from = y.from, .to = y.to};
-  plot.x = svg.x_axis(Axis::within(begin / 1000, end / 1000, svg.is_narrow() ? 4 : 8, "ms"), plot.left, plot.right, plot.bottom);
+  plot.x = svg.x_axis(Axis::within(begin / 1000, end / 1000, svg.is_narrow() ? 4 : 8, "ms"), plot.left, plot.right,
+                      plot.bottom);
   plot.x.low = begin;
   plot.x.high = end;
 
@@ -158,7 +172,8 @@ void draw_area_chart(Svg& svg, const AreaChart& chart) {
   }
   draw_peak_line(svg, chart, plot);
   if (!svg.is_narrow()) draw_peak_bar(svg, chart, plot);
-  svg.attribute("plot", fmt::format("{} {} {} {}", coordinate(plot.left), coordinate(plot.right), coordinate(plot.top), coordinate(plot.bottom)));
+  svg.attribute("plot", fmt::format("{} {} {} {}", coordinate(plot.left), coordinate(plot.right), coordinate(plot.top),
+                                    coordinate(plot.bottom)));
 }
 
 }  // namespace refrain::report

@@ -26,8 +26,8 @@ struct AreaChart {
   std::vector<Level> levels;
   std::vector<Phase> phases;
   Peak peak;
-  int64_t base_bytes = 0;  ///< before the step
-  int64_t scale_bytes = 0; ///< the axis reaches at least this far, so that charts can be compared
+  int64_t base_bytes = 0;   ///< before the step
+  int64_t scale_bytes = 0;  ///< the axis reaches at least this far, so that charts can be compared
   ByteUnit unit;
 };
 

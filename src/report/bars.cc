@@ -26,10 +26,16 @@ void draw_bars(Svg& svg, const BarChart& chart) {
     // names over the bars begin where the line at 0 would be
     if (tick != 0 || !is_above) svg.line(x(tick), top, x(tick), bottom, tick == 0 ? "base" : "grid");
   }
-  const auto top_of = [&](size_t i) { return top + pitch * static_cast<double>(i) + (is_above ? 20 : (pitch - thickness) / 2); };
+  const auto top_of = [&](size_t i) {
+    return top + pitch * static_cast<double>(i) + (is_above ? 20 : (pitch - thickness) / 2);
+  };
   for (size_t i = 0; i < chart.bars.size(); ++i) {
     const Bar& bar = chart.bars[i];
-    svg.rect(left, top_of(i), x(bar.value) - left, thickness, bar.is_chosen ? "bar chosen" : bar.is_plain ? "bar plain" : "bar", bar.tooltip);
+    svg.rect(left, top_of(i), x(bar.value) - left, thickness,
+             bar.is_chosen  ? "bar chosen"
+             : bar.is_plain ? "bar plain"
+                            : "bar",
+             bar.tooltip);
   }
   // over the bars, under the texts
   if (chart.limit) {

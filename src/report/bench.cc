@@ -14,11 +14,14 @@ std::string finding(const std::vector<Strategy>& strategies, const ByteUnit& uni
   const auto& plain = strategies.front();
   const auto& best = strategies[lowest_peak(strategies)];
   if (&best == &plain) {
-    return fmt::format("{} peaks at {}; none of the others is lower.", tagged("b", plain.name), with_unit(plain.peak_bytes, unit));
+    return fmt::format("{} peaks at {}; none of the others is lower.", tagged("b", plain.name),
+                       with_unit(plain.peak_bytes, unit));
   }
   return fmt::format("{} has the lowest peak, {}: {} less than {}, {}. It adds {} to the step.", tagged("b", best.name),
-                     with_unit(best.peak_bytes, unit), saving(static_cast<double>(best.peak_bytes), static_cast<double>(plain.peak_bytes)).html(),
-                     tagged("b", plain.name), with_unit(plain.peak_bytes, unit), percent(best.added_ms, plain.step_ms).html());
+                     with_unit(best.peak_bytes, unit),
+                     saving(static_cast<double>(best.peak_bytes), static_cast<double>(plain.peak_bytes)).html(),
+                     tagged("b", plain.name), with_unit(plain.peak_bytes, unit),
+                     percent(best.added_ms, plain.step_ms).html());
 }
 
 std::string scatter(const std::vector<Strategy>& strategies, const ByteUnit& unit, const Place& place) {
@@ -28,18 +31,23 @@ std::string scatter(const std::vector<Strategy>& strategies, const ByteUnit& uni
     points.push_back({.name = strategy.name,
                       .memory = unit.of(strategy.peak_bytes),
                       .time = strategy.step_ms,
-                      .tooltip = fmt::format("{}: peak {} bytes, step {} ms", strategy.name, grouped(strategy.peak_bytes), exact(strategy.step_ms)),
+                      .tooltip = fmt::format("{}: peak {} bytes, step {} ms", strategy.name,
+                                             grouped(strategy.peak_bytes), exact(strategy.step_ms)),
                       .is_plain = &strategy == &strategies.front()});
     least = std::min(least, strategy.step_ms);
     most = std::max(most, strategy.step_ms);
   }
   std::string names;
   for (const auto& point : points) names += (names.empty() ? "" : "; ") + point.tooltip;
-  return figure(place.id + "-scatter", "Peak memory against time of a step", "Strategies as points, lower left is better. " + names + ".", [&](Svg& svg) {
-    draw_scatter(svg, points, Axis::around(least, most, svg.is_narrow() ? 4 : 7, "step, ms (median)"),
-                 Axis::from_zero(unit.of(largest_bytes(strategies)), 6, fmt::format("peak, {}", unit.name)));
-  }) + "<p class=\"note\">Filled: the Pareto front; no strategy has both less memory and less time. Square: plain. "
-       "Bytes are over the level before the step.</p>\n";
+  return figure(place.id + "-scatter", "Peak memory against time of a step",
+                "Strategies as points, lower left is better. " + names + ".",
+                [&](Svg& svg) {
+                  draw_scatter(
+                      svg, points, Axis::around(least, most, svg.is_narrow() ? 4 : 7, "step, ms (median)"),
+                      Axis::from_zero(unit.of(largest_bytes(strategies)), 6, fmt::format("peak, {}", unit.name)));
+                }) +
+         "<p class=\"note\">Filled: the Pareto front; no strategy has both less memory and less time. Square: plain. "
+         "Bytes are over the level before the step.</p>\n";
 }
 
 }  // namespace
@@ -49,9 +57,12 @@ std::string bench_section(const Field& document, const Place& place) {
   if (strategies.empty()) return "<p class=\"finding\">No strategies were measured.</p>\n";
   const ByteUnit unit = unit_for(largest_bytes(strategies));
   std::string out = fmt::format("<p class=\"finding\">{}</p>\n", finding(strategies, unit));
-  const bool is_unequal = std::any_of(strategies.begin(), strategies.end(), [](const auto& s) { return !s.is_bit_equal; });
-  if (is_unequal) out += "<p class=\"warning\">Not all strategies gave the same bits as plain: see the last column.</p>\n";
-  out += strategy_table("Strategies: memory and time of a training step. Bar: peak, in it what is alive after forward.", strategies);
+  const bool is_unequal =
+      std::any_of(strategies.begin(), strategies.end(), [](const auto& s) { return !s.is_bit_equal; });
+  if (is_unequal)
+    out += "<p class=\"warning\">Not all strategies gave the same bits as plain: see the last column.</p>\n";
+  out += strategy_table("Strategies: memory and time of a training step. Bar: peak, in it what is alive after forward.",
+                        strategies);
   return out + scatter(strategies, unit, place);
 }
 

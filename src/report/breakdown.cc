@@ -46,7 +46,9 @@ double sum(const Parts& parts) {
 std::vector<BarPart> bar_parts(const Parts& parts, const ByteUnit& unit) {
   std::vector<BarPart> list;
   for (size_t kind = 0; kind < parts.size(); ++kind) {
-    if (parts[kind] > 0) list.push_back({kind, unit.of(parts[kind]), fmt::format("{}: {} bytes", kinds()[kind].name, grouped(parts[kind]))});
+    if (parts[kind] > 0)
+      list.push_back(
+          {kind, unit.of(parts[kind]), fmt::format("{}: {} bytes", kinds()[kind].name, grouped(parts[kind]))});
   }
   return list;
 }
@@ -54,7 +56,8 @@ std::vector<BarPart> bar_parts(const Parts& parts, const ByteUnit& unit) {
 std::string key(const std::vector<Row>& rows) {
   std::string out = "<ul class=\"key\">";
   for (size_t kind = 0; kind < kinds().size(); ++kind) {
-    const bool is_there = std::any_of(rows.begin(), rows.end(), [&](const Row& row) { return row.measured[kind] > 0 || row.estimated[kind] > 0; });
+    const bool is_there = std::any_of(
+        rows.begin(), rows.end(), [&](const Row& row) { return row.measured[kind] > 0 || row.estimated[kind] > 0; });
     if (is_there) out += "<li>" + kind_label(kind) + "</li>";
   }
   return out + "</ul>\n";
@@ -93,21 +96,30 @@ std::string breakdown_section(const Field& document, const Place& place) {
 
   StackedBarChart chart{.groups = {}, .axis_title = unit.name, .divider_before = std::nullopt, .divider_markup = {}};
   for (const auto& row : rows) {
-    chart.groups.push_back({"batch " + count(row.batch).svg(), bar_parts(row.measured, unit), bar_parts(row.estimated, unit)});
+    chart.groups.push_back(
+        {"batch " + count(row.batch).svg(), bar_parts(row.measured, unit), bar_parts(row.estimated, unit)});
   }
-  std::string finding = "In no measured batch do activations pass the fixed cost of parameters, gradients and optimizer state.";
+  std::string finding =
+      "In no measured batch do activations pass the fixed cost of parameters, gradients and optimizer state.";
   if (crossover) {
     const double at = crossover->number();
-    const auto after = std::find_if(rows.begin(), rows.end(), [&](const Row& row) { return static_cast<double>(row.batch) >= at; });
+    const auto after =
+        std::find_if(rows.begin(), rows.end(), [&](const Row& row) { return static_cast<double>(row.batch) >= at; });
     chart.divider_before = static_cast<size_t>(after - rows.begin());
     chart.divider_markup = "activations pass the fixed cost at batch " + plain(at).svg();
-    finding = fmt::format("From batch <b>{}</b> on, activations take more than the fixed cost of parameters, gradients and optimizer state.", plain(at).html());
+    finding = fmt::format(
+        "From batch <b>{}</b> on, activations take more than the fixed cost of parameters, gradients and optimizer state.",
+        plain(at).html());
   }
-  std::string description = fmt::format("Stacked bars for {} batches, measured over estimated, by kind. The table after the chart has the numbers.",
-                                        rows.size() == 1 ? "a single" : "several");
+  std::string description = fmt::format(
+      "Stacked bars for {} batches, measured over estimated, by kind. The table after the chart has the numbers.",
+      rows.size() == 1 ? "a single" : "several");
   std::string out = fmt::format("<p class=\"finding\">{} Optimizer: {}.</p>\n", finding, tagged("b", optimizer));
-  out += figure(place.id + "-parts", "Where memory goes, by batch size", description, [&](Svg& svg) { draw_stacked_bars(svg, chart); });
-  out += key(rows) + "<p class=\"note\">Thick bars: measured. Thin bars: estimated from the model and the optimizer; temporaries are not estimated.</p>\n";
+  out += figure(place.id + "-parts", "Where memory goes, by batch size", description,
+                [&](Svg& svg) { draw_stacked_bars(svg, chart); });
+  out +=
+      key(rows) +
+      "<p class=\"note\">Thick bars: measured. Thin bars: estimated from the model and the optimizer; temporaries are not estimated.</p>\n";
   return out + table(rows, unit);
 }
 

@@ -24,7 +24,12 @@ std::vector<Line> lines(const std::vector<Row>& rows, const auto& value, const a
       auto line = std::find_if(list.begin(), list.end(), [&](const Line& l) { return l.name == strategy.name; });
       if (line == list.end()) {
         const size_t i = list.size();
-        list.push_back({.name = strategy.name, .points = {}, .tooltips = {}, .colour = i, .css = i == 0 ? "dashed" : "", .shape = i});
+        list.push_back({.name = strategy.name,
+                        .points = {},
+                        .tooltips = {},
+                        .colour = i,
+                        .css = i == 0 ? "dashed" : "",
+                        .shape = i});
         line = list.end() - 1;
       }
       line->points.emplace_back(static_cast<double>(row.depth), value(strategy));
@@ -60,22 +65,38 @@ std::string depths_section(const Field& document, const Place& place) {
   const auto& plain = deepest.strategies.front();
   const auto& best = deepest.strategies[lowest_peak(deepest.strategies)];
   std::string out = "<p class=\"finding\">";
-  out += fmt::format("At depth {}, {} peaks at {}", count(deepest.depth).html(), tagged("b", plain.name), with_unit(plain.peak_bytes, unit));
+  out += fmt::format("At depth {}, {} peaks at {}", count(deepest.depth).html(), tagged("b", plain.name),
+                     with_unit(plain.peak_bytes, unit));
   if (&best != &plain) {
     out += fmt::format(", {} at {}: {} less", tagged("b", best.name), with_unit(best.peak_bytes, unit),
                        saving(static_cast<double>(best.peak_bytes), static_cast<double>(plain.peak_bytes)).html());
   }
   out += ".</p>\n";
-  out += figure(place.id + "-depths", "Peak memory and time by depth", "Lines over the depth of the model, one for each strategy. The tables after the chart have the numbers.", [&](Svg& svg) {
-    draw_line_charts(svg, {{.x = depth_axis(rows), .y = Axis::from_zero(unit.of(largest), 6, fmt::format("peak, {}", unit.name)),
-                          .lines = lines(rows, [&](const Strategy& s) { return unit.of(s.peak_bytes); }, [](const Strategy& s) { return grouped(s.peak_bytes) + " bytes"; }),
-                          .references = {}, .marks = {}, .height = 300},
-                          {.x = depth_axis(rows), .y = Axis::from_zero(slowest, 4, "step, ms (median)"),
-                          .lines = lines(rows, [](const Strategy& s) { return s.step_ms; }, [](const Strategy& s) { return exact(s.step_ms) + " ms"; }),
-                          .references = {}, .marks = {}, .height = 180}});
-  });
+  out +=
+      figure(place.id + "-depths", "Peak memory and time by depth",
+             "Lines over the depth of the model, one for each strategy. The tables after the chart have the numbers.",
+             [&](Svg& svg) {
+               draw_line_charts(svg, {{.x = depth_axis(rows),
+                                       .y = Axis::from_zero(unit.of(largest), 6, fmt::format("peak, {}", unit.name)),
+                                       .lines = lines(
+                                           rows, [&](const Strategy& s) { return unit.of(s.peak_bytes); },
+                                           [](const Strategy& s) { return grouped(s.peak_bytes) + " bytes"; }),
+                                       .references = {},
+                                       .marks = {},
+                                       .height = 300},
+                                      {.x = depth_axis(rows),
+                                       .y = Axis::from_zero(slowest, 4, "step, ms (median)"),
+                                       .lines = lines(
+                                           rows, [](const Strategy& s) { return s.step_ms; },
+                                           [](const Strategy& s) { return exact(s.step_ms) + " ms"; }),
+                                       .references = {},
+                                       .marks = {},
+                                       .height = 180}});
+             });
   std::string tables;
-  for (const auto& row : rows) tables += fmt::format("<h3>Depth {}</h3>\n", count(row.depth).html()) + strategy_table("Strategies", row.strategies);
+  for (const auto& row : rows)
+    tables +=
+        fmt::format("<h3>Depth {}</h3>\n", count(row.depth).html()) + strategy_table("Strategies", row.strategies);
   return out + details("All depths in numbers", tables);
 }
 

@@ -25,8 +25,8 @@ std::string show(const Json& value) {
 [[noreturn]] void fail(const std::string& document, const std::string& path, const std::string& found,
                        const std::string& expected) {
   throw FormatError(fmt::format(
-      "[refrain::report] {}: {}: found {}, expected {}; write it again with --json, or see docs/design/report.md", document,
-      path.empty() ? "the whole" : "`" + path + "`", found, expected));
+      "[refrain::report] {}: {}: found {}, expected {}; write it again with --json, or see docs/design/report.md",
+      document, path.empty() ? "the whole" : "`" + path + "`", found, expected));
 }
 
 }  // namespace

@@ -14,8 +14,9 @@ struct Colour {
 
 // blues stay, orange is kept for backward, yellow is made again, greens come and go
 const std::vector<Colour> kColours{
-    {"#29527a", "#4b7fb3"}, {"#5a86b0", "#7ba6d0"}, {"#8fb4d3", "#a9c9e4"}, {"#73808c", "#6c7883"}, {"#a7b1ba", "#99a4ae"},
-    {"#cf5b2a", "#dd6a38"}, {"#e9b13f", "#e3b04b"}, {"#4f8a5b", "#58996a"}, {"#9bbf8f", "#93bb8a"}, {"#8d8d88", "#85857f"},
+    {"#29527a", "#4b7fb3"}, {"#5a86b0", "#7ba6d0"}, {"#8fb4d3", "#a9c9e4"}, {"#73808c", "#6c7883"},
+    {"#a7b1ba", "#99a4ae"}, {"#cf5b2a", "#dd6a38"}, {"#e9b13f", "#e3b04b"}, {"#4f8a5b", "#58996a"},
+    {"#9bbf8f", "#93bb8a"}, {"#8d8d88", "#85857f"},
 };
 
 }  // namespace
@@ -59,9 +60,12 @@ std::string kind_colours(bool is_dark) {
 
 std::string kind_label(size_t kind) {
   const Kind& shown = kinds()[kind];
-  const auto square = [&](char css) { return fmt::format("<rect width=\"12\" height=\"12\" class=\"{}-{}\"/>", css, shown.id); };
-  return fmt::format("<span class=\"kind\"><svg class=\"swatch\" viewBox=\"0 0 12 12\" width=\"12\" height=\"12\" aria-hidden=\"true\">{}{}</svg>{}</span>",
-                     square('k'), shown.is_patterned ? square('t') : "", shown.name);
+  const auto square = [&](char css) {
+    return fmt::format("<rect width=\"12\" height=\"12\" class=\"{}-{}\"/>", css, shown.id);
+  };
+  return fmt::format(
+      "<span class=\"kind\"><svg class=\"swatch\" viewBox=\"0 0 12 12\" width=\"12\" height=\"12\" aria-hidden=\"true\">{}{}</svg>{}</span>",
+      square('k'), shown.is_patterned ? square('t') : "", shown.name);
 }
 
 }  // namespace refrain::report

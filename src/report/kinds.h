@@ -9,9 +9,9 @@ namespace refrain::report {
 
 /// A kind of memory. The same name, colour and place in the stack in every chart.
 struct Kind {
-  const char* id;      ///< in documents; also the CSS class, after "k-"
-  const char* name;    ///< for readers
-  const char* plural;  ///< in breakdown documents; empty if not there
+  const char* id;             ///< in documents; also the CSS class, after "k-"
+  const char* name;           ///< for readers
+  const char* plural;         ///< in breakdown documents; empty if not there
   bool is_patterned = false;  ///< drawn once more over itself with the class "t-" + id
 };
 

@@ -19,7 +19,8 @@ std::vector<Point> read_points(const Field& list) {
     if (pair.size() != 2) item.refuse("a pair of time in µs and bytes");
     points.push_back({pair[0].number(), pair[1].bytes()});
     const size_t n = points.size();
-    if (n > 1 && points[n - 1].t_us < points[n - 2].t_us) pair[0].refuse("a time not before that of the point before it");
+    if (n > 1 && points[n - 1].t_us < points[n - 2].t_us)
+      pair[0].refuse("a time not before that of the point before it");
   }
   return points;
 }
@@ -49,8 +50,9 @@ std::vector<Level> read_levels(const Field& document) {
     const auto kind = kind_index(name);
     if (!kind) list.refuse("no such kind of memory, but one of " + kind_ids());
     by_kind[*kind] = read_points(list);
-    is_row_by_row = is_row_by_row && std::equal(by_kind[*kind].begin(), by_kind[*kind].end(), total.begin(), total.end(),
-                                                [](const Point& a, const Point& b) { return a.t_us == b.t_us; });
+    is_row_by_row =
+        is_row_by_row && std::equal(by_kind[*kind].begin(), by_kind[*kind].end(), total.begin(), total.end(),
+                                    [](const Point& a, const Point& b) { return a.t_us == b.t_us; });
   }
 
   std::vector<Level> levels;
@@ -84,7 +86,9 @@ std::vector<Level> thin_out(const std::vector<Level>& levels, size_t columns) {
   const double begin = levels.front().t_us, span = std::max(levels.back().t_us - begin, 1e-9);
   std::vector<Level> kept;
   for (size_t i = 0; i < levels.size();) {
-    const auto column = [&](size_t k) { return static_cast<size_t>((levels[k].t_us - begin) / span * static_cast<double>(columns)); };
+    const auto column = [&](size_t k) {
+      return static_cast<size_t>((levels[k].t_us - begin) / span * static_cast<double>(columns));
+    };
     size_t low = i, high = i, end = i;
     for (; end < levels.size() && column(end) == column(i); ++end) {
       if (levels[end].total < levels[low].total) low = end;

@@ -23,7 +23,8 @@ struct EndLabel {
 double label_column(const Svg& svg, const std::vector<LineChart>& charts) {
   double widest = 0;
   for (const auto& chart : charts) {
-    for (const auto& line : chart.lines) widest = std::max(widest, line.is_labelled ? text_width(line.name, kFontSize) : 0);
+    for (const auto& line : chart.lines)
+      widest = std::max(widest, line.is_labelled ? text_width(line.name, kFontSize) : 0);
     for (const auto& reference : chart.references) widest = std::max(widest, text_width(reference.name, kFontSize));
   }
   return std::min(widest, svg.is_narrow() ? 84.0 : 190.0);
@@ -32,7 +33,8 @@ double label_column(const Svg& svg, const std::vector<LineChart>& charts) {
 void draw_labels(Svg& svg, const std::vector<EndLabel>& labels, double x, double width, double top, double bottom) {
   std::vector<double> wanted;
   for (const auto& label : labels) wanted.push_back(label.wanted);
-  const double gap = std::min(kLine - 1, labels.size() < 2 ? kLine : (bottom - top + 12) / static_cast<double>(labels.size() - 1));
+  const double gap =
+      std::min(kLine - 1, labels.size() < 2 ? kLine : (bottom - top + 12) / static_cast<double>(labels.size() - 1));
   const auto at = spread(wanted, gap, top - 2, bottom + 2);
   for (size_t i = 0; i < labels.size(); ++i) {
     const auto& label = labels[i];
@@ -59,8 +61,12 @@ double draw_line_chart(Svg& svg, const LineChart& chart, double column, double t
   for (const auto& mark : chart.marks) {
     const double px = x(mark.x);
     svg.line(px, plot_top - 8, px, bottom, "mark");
-    const bool is_left = px < left + 90, is_right = px > right - 90;
-    svg.text(px, plot_top - 12, is_left ? Anchor::kStart : is_right ? Anchor::kEnd : Anchor::kMiddle, "label", mark.markup);
+    const bool is_left = px<left + 90, is_right = px> right - 90;
+    svg.text(px, plot_top - 12,
+             is_left    ? Anchor::kStart
+             : is_right ? Anchor::kEnd
+                        : Anchor::kMiddle,
+             "label", mark.markup);
   }
   std::vector<EndLabel> labels;
   for (const auto& reference : chart.references) {
@@ -78,7 +84,8 @@ double draw_line_chart(Svg& svg, const LineChart& chart, double column, double t
                  i < line.tooltips.size() ? line.tooltips[i] : "");
     }
     if (line.is_labelled) {
-      labels.push_back({line.name, points.back().second, points.back().first, fmt::format("strong s{}", line.colour % kColours)});
+      labels.push_back(
+          {line.name, points.back().second, points.back().first, fmt::format("strong s{}", line.colour % kColours)});
     }
   }
   draw_labels(svg, labels, right + 10, column + 4, plot_top, bottom);

@@ -14,14 +14,19 @@ constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
 size_t character_length(std::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned char first = byte(0);
-  const size_t length = first < 0x80 ? 1 : first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF5 ? 4 : 0;
+  const size_t length = first < 0x80   ? 1
+                        : first < 0xC2 ? 0
+                        : first < 0xE0 ? 2
+                        : first < 0xF0 ? 3
+                        : first < 0xF5 ? 4
+                                       : 0;
   if (length == 0 || length > text.size()) return 0;
   for (size_t i = 1; i < length; ++i) {
     if ((byte(i) & 0xC0) != 0x80) return 0;
   }
-  if (first == 0xE0 && byte(1) < 0xA0) return 0;                                      // overlong
-  if (first == 0xED && byte(1) > 0x9F) return 0;                                      // surrogate
-  if (first == 0xEF && byte(1) == 0xBF && byte(2) >= 0xBE) return 0;                  // not a character
+  if (first == 0xE0 && byte(1) < 0xA0) return 0;                                         // overlong
+  if (first == 0xED && byte(1) > 0x9F) return 0;                                         // surrogate
+  if (first == 0xEF && byte(1) == 0xBF && byte(2) >= 0xBE) return 0;                     // not a character
   if ((first == 0xF0 && byte(1) < 0x90) || (first == 0xF4 && byte(1) > 0x8F)) return 0;  // overlong, out of range
   return length;
 }
@@ -90,7 +95,9 @@ HtmlTable& HtmlTable::text_columns(std::vector<size_t> columns) {
   return *this;
 }
 
-void HtmlTable::add(std::vector<std::string> cells, const std::string& css) { rows_.push_back({std::move(cells), css}); }
+void HtmlTable::add(std::vector<std::string> cells, const std::string& css) {
+  rows_.push_back({std::move(cells), css});
+}
 
 std::string HtmlTable::str() const {
   if (rows_.empty()) return fmt::format("<p class=\"none\">{}: none.</p>\n", escape(caption_));
@@ -98,8 +105,9 @@ std::string HtmlTable::str() const {
     return std::find(text_columns_.begin(), text_columns_.end(), column) != text_columns_.end() ? "t" : "n";
   };
   // display: block takes the roles away, so they are said
-  std::string out = fmt::format("<table role=\"table\"{}><caption>{}</caption>\n<thead role=\"rowgroup\"><tr role=\"row\">",
-                                header_.size() > kMostOnAPhone ? " class=\"cards\"" : "", escape(caption_));
+  std::string out =
+      fmt::format("<table role=\"table\"{}><caption>{}</caption>\n<thead role=\"rowgroup\"><tr role=\"row\">",
+                  header_.size() > kMostOnAPhone ? " class=\"cards\"" : "", escape(caption_));
   for (size_t c = 0; c < header_.size(); ++c) {
     out += fmt::format("<th role=\"columnheader\" scope=\"col\" class=\"{}\">{}</th>", css(c), header_[c]);
   }
@@ -110,8 +118,8 @@ std::string HtmlTable::str() const {
       if (c == 0) {
         out += fmt::format("<th role=\"rowheader\" scope=\"row\" class=\"t\">{}</th>", row.cells[c]);
       } else {
-        out += fmt::format("<td role=\"cell\" class=\"{}\"><span class=\"h\">{}</span><span class=\"v\">{}</span></td>", css(c),
-                           header_[c], row.cells[c]);
+        out += fmt::format("<td role=\"cell\" class=\"{}\"><span class=\"h\">{}</span><span class=\"v\">{}</span></td>",
+                           css(c), header_[c], row.cells[c]);
       }
     }
     out += "</tr>\n";

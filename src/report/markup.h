@@ -20,7 +20,8 @@ std::string fit(std::string_view text, double width, double size);
 class HtmlTable {
  public:
   /// @param caption  plain text, read before the table.
-  HtmlTable(std::string caption, std::vector<std::string> header) : caption_(std::move(caption)), header_(std::move(header)) {}
+  HtmlTable(std::string caption, std::vector<std::string> header)
+      : caption_(std::move(caption)), header_(std::move(header)) {}
 
   /// Columns of text, not of numbers; the first one always is.
   HtmlTable& text_columns(std::vector<size_t> columns);

@@ -24,7 +24,12 @@ struct Row {
 };
 
 Row read_row(const Field& item) {
-  Row row{.strategy = item["strategy"].text(), .max_batch = item["max_batch"].count(), .peak_bytes = item["peak_bytes"].bytes(), .next_peak_bytes = {}, .factor = {}, .trials = {}};
+  Row row{.strategy = item["strategy"].text(),
+          .max_batch = item["max_batch"].count(),
+          .peak_bytes = item["peak_bytes"].bytes(),
+          .next_peak_bytes = {},
+          .factor = {},
+          .trials = {}};
   if (const auto next = item.find("next_peak_bytes")) row.next_peak_bytes = next->bytes();
   if (const auto factor = item.find("factor")) row.factor = factor->duration();
   for (const Field& trial : item["trials"].items()) {
@@ -36,9 +41,11 @@ Row read_row(const Field& item) {
 
 std::string table(const std::vector<Row>& rows, const ByteUnit& unit) {
   HtmlTable table("Largest batch within the limit",
-                  {"strategy", "largest batch", "factor", fmt::format("peak there, {}", unit.name), fmt::format("one more would need, {}", unit.name)});
+                  {"strategy", "largest batch", "factor", fmt::format("peak there, {}", unit.name),
+                   fmt::format("one more would need, {}", unit.name)});
   for (const auto& row : rows) {
-    table.add({escape(row.strategy), count(row.max_batch).html(), row.factor ? factor(*row.factor).html() : "–", row.max_batch > 0 ? bytes_cell(row.peak_bytes, unit) : "–",
+    table.add({escape(row.strategy), count(row.max_batch).html(), row.factor ? factor(*row.factor).html() : "–",
+               row.max_batch > 0 ? bytes_cell(row.peak_bytes, unit) : "–",
                row.next_peak_bytes ? bytes_cell(*row.next_peak_bytes, unit) : "–"},
               &row == &rows.front() ? "plain" : "");
   }
@@ -50,7 +57,8 @@ std::string trial_tables(const std::vector<Row>& rows, const ByteUnit& unit) {
   for (const auto& row : rows) {
     HtmlTable table("Trials, in order: " + row.strategy, {"batch", "fits", fmt::format("peak, {}", unit.name)});
     for (const auto& trial : row.trials) {
-      table.add({count(trial.batch).html(), trial.fits ? "yes" : "no", trial.peak_bytes ? bytes_cell(*trial.peak_bytes, unit) : "–"});
+      table.add({count(trial.batch).html(), trial.fits ? "yes" : "no",
+                 trial.peak_bytes ? bytes_cell(*trial.peak_bytes, unit) : "–"});
     }
     out += table.str();
   }
@@ -68,13 +76,16 @@ std::string max_batch_section(const Field& document, const Place& place) {
     largest = std::max({largest, rows.back().peak_bytes, rows.back().next_peak_bytes.value_or(0)});
   }
   const ByteUnit unit = unit_for(largest);
-  if (rows.empty()) return fmt::format("<p class=\"finding\">No strategies were tried within {}.</p>\n", with_unit(limit, unit));
+  if (rows.empty())
+    return fmt::format("<p class=\"finding\">No strategies were tried within {}.</p>\n", with_unit(limit, unit));
   const auto& plain = rows.front();
-  const auto& best = *std::max_element(rows.begin(), rows.end(), [](const Row& a, const Row& b) { return a.max_batch < b.max_batch; });
+  const auto& best =
+      *std::max_element(rows.begin(), rows.end(), [](const Row& a, const Row& b) { return a.max_batch < b.max_batch; });
   std::string finding = fmt::format("Within {}, {} ", with_unit(limit, unit), tagged("b", plain.strategy));
   finding += plain.max_batch == 0 ? "trains no batch" : "trains batches of " + count(plain.max_batch).html();
   if (&best != &plain) {
-    finding += fmt::format(", {} of <b>{}</b>{}", tagged("b", best.strategy), count(best.max_batch).html(), best.factor ? ": " + factor(*best.factor).html() + " as many" : "");
+    finding += fmt::format(", {} of <b>{}</b>{}", tagged("b", best.strategy), count(best.max_batch).html(),
+                           best.factor ? ": " + factor(*best.factor).html() + " as many" : "");
   }
   BarChart chart{.bars = {}, .axis_title = "examples in a batch", .limit = {}, .limit_markup = {}};
   for (const auto& row : rows) {
@@ -86,7 +97,9 @@ std::string max_batch_section(const Field& document, const Place& place) {
                           .is_chosen = &row == &best && &best != &plain});
   }
   return fmt::format("<p class=\"finding\">{}.</p>\n", finding) +
-         figure(place.id + "-batches", "Largest batch within the limit", "Bars, one for each strategy. The table after the chart has the numbers.", [&](Svg& svg) { draw_bars(svg, chart); }) +
+         figure(place.id + "-batches", "Largest batch within the limit",
+                "Bars, one for each strategy. The table after the chart has the numbers.",
+                [&](Svg& svg) { draw_bars(svg, chart); }) +
          table(rows, unit) + trial_tables(rows, unit);
 }
 

@@ -73,7 +73,8 @@ std::string Number::html() const {
 
 std::string Number::svg() const {
   if (exact.empty()) return escape(shown);
-  return fmt::format("<tspan {}=\"{}\">{}</tspan>", is_ratio ? "data-ratio" : "data-value", escape(exact), escape(shown));
+  return fmt::format("<tspan {}=\"{}\">{}</tspan>", is_ratio ? "data-ratio" : "data-value", escape(exact),
+                     escape(shown));
 }
 
 ByteUnit unit_for(int64_t largest) {
@@ -85,7 +86,9 @@ ByteUnit unit_for(int64_t largest) {
 }
 
 Number number_of(int64_t bytes, const ByteUnit& unit) {
-  return {.shown = grouped(unit.of(bytes), unit.decimals), .exact = std::to_string(bytes), .tooltip = grouped(bytes) + " bytes"};
+  return {.shown = grouped(unit.of(bytes), unit.decimals),
+          .exact = std::to_string(bytes),
+          .tooltip = grouped(bytes) + " bytes"};
 }
 
 Number exact_bytes(int64_t bytes) { return {.shown = grouped(bytes), .exact = std::to_string(bytes)}; }
@@ -96,11 +99,17 @@ Number identifier(int64_t n) { return {.shown = std::to_string(n), .exact = std:
 
 Number plain(double value) {
   const bool is_whole = value == std::floor(value) && std::abs(value) < 1e15;
-  return {.shown = grouped(value, is_whole ? 0 : decimals_for(std::abs(value))), .exact = exact(value), .tooltip = is_whole ? "" : exact(value)};
+  return {.shown = grouped(value, is_whole ? 0 : decimals_for(std::abs(value))),
+          .exact = exact(value),
+          .tooltip = is_whole ? "" : exact(value)};
 }
 
 Number milliseconds(double ms) {
-  return {.shown = grouped(ms, std::abs(ms) >= 1000 ? 0 : std::abs(ms) >= 10 ? 1 : 2), .exact = exact(ms), .tooltip = exact(ms) + " ms"};
+  return {.shown = grouped(ms, std::abs(ms) >= 1000 ? 0
+                               : std::abs(ms) >= 10 ? 1
+                                                    : 2),
+          .exact = exact(ms),
+          .tooltip = exact(ms) + " ms"};
 }
 
 Number microseconds_as_ms(double us) {
@@ -121,7 +130,12 @@ Number percent_of_one(double fraction) {
 }
 
 Number factor(double ratio) {
-  return {.shown = grouped(ratio, ratio >= 100 ? 0 : ratio >= 10 ? 1 : 2) + "×", .exact = exact(ratio), .tooltip = exact(ratio)};
+  return {.shown = grouped(ratio, ratio >= 100  ? 0
+                                  : ratio >= 10 ? 1
+                                                : 2) +
+                   "×",
+          .exact = exact(ratio),
+          .tooltip = exact(ratio)};
 }
 
 }  // namespace refrain::report

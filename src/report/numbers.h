@@ -7,9 +7,9 @@ namespace refrain::report {
 
 /// A number of a document as it is shown: what stands on the page, and the exact one behind it.
 struct Number {
-  std::string shown;            ///< rounded, perhaps in another unit; no unit behind it
-  std::string exact;            ///< as in the document; `a/b` if it is a ratio of two
-  std::string tooltip = {};     ///< plain text with the exact number and its unit; empty if `shown` is exact
+  std::string shown;         ///< rounded, perhaps in another unit; no unit behind it
+  std::string exact;         ///< as in the document; `a/b` if it is a ratio of two
+  std::string tooltip = {};  ///< plain text with the exact number and its unit; empty if `shown` is exact
   bool is_ratio = false;
 
   std::string html() const;
@@ -36,10 +36,10 @@ Number plain(double value);         ///< of any unit, three digits or more
 Number milliseconds(double ms);
 Number microseconds_as_ms(double us);
 
-Number percent(double part, double whole);   ///< "27 %"; a dash if `whole` is 0
-Number saving(double part, double whole);    ///< 1 - part/whole as percent
-Number percent_of_one(double fraction);      ///< a fraction of the document as percent
-Number factor(double ratio);                 ///< a factor of the document as "3.2×"
+Number percent(double part, double whole);  ///< "27 %"; a dash if `whole` is 0
+Number saving(double part, double whole);   ///< 1 - part/whole as percent
+Number percent_of_one(double fraction);     ///< a fraction of the document as percent
+Number factor(double ratio);                ///< a factor of the document as "3.2×"
 
 /// Digits grouped by commas; `decimals` behind the point.
 std::string grouped(double value, int decimals);

@@ -35,7 +35,8 @@ constexpr std::array<DocumentKind, 7> kDocumentKinds{{
 const DocumentKind& kind_of(const Field& document) {
   const Field kind = document["kind"];
   const std::string id = kind.text();
-  const auto found = std::find_if(kDocumentKinds.begin(), kDocumentKinds.end(), [&](const auto& k) { return k.id == id; });
+  const auto found =
+      std::find_if(kDocumentKinds.begin(), kDocumentKinds.end(), [&](const auto& k) { return k.id == id; });
   if (found == kDocumentKinds.end()) {
     std::string ids;
     for (const auto& known : kDocumentKinds) ids += (ids.empty() ? "one of " : ", ") + std::string(known.id);
@@ -109,11 +110,13 @@ std::string contents(const std::vector<Field>& documents) {
   return out + "</ol></nav>\n";
 }
 
-std::string section(const Field& document, size_t number, const std::map<std::string, int64_t>& scales, const Json& common_machine) {
+std::string section(const Field& document, size_t number, const std::map<std::string, int64_t>& scales,
+                    const Json& common_machine) {
   const DocumentKind& kind = kind_of(document);
   const auto scale = scales.find(document["model"].text());
   const Place place{.id = fmt::format("d{}", number), .scale_bytes = scale == scales.end() ? 0 : scale->second};
-  std::string out = fmt::format("<section id=\"{}\">\n<h2>{}</h2>\n<p class=\"about\">{}</p>\n", place.id, heading(document, kind), facts(document["config"]));
+  std::string out = fmt::format("<section id=\"{}\">\n<h2>{}</h2>\n<p class=\"about\">{}</p>\n", place.id,
+                                heading(document, kind), facts(document["config"]));
   const Field machine = document["machine"];
   if (machine.json() != common_machine) out += fmt::format("<p class=\"about\">Measured on: {}</p>\n", facts(machine));
   return out + kind.section(document, place) + "</section>\n";
@@ -131,8 +134,9 @@ std::string html(const std::vector<Json>& documents, const std::vector<std::stri
   if (!all.empty()) body += fmt::format("<p class=\"about\">Measured on: {}</p>\n", facts(all.front()["machine"]));
   body += contents(all);
   for (size_t i = 0; i < all.size(); ++i) body += section(all[i], i + 1, scales, machine);
-  body += "<footer><p class=\"about\">Numbers are rounded; the exact ones are beneath them or in their tooltips. "
-          "A KiB, MiB or GiB is a power of two of bytes. Times are medians unless they say otherwise.</p></footer>\n";
+  body +=
+      "<footer><p class=\"about\">Numbers are rounded; the exact ones are beneath them or in their tooltips. "
+      "A KiB, MiB or GiB is a power of two of bytes. Times are medians unless they say otherwise.</p></footer>\n";
   return fmt::format(
       "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
       "<meta name=\"generator\" content=\"refrain\">\n<title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n{}<main>\n{}</main>\n<script>{}</script>\n</body>\n</html>\n",
@@ -158,6 +162,8 @@ std::string with_unit(int64_t bytes, const ByteUnit& unit) {
   return fmt::format("{}&nbsp;{}", number_of(bytes, unit).html(), unit.name);
 }
 
-std::string tagged(const char* tag, const std::string& text) { return fmt::format("<{0}>{1}</{0}>", tag, escape(text)); }
+std::string tagged(const char* tag, const std::string& text) {
+  return fmt::format("<{0}>{1}</{0}>", tag, escape(text));
+}
 
 }  // namespace refrain::report

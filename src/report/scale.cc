@@ -54,7 +54,9 @@ double Scale::operator()(double value) const {
   return from + part * (to - from);
 }
 
-Axis Axis::from_zero(double high, int about, std::string title) { return linear(0, std::max(high, 0.0), about, std::move(title)); }
+Axis Axis::from_zero(double high, int about, std::string title) {
+  return linear(0, std::max(high, 0.0), about, std::move(title));
+}
 
 Axis Axis::around(double low, double high, int about, std::string title) {
   return linear(low >= 0 && low < 0.4 * high ? 0 : low, high, about, std::move(title));

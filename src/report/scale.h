@@ -24,8 +24,8 @@ struct Axis {
   double low = 0, high = 1;
   std::vector<double> ticks;
   bool is_log = false;
-  std::string title;                          ///< with the unit
-  std::function<std::string(double)> label;   ///< of a tick, plain text
+  std::string title;                         ///< with the unit
+  std::function<std::string(double)> label;  ///< of a tick, plain text
 
   /// From 0 to a round number at or over `high`.
   static Axis from_zero(double high, int about, std::string title);

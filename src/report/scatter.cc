@@ -20,9 +20,7 @@ struct Box {
     const double height = std::min(bottom, other.bottom) - std::max(top, other.top);
     return width > 0 && height > 0 ? width * height : 0;
   }
-  double outside(const Box& frame) const {
-    return (right - left) * (bottom - top) - overlap(frame);
-  }
+  double outside(const Box& frame) const { return (right - left) * (bottom - top) - overlap(frame); }
 };
 
 struct Place {
@@ -74,8 +72,9 @@ class Labels {
   std::vector<Box> taken_;
 };
 
-std::vector<std::pair<double, double>> staircase(const std::vector<ScatterPoint>& points, const std::vector<size_t>& front,
-                                                 const Scale& x, const Scale& y, double right, double top) {
+std::vector<std::pair<double, double>> staircase(const std::vector<ScatterPoint>& points,
+                                                 const std::vector<size_t>& front, const Scale& x, const Scale& y,
+                                                 double right, double top) {
   std::vector<std::pair<double, double>> line;
   // by memory upward, so by time downward: from the far right to the top
   for (const size_t i : front) {
@@ -127,14 +126,23 @@ void draw_scatter(Svg& svg, const std::vector<ScatterPoint>& points, const Axis&
     const double middle = (place.box.top + place.box.bottom) / 2;
     if (place.is_far) {
       const double end = std::clamp(px, place.box.left, place.box.right);
-      svg.line(px, py, end, middle < py - 8 ? place.box.bottom - 2 : middle > py + 8 ? place.box.top + 2 : middle, "leader");
+      svg.line(px, py, end,
+               middle < py - 8   ? place.box.bottom - 2
+               : middle > py + 8 ? place.box.top + 2
+                                 : middle,
+               "leader");
     }
     svg.marker(points[i].is_plain ? 1 : 0, px, py, kRadius, is_front ? "point on" : "point off", points[i].tooltip);
     const bool is_left = place.box.right <= px;
     const bool is_right = place.box.left >= px;
-    svg.text(is_left ? place.box.right : is_right ? place.box.left : (place.box.left + place.box.right) / 2, middle + 4,
-             is_left ? Anchor::kEnd : is_right ? Anchor::kStart : Anchor::kMiddle, is_front ? "label halo strong" : "label halo",
-             escape(name));
+    svg.text(is_left    ? place.box.right
+             : is_right ? place.box.left
+                        : (place.box.left + place.box.right) / 2,
+             middle + 4,
+             is_left    ? Anchor::kEnd
+             : is_right ? Anchor::kStart
+                        : Anchor::kMiddle,
+             is_front ? "label halo strong" : "label halo", escape(name));
   }
 }
 

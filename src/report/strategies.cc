@@ -18,7 +18,8 @@ std::string peak_bar(const Strategy& strategy, int64_t largest) {
   return fmt::format(
       "<svg class=\"inline\" viewBox=\"0 0 100 8\" preserveAspectRatio=\"none\" aria-hidden=\"true\">"
       "<rect class=\"track\" width=\"{}\" height=\"8\"/><rect class=\"fill\" width=\"{}\" height=\"8\"/></svg>",
-      coordinate(scale * static_cast<double>(strategy.peak_bytes)), coordinate(scale * static_cast<double>(strategy.after_forward_bytes)));
+      coordinate(scale * static_cast<double>(strategy.peak_bytes)),
+      coordinate(scale * static_cast<double>(strategy.after_forward_bytes)));
 }
 
 }  // namespace
@@ -41,7 +42,8 @@ std::vector<Strategy> read_strategies(const Field& list) {
 
 int64_t largest_bytes(const std::vector<Strategy>& strategies) {
   int64_t largest = 0;
-  for (const auto& strategy : strategies) largest = std::max({largest, strategy.peak_bytes, strategy.after_forward_bytes});
+  for (const auto& strategy : strategies)
+    largest = std::max({largest, strategy.peak_bytes, strategy.after_forward_bytes});
   return largest;
 }
 
@@ -55,18 +57,22 @@ size_t lowest_peak(const std::vector<Strategy>& strategies) {
 std::string strategy_table(const std::string& caption, const std::vector<Strategy>& strategies) {
   const int64_t largest = largest_bytes(strategies);
   const ByteUnit unit = unit_for(largest);
-  HtmlTable table(caption, {"strategy", "", fmt::format("after forward, {}", unit.name), fmt::format("peak, {}", unit.name), "peak saved",
-                            "step, ms (median)", "fastest, ms", "added, ms", "added", "replayed operators", "bit-equal"});
+  HtmlTable table(caption, {"strategy", "", fmt::format("after forward, {}", unit.name),
+                            fmt::format("peak, {}", unit.name), "peak saved", "step, ms (median)", "fastest, ms",
+                            "added, ms", "added", "replayed operators", "bit-equal"});
   for (const auto& strategy : strategies) {
     const auto& plain = strategies.front();
     const bool is_plain = &strategy == &plain;
-    table.add({escape(strategy.name), peak_bar(strategy, largest), bytes_cell(strategy.after_forward_bytes, unit),
-               bytes_cell(strategy.peak_bytes, unit),
-               is_plain ? "–" : saving(static_cast<double>(strategy.peak_bytes), static_cast<double>(plain.peak_bytes)).html(),
-               median_and_spread(strategy.step_ms, strategy.spread_ms), milliseconds(strategy.least_step_ms).html(),
-               is_plain ? "–" : milliseconds(strategy.added_ms).html(), is_plain ? "–" : percent(strategy.added_ms, plain.step_ms).html(),
-               count(strategy.replayed_ops).html(), strategy.is_bit_equal ? "yes" : "<strong>NO</strong>"},
-              is_plain ? "plain" : "");
+    table.add(
+        {escape(strategy.name), peak_bar(strategy, largest), bytes_cell(strategy.after_forward_bytes, unit),
+         bytes_cell(strategy.peak_bytes, unit),
+         is_plain ? "–"
+                  : saving(static_cast<double>(strategy.peak_bytes), static_cast<double>(plain.peak_bytes)).html(),
+         median_and_spread(strategy.step_ms, strategy.spread_ms), milliseconds(strategy.least_step_ms).html(),
+         is_plain ? "–" : milliseconds(strategy.added_ms).html(),
+         is_plain ? "–" : percent(strategy.added_ms, plain.step_ms).html(), count(strategy.replayed_ops).html(),
+         strategy.is_bit_equal ? "yes" : "<strong>NO</strong>"},
+        is_plain ? "plain" : "");
   }
   return table.str();
 }

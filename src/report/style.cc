@@ -173,12 +173,14 @@ for(const data of document.querySelectorAll("script[data-levels]")){
 }  // namespace
 
 std::string style_sheet() {
-  std::string css = ":root{color-scheme:light dark;" + std::string(kLight) + kind_colours(false) + "}\n@media screen and (prefers-color-scheme:dark){:root{" +
-                    std::string(kDark) + kind_colours(true) + "}}";
+  std::string css = ":root{color-scheme:light dark;" + std::string(kLight) + kind_colours(false) +
+                    "}\n@media screen and (prefers-color-scheme:dark){:root{" + std::string(kDark) +
+                    kind_colours(true) + "}}";
   css += kRules;
   for (const Kind& kind : kinds()) css += ".k-" + std::string(kind.id) + "{fill:var(--k-" + kind.id + ")}";
   for (const char* s : {"0", "1", "2", "3", "4", "5"}) {
-    css += "\n.line.s" + std::string(s) + ",.dots.s" + s + "{stroke:var(--s" + s + ")}.dot.s" + s + ",.label.s" + s + "{fill:var(--s" + s + ")}";
+    css += "\n.line.s" + std::string(s) + ",.dots.s" + s + "{stroke:var(--s" + s + ")}.dot.s" + s + ",.label.s" + s +
+           "{fill:var(--s" + s + ")}";
   }
   css += "\n.dot.dots{fill:var(--paper);stroke-width:1.4}.line.dots{stroke:none}";
   return css + "\n";

@@ -28,7 +28,18 @@ std::string corners(size_t shape, double x, double y, double radius) {
       {{0, -1.3}, {1.3, 0}, {0, 1.3}, {-1.3, 0}},
       {{0, -1.3}, {1.2, 0.8}, {-1.2, 0.8}},
       {{0, 1.3}, {1.2, -0.8}, {-1.2, -0.8}},
-      {{-1.2, -0.4}, {-0.4, -0.4}, {-0.4, -1.2}, {0.4, -1.2}, {0.4, -0.4}, {1.2, -0.4}, {1.2, 0.4}, {0.4, 0.4}, {0.4, 1.2}, {-0.4, 1.2}, {-0.4, 0.4}, {-1.2, 0.4}},
+      {{-1.2, -0.4},
+       {-0.4, -0.4},
+       {-0.4, -1.2},
+       {0.4, -1.2},
+       {0.4, -0.4},
+       {1.2, -0.4},
+       {1.2, 0.4},
+       {0.4, 0.4},
+       {0.4, 1.2},
+       {-0.4, 1.2},
+       {-0.4, 0.4},
+       {-1.2, 0.4}},
   }};
   std::vector<std::pair<double, double>> points;
   for (const auto& [dx, dy] : shapes[shape - 1]) points.emplace_back(x + dx * radius, y + dy * radius);
@@ -54,15 +65,16 @@ std::string polyline(const std::vector<std::pair<double, double>>& points) {
 }
 
 void Svg::line(double x1, double y1, double x2, double y2, std::string_view css) {
-  fmt::format_to(std::back_inserter(body_), "<line x1=\"{}\" y1=\"{}\" x2=\"{}\" y2=\"{}\" class=\"{}\"/>\n", coordinate(x1),
-                 coordinate(y1), coordinate(x2), coordinate(y2), css);
+  fmt::format_to(std::back_inserter(body_), "<line x1=\"{}\" y1=\"{}\" x2=\"{}\" y2=\"{}\" class=\"{}\"/>\n",
+                 coordinate(x1), coordinate(y1), coordinate(x2), coordinate(y2), css);
 }
 
 void Svg::rect(double x, double y, double width, double height, std::string_view css, std::string_view title) {
-  body_ += with_title("rect",
-                      fmt::format("x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" class=\"{}\"", coordinate(x), coordinate(y),
-                                  coordinate(std::max(width, 0.0)), coordinate(std::max(height, 0.0)), css),
-                      title);
+  body_ +=
+      with_title("rect",
+                 fmt::format("x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" class=\"{}\"", coordinate(x), coordinate(y),
+                             coordinate(std::max(width, 0.0)), coordinate(std::max(height, 0.0)), css),
+                 title);
 }
 
 void Svg::path(std::string_view d, std::string_view css) {
@@ -71,18 +83,20 @@ void Svg::path(std::string_view d, std::string_view css) {
 }
 
 void Svg::text(double x, double y, Anchor anchor, std::string_view css, std::string_view markup) {
-  fmt::format_to(std::back_inserter(body_), "<text x=\"{}\" y=\"{}\" text-anchor=\"{}\" class=\"{}\">{}</text>\n", coordinate(x),
-                 coordinate(y), kAnchors[static_cast<size_t>(anchor)], css, markup);
+  fmt::format_to(std::back_inserter(body_), "<text x=\"{}\" y=\"{}\" text-anchor=\"{}\" class=\"{}\">{}</text>\n",
+                 coordinate(x), coordinate(y), kAnchors[static_cast<size_t>(anchor)], css, markup);
 }
 
 void Svg::marker(size_t shape, double x, double y, double radius, std::string_view css, std::string_view title) {
   constexpr size_t kShapes = 6;
   if (shape % kShapes == 0) {
-    body_ += with_title("circle",
-                        fmt::format("cx=\"{}\" cy=\"{}\" r=\"{}\" class=\"{}\"", coordinate(x), coordinate(y), coordinate(radius), css),
-                        title);
+    body_ += with_title(
+        "circle",
+        fmt::format("cx=\"{}\" cy=\"{}\" r=\"{}\" class=\"{}\"", coordinate(x), coordinate(y), coordinate(radius), css),
+        title);
   } else {
-    body_ += with_title("path", fmt::format("d=\"{}\" class=\"{}\"", corners(shape % kShapes, x, y, radius), css), title);
+    body_ +=
+        with_title("path", fmt::format("d=\"{}\" class=\"{}\"", corners(shape % kShapes, x, y, radius), css), title);
   }
 }
 

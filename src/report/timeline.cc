@@ -46,7 +46,12 @@ Peak read_peak(const Field& field) {
 std::vector<TopValue> read_top(const Field& list) {
   std::vector<TopValue> top;
   for (const Field& item : list.items()) {
-    TopValue value{.bytes = item["bytes"].bytes(), .kind = read_kind(item["kind"], item["kind"].text()), .op = {}, .module = {}, .phase = {}, .sizes = {}};
+    TopValue value{.bytes = item["bytes"].bytes(),
+                   .kind = read_kind(item["kind"], item["kind"].text()),
+                   .op = {},
+                   .module = {},
+                   .phase = {},
+                   .sizes = {}};
     if (const auto op = item.find("op")) value.op = op->text();
     if (const auto module = item.find("module")) value.module = module->text();
     if (const auto phase = item.find("phase")) value.phase = phase->text();
@@ -70,10 +75,12 @@ std::string finding(const AreaChart& chart) {
     phase = candidate.name;
     shortest = candidate.end_us - candidate.begin_us;
   }
-  std::string text = fmt::format("Memory peaks at {}, {}&nbsp;ms into the step{}", with_unit(chart.peak.bytes, chart.unit), microseconds_as_ms(chart.peak.t_us).html(),
-                                 phase.empty() ? "" : ", in " + phase);
+  std::string text =
+      fmt::format("Memory peaks at {}, {}&nbsp;ms into the step{}", with_unit(chart.peak.bytes, chart.unit),
+                  microseconds_as_ms(chart.peak.t_us).html(), phase.empty() ? "" : ", in " + phase);
   if (by_kind[largest] > 0) {
-    text += fmt::format(". Most of it, {}, is <b>{}</b>", with_unit(by_kind[largest], chart.unit), kinds()[largest].name);
+    text +=
+        fmt::format(". Most of it, {}, is <b>{}</b>", with_unit(by_kind[largest], chart.unit), kinds()[largest].name);
     if (2 * static_cast<double>(by_kind[largest]) < static_cast<double>(chart.peak.bytes)) {
       text = text.replace(text.find(". Most of it"), 12, ". The largest part");
     }
@@ -86,26 +93,31 @@ std::string peak_table(const AreaChart& chart) {
   for (size_t kind = kinds().size(); kind-- > 0;) {
     const int64_t bytes = chart.peak.by_kind[kind];
     if (bytes == 0) continue;
-    table.add({kind_label(kind), bytes_cell(bytes, chart.unit), percent(static_cast<double>(bytes), static_cast<double>(chart.peak.bytes)).html()});
+    table.add({kind_label(kind), bytes_cell(bytes, chart.unit),
+               percent(static_cast<double>(bytes), static_cast<double>(chart.peak.bytes)).html()});
   }
   table.add({"all", bytes_cell(chart.peak.bytes, chart.unit), ""}, "sum");
   return table.str();
 }
 
 std::string top_table(const std::vector<TopValue>& top, const ByteUnit& unit) {
-  HtmlTable table("The largest values alive at the peak", {"module", "made by", "kind", "in phase", "sizes", unit.name});
+  HtmlTable table("The largest values alive at the peak",
+                  {"module", "made by", "kind", "in phase", "sizes", unit.name});
   table.text_columns({1, 2, 3, 4});
   for (const auto& value : top) {
     std::string sizes;
     for (const int64_t size : value.sizes) sizes += (sizes.empty() ? "" : "×") + identifier(size).html();
-    table.add({value.module.empty() ? "–" : tagged("code", value.module), value.op.empty() ? "–" : tagged("code", value.op), kind_label(value.kind),
-               value.phase.empty() ? "–" : escape(value.phase), sizes.empty() ? "–" : "<span class=\"sizes\">" + sizes + "</span>", bytes_cell(value.bytes, unit)});
+    table.add({value.module.empty() ? "–" : tagged("code", value.module),
+               value.op.empty() ? "–" : tagged("code", value.op), kind_label(value.kind),
+               value.phase.empty() ? "–" : escape(value.phase),
+               sizes.empty() ? "–" : "<span class=\"sizes\">" + sizes + "</span>", bytes_cell(value.bytes, unit)});
   }
   return table.str();
 }
 
 std::string phase_table(const AreaChart& chart) {
-  HtmlTable table("Phases of the step", {"phase", "begins, ms", "ends, ms", fmt::format("highest level, {}", chart.unit.name)});
+  HtmlTable table("Phases of the step",
+                  {"phase", "begins, ms", "ends, ms", fmt::format("highest level, {}", chart.unit.name)});
   for (const auto& phase : chart.phases) {
     table.add({escape(phase.name), microseconds_as_ms(phase.begin_us).html(), microseconds_as_ms(phase.end_us).html(),
                bytes_cell(highest_within(chart.levels, phase.begin_us, phase.end_us), chart.unit)});
@@ -132,7 +144,15 @@ std::string levels_data(const AreaChart& chart) {
     if (is_there) list.push_back({kinds()[kind].name, bytes});
   }
   const auto [begin, end] = time_range(chart);
-  return nlohmann::json{{"t", t}, {"total", total}, {"kinds", list}, {"begin", begin}, {"end", end}, {"unit", chart.unit.name}, {"bytes", chart.unit.bytes}, {"decimals", chart.unit.decimals}}.dump();
+  return nlohmann::json{{"t", t},
+                        {"total", total},
+                        {"kinds", list},
+                        {"begin", begin},
+                        {"end", end},
+                        {"unit", chart.unit.name},
+                        {"bytes", chart.unit.bytes},
+                        {"decimals", chart.unit.decimals}}
+      .dump();
 }
 
 }  // namespace
@@ -147,16 +167,21 @@ std::string timeline_section(const Field& document, const Place& place) {
   const auto top = read_top(document["peak"]["top"]);
   const std::string strategy = document["strategy"].text();
   std::string out = finding(chart);
-  const std::string description =
-      fmt::format("Areas stacked by kind of memory over the time of a step with strategy {}. The peak is {} bytes. The tables after the chart have its numbers.",
-                  strategy, grouped(chart.peak.bytes));
-  out += figure(place.id + "-levels", "Memory alive through a step, strategy " + strategy, description, [&](Svg& svg) { draw_area_chart(svg, chart); });
-  const bool is_recomputing = std::any_of(chart.phases.begin(), chart.phases.end(), [](const Phase& phase) { return phase.name == "recompute"; });
-  out += fmt::format("<script type=\"application/json\" data-levels=\"{}-levels\">{}</script>\n", place.id, levels_data(chart));
+  const std::string description = fmt::format(
+      "Areas stacked by kind of memory over the time of a step with strategy {}. The peak is {} bytes. The tables after the chart have its numbers.",
+      strategy, grouped(chart.peak.bytes));
+  out += figure(place.id + "-levels", "Memory alive through a step, strategy " + strategy, description,
+                [&](Svg& svg) { draw_area_chart(svg, chart); });
+  const bool is_recomputing = std::any_of(chart.phases.begin(), chart.phases.end(),
+                                          [](const Phase& phase) { return phase.name == "recompute"; });
+  out += fmt::format("<script type=\"application/json\" data-levels=\"{}-levels\">{}</script>\n", place.id,
+                     levels_data(chart));
   const auto overhead = document.find("measured_overhead");
-  out += fmt::format("<p class=\"note\">{}Dashed: what is alive before the step, {}. The step made {} allocations{}.</p>\n",
-                     is_recomputing ? "Second row of marks: recomputation, within backward. " : "", with_unit(chart.base_bytes, chart.unit), count(document["allocations"].count()).html(),
-                     overhead ? "; recording them added " + percent_of_one(overhead->number()).html() + " to its time" : "");
+  out += fmt::format(
+      "<p class=\"note\">{}Dashed: what is alive before the step, {}. The step made {} allocations{}.</p>\n",
+      is_recomputing ? "Second row of marks: recomputation, within backward. " : "",
+      with_unit(chart.base_bytes, chart.unit), count(document["allocations"].count()).html(),
+      overhead ? "; recording them added " + percent_of_one(overhead->number()).html() + " to its time" : "");
   out += "<div class=\"pair\">" + peak_table(chart) + top_table(top, chart.unit) + "</div>\n";
   return out + details("Phases in numbers", phase_table(chart));
 }

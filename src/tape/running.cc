@@ -1,9 +1,13 @@
 #include "tape/running.h"
 
 #include <ATen/record_function.h>
+#include <c10/core/GradMode.h>
 #include <c10/util/flat_hash_map.h>
+#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/graph_task.h>
 
+#include <algorithm>
+#include <array>
 #include <deque>
 #include <mutex>
 #include <string>
@@ -44,41 +48,58 @@ class Names {
   std::unordered_map<std::string_view, uint32_t> numbers_;
 };
 
-/// The module in which something with a number was made.
+/// The module in which things were made that are numbered as they are made: from one number on, until another module's.
 class Modules {
  public:
-  void put(uint64_t key, uint32_t module) {
-    std::lock_guard lock(mutex_);
-    modules_[key] = module;
+  void from(uint64_t number, uint32_t module) {
+    if (begins_.empty() ? module != 0 : begins_.back().second != module) begins_.emplace_back(number, module);
   }
-  uint32_t find(uint64_t key) {
-    std::lock_guard lock(mutex_);
-    const auto found = modules_.find(key);
-    return found == modules_.end() ? 0 : found->second;
-  }
-  void clear() {
-    std::lock_guard lock(mutex_);
-    modules_.clear();
+  uint32_t of(uint64_t number) const {
+    const auto after = std::upper_bound(begins_.begin(), begins_.end(), number,
+                                        [](uint64_t n, const auto& begin) { return n < begin.first; });
+    return after == begins_.begin() ? 0 : std::prev(after)->second;
   }
 
  private:
-  std::mutex mutex_;
-  ska::flat_hash_map<uint64_t, uint32_t> modules_;
+  std::vector<std::pair<uint64_t, uint32_t>> begins_;
 };
 
-// By autograd's sequence number, which each thread counts for itself, and by the tape's.
-Modules& node_modules() {
-  static auto* modules = new Modules;
-  return *modules;
-}
-Modules& recorded_modules() {
-  static auto* modules = new Modules;
-  return *modules;
-}
+/// Modules of autograd's nodes and of recorded operators. Nodes are numbered by each thread for itself.
+struct Made {
+  static Made& get() {
+    static auto* made = new Made;
+    return *made;
+  }
+  std::mutex mutex;  // guards what follows
+  std::unordered_map<uint64_t, Modules> nodes;
+  ska::flat_hash_map<uint64_t, uint32_t> recorded;
+};
 
-uint64_t node_key(uint64_t thread, int64_t sequence) { return thread << 40 ^ static_cast<uint64_t>(sequence); }
+std::atomic<uint64_t> watches{0};
+
+/// Numbers of names by their address, which is nearly always that of the same name as last time.
+class NameCache {
+ public:
+  uint32_t number(const char* name) {
+    auto& entry = entries_[reinterpret_cast<uintptr_t>(name) / 16 % entries_.size()];
+    if (entry.name != name || entry.text != name) {
+      const auto number = intern(name);
+      entry = {name, number, interned(number)};
+    }
+    return entry.number;
+  }
+
+ private:
+  struct Entry {
+    const char* name = nullptr;
+    uint32_t number = 0;
+    std::string_view text;
+  };
+  std::array<Entry, 256> entries_{};
+};
 
 struct ThreadRunning {
+  NameCache names;
   uint32_t op = 0;
   uint64_t call = 0;
   uint64_t calls = 0;
@@ -87,12 +108,14 @@ struct ThreadRunning {
   uint32_t replayed_module = 0;
   std::string path;  ///< of `path_number`
   uint32_t path_number = 0;
-  std::vector<uint32_t> nodes;  ///< module of each running node of the graph, the innermost last
+  uint64_t noted_watch = 0;   ///< `watches` when nodes were noted last, and their module
+  uint32_t noted_module = 0;
+  bool muted = false;  ///< LibTorch announces no operators inside of this one
 
   uint32_t module() {
     if (replays) return replayed_module;
     const auto now = module_scope();
-    if (now.empty()) return nodes.empty() ? 0 : nodes.back();
+    if (now.empty()) return module_of_node();
     if (now != path) {
       path = now;
       path_number = intern(now);
@@ -100,15 +123,37 @@ struct ThreadRunning {
     return path_number;
   }
 
-  void enter(std::string_view name) {
+  void enter(const char* name) {
     if (depth++ > 0) return;
-    op = intern(name);
+    op = names.number(name);
     call = ++calls;
   }
   void leave() {
     if (--depth > 0) return;
     op = 0;
     call = 0;
+  }
+
+  /// Of the node of the graph that runs.
+  static uint32_t module_of_node() {
+    if (torch::autograd::get_current_graph_task_id() < 0) return 0;
+    const auto node = torch::autograd::get_current_node();
+    if (!node) return 0;
+    auto& made = Made::get();
+    std::lock_guard lock(made.mutex);
+    const auto found = made.nodes.find(node->thread_id());
+    return found == made.nodes.end() ? 0 : found->second.of(node->sequence_nr());
+  }
+
+  void note_nodes(uint64_t thread, int64_t sequence) {
+    const auto now = module();
+    const auto watch = watches.load(std::memory_order_relaxed);
+    if (now == noted_module && watch == noted_watch) return;
+    noted_module = now;
+    noted_watch = watch;
+    auto& made = Made::get();
+    std::lock_guard lock(made.mutex);
+    made.nodes[thread].from(static_cast<uint64_t>(sequence), now);
   }
 };
 
@@ -137,27 +182,28 @@ bool is_operator(const at::RecordFunction& fn) {
 }
 
 std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& fn) {
-  auto& thread = thread_running();
-  if (fn.scope() == at::RecordScope::BACKWARD_FUNCTION) {
-    thread.nodes.push_back(node_modules().find(node_key(fn.forwardThreadId(), fn.seqNr())));
-    return nullptr;
-  }
   if (!is_operator(fn)) return nullptr;
+  auto& thread = thread_running();
   thread.enter(fn.name());
-  if (fn.seqNr() >= 0) node_modules().put(node_key(fn.threadId(), fn.seqNr()), thread.module());
-  auto* watch = current_watch.load();
-  if (watch && thread.depth == 1) watch->started();
+  if (fn.seqNr() >= 0) thread.note_nodes(fn.threadId(), fn.seqNr());
+  if (thread.depth > 1) return nullptr;
+  // inside an operator without gradients nothing is asked for but its memory
+  if (!c10::GradMode::is_enabled()) {
+    thread.muted = true;
+    at::enableRecordFunction(false);
+  }
+  if (auto* watch = current_watch.load()) watch->started();
   return nullptr;
 }
 
 void on_end(const at::RecordFunction& fn, at::ObserverContext*) {
-  auto& thread = thread_running();
-  if (fn.scope() == at::RecordScope::BACKWARD_FUNCTION) {
-    if (!thread.nodes.empty()) thread.nodes.pop_back();
-    return;
-  }
   if (!is_operator(fn)) return;
+  auto& thread = thread_running();
   thread.leave();
+  if (thread.depth == 0 && thread.muted) {
+    thread.muted = false;
+    at::enableRecordFunction(true);
+  }
   if (auto* watch = current_watch.load())
     for (const auto& result : fn.outputs()) tell(*watch, result);
 }
@@ -189,26 +235,42 @@ void set_running_watch(RunningWatch* watch) {
   static at::CallbackHandle handle = 0;
   std::lock_guard lock(mutex);
   if (handle != 0) at::removeCallback(std::exchange(handle, 0));
-  node_modules().clear();
-  recorded_modules().clear();
+  {
+    auto& made = Made::get();
+    std::lock_guard made_lock(made.mutex);
+    made.nodes.clear();
+    made.recorded.clear();
+  }
+  watches.fetch_add(1);
   current_watch.store(watch);
   running_is_watched.store(watch != nullptr);
   if (!watch) return;
   handle = at::addGlobalCallback(at::RecordFunctionCallback(&on_start, &on_end)
                                      .needsOutputs(true)
-                                     .scopes({at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION}));
+                                     .scopes({at::RecordScope::FUNCTION}));
 }
 
 void note_recorded(uint64_t seq) {
-  if (running_is_watched.load(std::memory_order_relaxed)) recorded_modules().put(seq, thread_running().module());
+  if (!running_is_watched.load(std::memory_order_relaxed)) return;
+  const auto module = thread_running().module();
+  auto& made = Made::get();
+  std::lock_guard lock(made.mutex);
+  made.recorded[seq] = module;
 }
 
 void ReplayedOp::enter(const Op& op) {
   auto& thread = thread_running();
   entered_ = true;
-  module_before_ = std::exchange(thread.replayed_module, recorded_modules().find(op.seq));
+  uint32_t module = 0;
+  {
+    auto& made = Made::get();
+    std::lock_guard lock(made.mutex);
+    const auto found = made.recorded.find(op.seq);
+    if (found != made.recorded.end()) module = found->second;
+  }
+  module_before_ = std::exchange(thread.replayed_module, module);
   replays_before_ = std::exchange(thread.replays, true);
-  thread.enter(op.traits->qualified_name);
+  thread.enter(op.traits->qualified_name.c_str());
   auto* watch = current_watch.load();
   if (watch && thread.depth == 1) watch->started();
 }

@@ -52,7 +52,7 @@ class CliTest(unittest.TestCase):
 
 class HelpTest(CliTest):
     def test_help_everywhere_with_exit_codes(self):
-        for command in ([], ["env"], ["verify"], ["bench"], ["explain"], ["train"], ["compare"]):
+        for command in ([], ["env"], ["verify"], ["bench"], ["explain"], ["train"], ["compare"], ["report"]):
             self.assertIn("Exit codes:", self.succeed(*command, "--help"))
 
     def test_version(self):
@@ -145,6 +145,23 @@ class BadInputTest(CliTest):
         for limit in ("much", "-5", "1e99GiB", "MiB"):
             self.refuse(*train, limit, says=limit)
         self.refuse(*train, "1KiB", says=("--memory-limit 1.0 KiB", "weights, gradients and optimizer"))
+
+    def test_documents_to_draw(self):
+        page = self.file("page.html", "as it was")
+        sample = Path(__file__).parent.parent / "report/samples/sample_bench.json"
+        self.refuse("report", says="FILES")
+        self.refuse("report", sample, says="--html is required")
+        self.refuse("report", sample, "--html", self.dir, says="--html")
+        self.refuse("report", sample, "--html", "/no/such/folder/x", says="create it")
+        self.refuse("report", self.dir / "none.json", "--html", page, says="no such file")
+        self.refuse("report", self.file("not.json", "{"), "--html", page, says=("not.json", "found no JSON from byte"))
+        self.refuse("report", sample, self.file("list.json", "[]"), "--html", page, says="list.json': the whole: found a list")
+        self.refuse("report", self.file("kind.json", '{"kind": "train"}'), "--html", page,
+                    says=('`kind`: found "train"', "expected one of advice, bench"))
+        broken = sample.read_text().replace('"peak_bytes":', '"peak":', 1)
+        self.refuse("report", self.file("broken.json", broken), "--html", page,
+                    says=("broken.json'", "`strategies[0].peak_bytes`: found nothing"))
+        self.assertEqual(page.read_text(), "as it was")
 
     def test_outputs_that_cannot_be_written(self):
         for option in ("--json", "--save"):
@@ -279,16 +296,18 @@ class VerifyAndBenchTest(CliTest):
         self.assertGreater(results[1]["replayed_ops"], 0)
 
     def test_bench_json(self):
-        path = self.dir / "bench.json"
-        out = self.succeed("bench", *SMALL_GPT, "--strategies", "checkpoint", "--iters", 3, "--json", path)
+        path, page = self.dir / "bench.json", self.dir / "bench.html"
+        out = self.succeed("bench", *SMALL_GPT, "--strategies", "checkpoint", "--iters", 3, "--json", path, "--html", page)
         self.assertIn("after forward", out)
         report = json.loads(path.read_text())
-        self.assertEqual(report["model"], "gptsmall")
+        self.assertEqual((report["kind"], report["version"], report["model"]), ("bench", 1, "gptsmall"))
         self.assertEqual(report["config"]["seq"], 32)
         self.assertIn("libtorch", report["machine"])
         plain, other = report["strategies"]
+        self.assertEqual(page.read_text(), self.succeed("report", path, "--html", "-"))
+        self.assertIn(f'<data value="{other["peak_bytes"]}"', page.read_text())
         self.assertEqual(plain["name"], "none")
-        fields = {"name", "after_forward_bytes", "peak_bytes", "step_ms_median", "step_ms_min", "added_ms_median",
+        fields = {"name", "after_forward_bytes", "peak_bytes", "step_ms_median", "step_ms_min", "step_ms_spread", "added_ms_median",
                   "replayed_ops", "replayed_kernel_ms", "bit_equal"}
         for strategy in (plain, other):
             self.assertEqual(set(strategy), fields)

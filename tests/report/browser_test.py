@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Opens pages in headless Chromium: nothing may stick out at any width, in either theme; every text is legible on its ground.
 
 Exits with 77, which ctest counts as skipped, where there is no Chromium. REPORT_RENDER draws the pages. With

@@ -108,7 +108,8 @@ TEST(ParetoFront, IsWhatNothingBeats) {
       if (!is_beaten) expected.push_back(i);
     }
     auto front = pareto_front(costs);
-    EXPECT_TRUE(std::is_sorted(front.begin(), front.end(), [&](size_t a, size_t b) { return costs[a].memory < costs[b].memory; }));
+    EXPECT_TRUE(std::is_sorted(front.begin(), front.end(),
+                               [&](size_t a, size_t b) { return costs[a].memory < costs[b].memory; }));
     std::sort(front.begin(), front.end());
     EXPECT_EQ(front, expected);
   }
@@ -148,7 +149,9 @@ TEST(Numbers, OfNothingAreADash) {
 TEST(Escape, LeavesNothingThatCouldBeMarkup) {
   EXPECT_EQ(escape("<script>\"&'</script>"), "&lt;script&gt;&quot;&amp;&#39;&lt;/script&gt;");
   EXPECT_EQ(escape("naïve √ 層"), "naïve √ 層");
-  EXPECT_EQ(escape(std::string_view("a\0b\x7F\x1B", 5)), "a\xEF\xBF\xBD" "b\xEF\xBF\xBD\xEF\xBF\xBD");
+  EXPECT_EQ(escape(std::string_view("a\0b\x7F\x1B", 5)),
+            "a\xEF\xBF\xBD"
+            "b\xEF\xBF\xBD\xEF\xBF\xBD");
   EXPECT_EQ(escape("\xC0\xBC\xFF\xE2\x82"), "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD");
   EXPECT_EQ(escape("\xED\xA0\x80"), "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD");
 }
@@ -185,12 +188,15 @@ TEST(Levels, HoldUntilTheNextPointOtherwise) {
 TEST(ThinOut, KeepsTheHighestAndTheLowestOfAllSpans) {
   std::mt19937 random(17);
   std::vector<Level> levels;
-  for (int i = 0; i < 5000; ++i) levels.push_back({static_cast<double>(i), {}, static_cast<int64_t>(random() % 100000)});
+  for (int i = 0; i < 5000; ++i)
+    levels.push_back({static_cast<double>(i), {}, static_cast<int64_t>(random() % 100000)});
   const auto thin = thin_out(levels, 100);
   EXPECT_LE(thin.size(), 202u);
   const auto less = [](const Level& a, const Level& b) { return a.total < b.total; };
-  EXPECT_EQ(std::max_element(thin.begin(), thin.end(), less)->total, std::max_element(levels.begin(), levels.end(), less)->total);
-  EXPECT_EQ(std::min_element(thin.begin(), thin.end(), less)->total, std::min_element(levels.begin(), levels.end(), less)->total);
+  EXPECT_EQ(std::max_element(thin.begin(), thin.end(), less)->total,
+            std::max_element(levels.begin(), levels.end(), less)->total);
+  EXPECT_EQ(std::min_element(thin.begin(), thin.end(), less)->total,
+            std::min_element(levels.begin(), levels.end(), less)->total);
   EXPECT_TRUE(std::is_sorted(thin.begin(), thin.end(), [](const Level& a, const Level& b) { return a.t_us < b.t_us; }));
   EXPECT_EQ(thin_out({}, 100).size(), 0u);
 }

@@ -26,12 +26,12 @@ std::string read(const std::string& path) {
 
 Json sample(const std::string& name) { return Json::parse(read(kFolder + "/samples/sample_" + name + ".json")); }
 
-const std::vector<std::string> kSamples{"advice", "bench",     "breakdown",     "depths",
+const std::vector<std::string> kSamples{"advice",    "bench",    "breakdown",     "depths",
                                         "max_batch", "segments", "timeline_none", "timeline_per_block"};
 
 Json strategy(const std::string& name, int64_t bytes, double ms) {
-  return {{"name", name},           {"after_forward_bytes", bytes / 2}, {"peak_bytes", bytes}, {"step_ms_median", ms}, {"step_ms_min", ms},
-          {"added_ms_median", 0.0}, {"replayed_ops", 0},                {"bit_equal", true}};
+  return {{"name", name},      {"after_forward_bytes", bytes / 2}, {"peak_bytes", bytes}, {"step_ms_median", ms},
+          {"step_ms_min", ms}, {"added_ms_median", 0.0},           {"replayed_ops", 0},   {"bit_equal", true}};
 }
 
 Json document(const std::string& kind, const Json& members) {
@@ -109,20 +109,33 @@ TEST(Report, DrawsOneToTwelveStrategies) {
   expect_sound({document("bench", {{"strategies", strategies}})});
   for (int i = 0; i < 12; ++i) {
     strategies.push_back(strategy("strategy_with_a_long_name_" + std::to_string(i), 1000 * (i + 1), 5.0 + i % 3));
-    expect_sound({document("bench", {{"strategies", strategies}}),
-                  document("depths", {{"rows", {{{"depth", 3}, {"strategies", strategies}}, {{"depth", 90}, {"strategies", strategies}}}}})});
+    expect_sound(
+        {document("bench", {{"strategies", strategies}}),
+         document(
+             "depths",
+             {{"rows", {{{"depth", 3}, {"strategies", strategies}}, {{"depth", 90}, {"strategies", strategies}}}}})});
   }
 }
 
 TEST(Report, DrawsEmptyLists) {
   const Json none = Json::array();
-  expect_sound({document("bench", {{"strategies", none}}), document("depths", {{"rows", none}}),
-                document("breakdown", {{"rows", none}, {"optimizer", "sgd"}, {"crossover_batch", nullptr}}),
-                document("segments", {{"rows", none}, {"layers", 0}, {"sqrt_segments", 0}}),
-                document("max_batch", {{"rows", none}, {"limit_bytes", 0}}),
-                document("advice", {{"limit_bytes", 0}, {"fits_plainly", true}, {"choice", nullptr}, {"candidates", none}, {"reasons", none}}),
-                document("timeline", {{"strategy", "none"}, {"base_bytes", 0}, {"peak_bytes", 0}, {"phases", none}, {"points", none}, {"kinds", Json::object()},
-                                      {"peak", {{"t_us", 0}, {"bytes", 0}, {"by_kind", Json::object()}, {"top", none}}}, {"allocations", 0}, {"measured_overhead", 0}})});
+  expect_sound(
+      {document("bench", {{"strategies", none}}), document("depths", {{"rows", none}}),
+       document("breakdown", {{"rows", none}, {"optimizer", "sgd"}, {"crossover_batch", nullptr}}),
+       document("segments", {{"rows", none}, {"layers", 0}, {"sqrt_segments", 0}}),
+       document("max_batch", {{"rows", none}, {"limit_bytes", 0}}),
+       document(
+           "advice",
+           {{"limit_bytes", 0}, {"fits_plainly", true}, {"choice", nullptr}, {"candidates", none}, {"reasons", none}}),
+       document("timeline", {{"strategy", "none"},
+                             {"base_bytes", 0},
+                             {"peak_bytes", 0},
+                             {"phases", none},
+                             {"points", none},
+                             {"kinds", Json::object()},
+                             {"peak", {{"t_us", 0}, {"bytes", 0}, {"by_kind", Json::object()}, {"top", none}}},
+                             {"allocations", 0},
+                             {"measured_overhead", 0}})});
 }
 
 TEST(Report, DrawsNothingOnePointAndTheLargestNumbers) {
@@ -130,15 +143,46 @@ TEST(Report, DrawsNothingOnePointAndTheLargestNumbers) {
     for (const double ms : {0.0, 1e-6, 1e12}) {
       SCOPED_TRACE(std::to_string(bytes) + " bytes, " + std::to_string(ms) + " ms");
       const Json one = Json::array({strategy("a", bytes, ms)});
-      const Json parts{{"parameters", bytes}, {"gradients", bytes}, {"optimizer_states", bytes}, {"activations", bytes}, {"temporaries", bytes}};
-      const Json segments{{"segments", 1}, {"after_forward_bytes", bytes}, {"peak_bytes", bytes}, {"step_ms_median", ms}, {"predicted_peak_bytes", bytes}};
+      const Json parts{{"parameters", bytes},
+                       {"gradients", bytes},
+                       {"optimizer_states", bytes},
+                       {"activations", bytes},
+                       {"temporaries", bytes}};
+      const Json segments{{"segments", 1},
+                          {"after_forward_bytes", bytes},
+                          {"peak_bytes", bytes},
+                          {"step_ms_median", ms},
+                          {"predicted_peak_bytes", bytes}};
       const Json points = Json::array({Json::array({0, bytes})});
-      expect_sound({document("bench", {{"strategies", one}}), document("depths", {{"rows", {{{"depth", 0}, {"strategies", one}}}}}),
-                    document("breakdown", {{"rows", {{{"batch", 1}, {"estimated", parts}, {"measured", parts}}}}, {"optimizer", "adam"}, {"crossover_batch", 1e9}}),
-                    document("segments", {{"rows", {segments}}, {"layers", 1}, {"sqrt_segments", 1}, {"plain", segments}, {"per_layer", segments}}),
-                    document("max_batch", {{"rows", {{{"strategy", "none"}, {"max_batch", bytes}, {"peak_bytes", bytes}, {"next_peak_bytes", bytes}, {"factor", 1}, {"trials", Json::array()}}}}, {"limit_bytes", bytes}}),
-                    document("timeline", {{"strategy", "none"}, {"base_bytes", bytes}, {"peak_bytes", bytes}, {"phases", {{{"name", "forward"}, {"begin_us", 0}, {"end_us", 0}}}}, {"points", points}, {"kinds", {{"other", points}}},
-                                          {"peak", {{"t_us", 0}, {"bytes", bytes}, {"by_kind", {{"other", bytes}}}, {"top", Json::array()}}}, {"allocations", 1}, {"measured_overhead", 0}})});
+      expect_sound(
+          {document("bench", {{"strategies", one}}),
+           document("depths", {{"rows", {{{"depth", 0}, {"strategies", one}}}}}),
+           document("breakdown", {{"rows", {{{"batch", 1}, {"estimated", parts}, {"measured", parts}}}},
+                                  {"optimizer", "adam"},
+                                  {"crossover_batch", 1e9}}),
+           document("segments", {{"rows", {segments}},
+                                 {"layers", 1},
+                                 {"sqrt_segments", 1},
+                                 {"plain", segments},
+                                 {"per_layer", segments}}),
+           document("max_batch", {{"rows",
+                                   {{{"strategy", "none"},
+                                     {"max_batch", bytes},
+                                     {"peak_bytes", bytes},
+                                     {"next_peak_bytes", bytes},
+                                     {"factor", 1},
+                                     {"trials", Json::array()}}}},
+                                  {"limit_bytes", bytes}}),
+           document("timeline",
+                    {{"strategy", "none"},
+                     {"base_bytes", bytes},
+                     {"peak_bytes", bytes},
+                     {"phases", {{{"name", "forward"}, {"begin_us", 0}, {"end_us", 0}}}},
+                     {"points", points},
+                     {"kinds", {{"other", points}}},
+                     {"peak", {{"t_us", 0}, {"bytes", bytes}, {"by_kind", {{"other", bytes}}}, {"top", Json::array()}}},
+                     {"allocations", 1},
+                     {"measured_overhead", 0}})});
     }
   }
 }
@@ -196,7 +240,8 @@ TEST(Report, NamesTheMalformedMember) {
       {"timeline_none", "/phases/0/name", "sideways", "expected forward, recompute, backward or optimizer"},
       {"timeline_none", "/phases/0/end_us", -1, "expected a time not before `begin_us`"},
       {"timeline_none", "/peak/top/0/kind", "x", "`peak.top[0].kind`"},
-      {"breakdown", "/rows/2/measured", Json::object(), "`rows[2].measured.parameters`: found nothing, expected this member"},
+      {"breakdown", "/rows/2/measured", Json::object(),
+       "`rows[2].measured.parameters`: found nothing, expected this member"},
       {"max_batch", "/rows/0/trials/0/fits", 1, "`rows[0].trials[0].fits`"},
       {"segments", "/sqrt_segments", "8", "`sqrt_segments`"},
       {"advice", "/reasons/0", 1, "`reasons[0]`"},
@@ -212,7 +257,8 @@ TEST(Report, NamesTheMalformedMember) {
 }
 
 /// Calls `visit` for each object within `value`, with a pointer to it.
-void each_object(const Json& value, const Json::json_pointer& at, const std::function<void(const Json::json_pointer&)>& visit) {
+void each_object(const Json& value, const Json::json_pointer& at,
+                 const std::function<void(const Json::json_pointer&)>& visit) {
   if (value.is_object()) {
     visit(at);
     for (const auto& [name, member] : value.items()) each_object(member, at / name, visit);
