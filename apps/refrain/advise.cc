@@ -26,13 +26,15 @@ Bytes expected_peak(const MaxBatch& found, int64_t batch) {
   return found.next_peak + static_cast<Bytes>(per_example * static_cast<double>(batch - found.next_batch));
 }
 
+/// @param timed_batch  set to the batch of the overheads: that asked for, or the largest that fits plainly.
 std::vector<Candidate> find_candidates(const AdviseArgs& args, models::TrainableModel& model, Trials& trials,
-                                       int64_t batch) {
+                                       int64_t batch, int64_t& timed_batch) {
   auto timed = plan_strategies(model, args.strategies);
   std::vector<MaxBatch> found;
   for (const auto& seen : timed) found.push_back(find_max_batch(trials, seen.strategy));
   check_any_fits(found, trials);
-  model.set_batch(std::clamp(found.front().batch, model.least_batch(), std::max(batch, model.least_batch())));
+  timed_batch = std::clamp(found.front().batch, model.least_batch(), batch);
+  model.set_batch(timed_batch);
   measure(model, model.synthetic_batch(args.model.seed), args.iters, 1, timed);
   model.set_batch(batch);
 
@@ -64,7 +66,9 @@ const Candidate& choose(const std::vector<Candidate>& all) {
 }
 
 std::string show(const Situation& now, const std::vector<Candidate>& all, const Candidate& choice) {
-  Table table({"strategy", fmt::format("peak at batch {}", now.batch), "fits", "overhead", "largest batch", ""});
+  Table table({"strategy", fmt::format("peak at batch {}", now.batch), "fits",
+               now.timed_batch == now.batch ? "overhead" : fmt::format("overhead at batch {}", now.timed_batch),
+               "largest batch", ""});
   for (const auto& c : all) {
     table.add({c.strategy, (c.fits ? "" : "about ") + format_bytes(c.peak), c.fits ? "yes" : "no",
                fmt::format("{:.0f} %", 100 * c.overhead), fmt::format("{}", c.max_batch),
@@ -94,9 +98,10 @@ int run_advise(const AdviseArgs& args) {
   plan_strategies(*model, args.strategies);
   torch::manual_seed(args.model.seed);
   Trials trials(*model, args.optimizer, args.model.seed, limit);
-  const auto all = find_candidates(args, *model, trials, batch);
+  int64_t timed_batch = 0;
+  const auto all = find_candidates(args, *model, trials, batch, timed_batch);
   const auto& choice = choose(all);
-  const Situation now{*model, batch, limit, trials.fixed_bytes(), args.optimizer};
+  const Situation now{*model, batch, timed_batch, limit, trials.fixed_bytes(), args.optimizer};
   const auto reasons = reasons_for(now, all, choice);
   const std::string command = command_for(now, choice), code = code_for(*model, choice.strategy);
 
@@ -118,6 +123,7 @@ int run_advise(const AdviseArgs& args) {
            {"machine", machine_json()},
            {"limit_bytes", limit},
            {"fits_plainly", all.front().fits},
+           {"timed_batch", timed_batch},
            {"choice", chosen},
            {"candidates", candidates},
            {"reasons", reasons}},

@@ -9,6 +9,10 @@ namespace {
 
 std::string percent(double part) { return fmt::format("{:.0f} %", 100 * part); }
 
+std::string added(double overhead) {
+  return overhead < 0.005 ? "no time that could be measured" : percent(overhead);
+}
+
 double share(Bytes part, Bytes whole) { return static_cast<double>(part) / static_cast<double>(std::max<Bytes>(whole, 1)); }
 
 const Candidate& with_largest_batch(const std::vector<Candidate>& all) {
@@ -22,11 +26,10 @@ void explain_plain(const Situation& now, const std::vector<Candidate>& all, std:
                                 format_bytes(plain.peak), format_bytes(now.limit - plain.peak), now.batch));
   const auto& widest = with_largest_batch(all);
   if (widest.max_batch > plain.max_batch) {
-    reasons.push_back(fmt::format("it pays from batch {} on: {} trains up to batch {}, {:.1f} times as many, for {} more time "
-                                  "an example",
+    reasons.push_back(fmt::format("it pays from batch {} on: {} trains up to batch {}, {:.1f} times as many, and adds {}",
                                   plain.max_batch + 1, widest.strategy, widest.max_batch,
                                   static_cast<double>(widest.max_batch) / static_cast<double>(plain.max_batch),
-                                  percent(widest.overhead)));
+                                  added(widest.overhead)));
   } else {
     reasons.push_back(fmt::format("no strategy trains a larger batch than plain training, {}", plain.max_batch));
   }
@@ -40,7 +43,7 @@ void explain_choice(const Situation& now, const std::vector<Candidate>& all, con
   if (choice.fits) {
     const auto others = std::count_if(all.begin(), all.end(), [](const auto& c) { return c.fits; }) - 1;
     reasons.push_back(fmt::format("{} fits: it peaks at {} and adds {} to a step{}", choice.strategy,
-                                  format_bytes(choice.peak), percent(choice.overhead),
+                                  format_bytes(choice.peak), added(choice.overhead),
                                   others > 0 ? fmt::format(", least of the {} that fit", others + 1) : ""));
   } else {
     const int64_t steps = (now.batch + choice.max_batch - 1) / choice.max_batch;

@@ -20,7 +20,7 @@ struct Candidate {
 /// What was asked.
 struct Situation {
   const models::TrainableModel& model;
-  int64_t batch;
+  int64_t batch, timed_batch;  ///< timed_batch: of the overheads
   Bytes limit, fixed;     ///< fixed: parameters, buffers, gradients and optimizer state
   std::string optimizer;
 };

@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <exception>
+#include <functional>
 #include <limits>
 #include <new>
+#include <thread>
 
 #include "apps/refrain/failures.h"
 #include "apps/refrain/steps.h"
@@ -66,6 +69,21 @@ std::unique_ptr<torch::optim::Optimizer> still_optimizer(const std::string& kind
   return optimizer;
 }
 
+/// After an error in backward, LibTorch's engine keeps the rest of the graph, and so its activations, in a queue of the
+/// thread that called it, until that thread ends.
+void on_own_thread(const std::function<void()>& step) {
+  std::exception_ptr error;
+  std::thread thread([&] {
+    try {
+      step();
+    } catch (...) {
+      error = std::current_exception();
+    }
+  });
+  thread.join();
+  if (error) std::rethrow_exception(error);
+}
+
 void make_states(torch::optim::Optimizer& optimizer, torch::nn::Module& module) {
   for (auto& parameter : module.parameters()) {
     if (parameter.requires_grad()) parameter.mutable_grad() = torch::zeros_like(parameter);
@@ -96,7 +114,7 @@ Trial Trials::run_under(Bytes limit, const std::string& strategy, int64_t batch)
   reset_peak_memory();
   try {
     const MemoryLimit guard(limit);
-    train_step(model_, *optimizer_, model_.synthetic_batch(seed_));
+    on_own_thread([&] { train_step(model_, *optimizer_, model_.synthetic_batch(seed_)); });
     trial.fits = true;
   } catch (const c10::Error& error) {
     if (!is_allocation_failure(error)) throw;

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -138,7 +139,8 @@ class MemoryTimeline {
   bool is_recording_ = false;
 };
 
-/// While it lives, code on this thread outside of backward and recomputation is in `phase`. Nests. Cost: a few ns.
+/// While it lives, code on this thread outside of backward and recomputation is in `phase`. Nests. In `kOptimizer` operators
+/// are not named: those of an optimizer are many and small, and naming them would be most of a timeline's cost.
 class PhaseScope {
  public:
   explicit PhaseScope(MemoryPhase phase);
@@ -148,6 +150,8 @@ class PhaseScope {
 
  private:
   std::optional<MemoryPhase> before_;
+  struct Quiet;
+  std::unique_ptr<Quiet> quiet_;
 };
 
 }  // namespace refrain

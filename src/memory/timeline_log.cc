@@ -50,8 +50,6 @@ MemoryPhase phase_of(const tape::Running& running, const ThreadLog& thread) {
   return MemoryPhase::kForward;
 }
 
-bool is_backward(MemoryPhase phase) { return phase == MemoryPhase::kBackward || phase == MemoryPhase::kRecompute; }
-
 }  // namespace
 
 std::optional<MemoryPhase>& forced_phase() {
@@ -128,15 +126,12 @@ void TimelineLog::phase_forced() {
   if (tape::running_is_watched.load()) enter(phase_of(tape::running(), ThreadLog::get()));
 }
 
-// Gradients are looked for as soon as a backward has ended: the next thing to happen may be that they are dropped.
 void TimelineLog::enter(MemoryPhase phase) {
   auto& thread = ThreadLog::get();
   if (thread.phase == phase) return;
-  const bool ends_backward = thread.phase && is_backward(*thread.phase) && !is_backward(phase);
   thread.phase = phase;
   thread.after_backward = phase != MemoryPhase::kForward;
   push({.what = TimelineEvent::What::kPhase, .phase = phase});
-  if (ends_backward) know_gradients();
 }
 
 void TimelineLog::allocated(const void* data, Bytes bytes, Bytes level) noexcept {
@@ -170,6 +165,9 @@ void TimelineLog::started() noexcept {
   const auto phase = phase_of(tape::running(), ThreadLog::get());
   if (phase != MemoryPhase::kForward) enter(phase);
 }
+
+// At once: the next thing to happen may be that they are dropped.
+void TimelineLog::backward_ended() noexcept { know_gradients(); }
 
 void TimelineLog::made(const void* storage, c10::IntArrayRef sizes) noexcept {
   auto& shapeless = ThreadLog::get().shapeless;

@@ -72,6 +72,7 @@ class TimelineLog final : public TrackingAllocator::Observer, public tape::Runni
   void allocated(const void* data, Bytes bytes, Bytes level) noexcept override;
   void released(const void* data, Bytes bytes, Bytes level) noexcept override;
   void started() noexcept override;
+  void backward_ended() noexcept override;
   void made(const void* storage, c10::IntArrayRef sizes) noexcept override;
 
  private:

@@ -37,7 +37,7 @@ std::string finding(bool fits_plainly, const std::optional<Candidate>& choice, i
   if (!choice) return text + ", and no strategy that was tried makes it fit.";
   text += fmt::format(". Use {}: it peaks at {}", tagged("b", choice->strategy), with_unit(choice->peak_bytes, unit));
   if (choice->overhead && *choice->overhead != 0)
-    text += fmt::format(" and adds {} to the step", percent_of_one(*choice->overhead).html());
+    text += " and " + adds_to_the_step(*choice->overhead, percent_of_one(*choice->overhead));
   if (choice->max_batch) text += fmt::format("; batches of up to {} fit", count(*choice->max_batch).html());
   return text + ".";
 }

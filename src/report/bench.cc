@@ -17,11 +17,11 @@ std::string finding(const std::vector<Strategy>& strategies, const ByteUnit& uni
     return fmt::format("{} peaks at {}; none of the others is lower.", tagged("b", plain.name),
                        with_unit(plain.peak_bytes, unit));
   }
-  return fmt::format("{} has the lowest peak, {}: {} less than {}, {}. It adds {} to the step.", tagged("b", best.name),
+  return fmt::format("{} has the lowest peak, {}: {} less than {}, {}. It {}.", tagged("b", best.name),
                      with_unit(best.peak_bytes, unit),
                      saving(static_cast<double>(best.peak_bytes), static_cast<double>(plain.peak_bytes)).html(),
                      tagged("b", plain.name), with_unit(plain.peak_bytes, unit),
-                     percent(best.added_ms, plain.step_ms).html());
+                     adds_to_the_step(best.added_ms, percent(best.added_ms, plain.step_ms)));
 }
 
 std::string scatter(const std::vector<Strategy>& strategies, const ByteUnit& unit, const Place& place) {

@@ -108,8 +108,8 @@ std::string breakdown_section(const Field& document, const Place& place) {
     chart.divider_before = static_cast<size_t>(after - rows.begin());
     chart.divider_markup = "activations pass the fixed cost at batch " + plain(at).svg();
     finding = fmt::format(
-        "From batch <b>{}</b> on, activations take more than the fixed cost of parameters, gradients and optimizer state.",
-        plain(at).html());
+        "{} <b>{}</b> on, activations take more than the fixed cost of parameters, gradients and optimizer state.",
+        after == rows.end() ? "Beyond what was measured, from batch" : "From batch", plain(at).html());
   }
   std::string description = fmt::format(
       "Stacked bars for {} batches, measured over estimated, by kind. The table after the chart has the numbers.",

@@ -45,54 +45,74 @@ Axis depth_axis(const std::vector<Row>& rows) {
   return Axis::at_values(std::move(depths), "depth, layers");
 }
 
+/// With the unit of the largest, for a chart of its own.
+LineChart bytes_chart(const std::vector<Row>& rows, const char* name, int64_t Strategy::*bytes) {
+  int64_t largest = 0;
+  for (const auto& row : rows) {
+    for (const auto& strategy : row.strategies) largest = std::max(largest, strategy.*bytes);
+  }
+  const ByteUnit unit = unit_for(largest);
+  return {.x = depth_axis(rows),
+          .y = Axis::from_zero(unit.of(largest), 5, fmt::format("{}, {}", name, unit.name)),
+          .lines = lines(
+              rows, [&](const Strategy& s) { return unit.of(s.*bytes); },
+              [&](const Strategy& s) { return grouped(s.*bytes) + " bytes"; }),
+          .references = {},
+          .marks = {},
+          .height = 220};
+}
+
+std::vector<LineChart> charts(const std::vector<Row>& rows) {
+  double slowest = 0;
+  for (const auto& row : rows) {
+    for (const auto& strategy : row.strategies) slowest = std::max(slowest, strategy.step_ms);
+  }
+  return {bytes_chart(rows, "after forward", &Strategy::after_forward_bytes),
+          bytes_chart(rows, "peak", &Strategy::peak_bytes),
+          {.x = depth_axis(rows),
+           .y = Axis::from_zero(slowest, 4, "step, ms (median)"),
+           .lines = lines(
+               rows, [](const Strategy& s) { return s.step_ms; },
+               [](const Strategy& s) { return exact(s.step_ms) + " ms"; }),
+           .references = {},
+           .marks = {},
+           .height = 180}};
+}
+
+/// Of what forward leaves, not of the peak: gradients, as many whatever the strategy, may be most of that.
+std::string finding(const Row& deepest) {
+  const auto& plain = deepest.strategies.front();
+  const auto& best = *std::min_element(
+      deepest.strategies.begin(), deepest.strategies.end(),
+      [](const Strategy& a, const Strategy& b) { return a.after_forward_bytes < b.after_forward_bytes; });
+  const ByteUnit unit = unit_for(plain.after_forward_bytes);
+  std::string text = fmt::format("At depth {}, {} leaves {} after forward", count(deepest.depth).html(),
+                                 tagged("b", plain.name), with_unit(plain.after_forward_bytes, unit));
+  if (&best != &plain) {
+    text += fmt::format(
+        ", {} {}: {} less", tagged("b", best.name), with_unit(best.after_forward_bytes, unit),
+        saving(static_cast<double>(best.after_forward_bytes), static_cast<double>(plain.after_forward_bytes)).html());
+  }
+  return fmt::format("<p class=\"finding\">{}.</p>\n", text);
+}
+
 }  // namespace
 
 std::string depths_section(const Field& document, const Place& place) {
   std::vector<Row> rows;
-  int64_t largest = 0;
-  double slowest = 0;
   for (const Field& item : document["rows"].items()) {
     rows.push_back({item["depth"].count(), read_strategies(item["strategies"])});
-    largest = std::max(largest, largest_bytes(rows.back().strategies));
-    for (const auto& strategy : rows.back().strategies) slowest = std::max(slowest, strategy.step_ms);
   }
   std::stable_sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) { return a.depth < b.depth; });
   std::erase_if(rows, [](const Row& row) { return row.strategies.empty(); });
   if (rows.empty()) return "<p class=\"finding\">No depths were measured.</p>\n";
-  const ByteUnit unit = unit_for(largest);
 
-  const auto& deepest = rows.back();
-  const auto& plain = deepest.strategies.front();
-  const auto& best = deepest.strategies[lowest_peak(deepest.strategies)];
-  std::string out = "<p class=\"finding\">";
-  out += fmt::format("At depth {}, {} peaks at {}", count(deepest.depth).html(), tagged("b", plain.name),
-                     with_unit(plain.peak_bytes, unit));
-  if (&best != &plain) {
-    out += fmt::format(", {} at {}: {} less", tagged("b", best.name), with_unit(best.peak_bytes, unit),
-                       saving(static_cast<double>(best.peak_bytes), static_cast<double>(plain.peak_bytes)).html());
-  }
-  out += ".</p>\n";
+  std::string out = finding(rows.back());
   out +=
-      figure(place.id + "-depths", "Peak memory and time by depth",
-             "Lines over the depth of the model, one for each strategy. The tables after the chart have the numbers.",
-             [&](Svg& svg) {
-               draw_line_charts(svg, {{.x = depth_axis(rows),
-                                       .y = Axis::from_zero(unit.of(largest), 6, fmt::format("peak, {}", unit.name)),
-                                       .lines = lines(
-                                           rows, [&](const Strategy& s) { return unit.of(s.peak_bytes); },
-                                           [](const Strategy& s) { return grouped(s.peak_bytes) + " bytes"; }),
-                                       .references = {},
-                                       .marks = {},
-                                       .height = 300},
-                                      {.x = depth_axis(rows),
-                                       .y = Axis::from_zero(slowest, 4, "step, ms (median)"),
-                                       .lines = lines(
-                                           rows, [](const Strategy& s) { return s.step_ms; },
-                                           [](const Strategy& s) { return exact(s.step_ms) + " ms"; }),
-                                       .references = {},
-                                       .marks = {},
-                                       .height = 180}});
-             });
+      figure(place.id + "-depths", "Memory and time by depth",
+             "Lines over the depth of the model, one for each strategy: what is alive after forward, the peak, and the "
+             "time of a step. The tables after the chart have the numbers.",
+             [&](Svg& svg) { draw_line_charts(svg, charts(rows)); });
   std::string tables;
   for (const auto& row : rows)
     tables +=

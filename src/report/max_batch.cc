@@ -91,7 +91,7 @@ std::string max_batch_section(const Field& document, const Place& place) {
   for (const auto& row : rows) {
     chart.bars.push_back({.name = row.strategy,
                           .value = static_cast<double>(row.max_batch),
-                          .markup = count(row.max_batch).svg() + (row.factor ? "  " + factor(*row.factor).svg() : ""),
+                          .markup = count(row.max_batch).svg() + (row.factor ? " (" + factor(*row.factor).svg() + ")" : ""),
                           .tooltip = fmt::format("{}: {}", row.strategy, grouped(row.max_batch)),
                           .is_plain = &row == &plain,
                           .is_chosen = &row == &best && &best != &plain});

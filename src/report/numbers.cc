@@ -33,7 +33,7 @@ int decimals_for(double largest) { return largest >= 1000 ? 0 : largest >= 100 ?
 std::string group(std::string digits) {
   size_t end = digits.find('.');
   if (end == std::string::npos) end = digits.size();
-  for (size_t i = end; i > 3; i -= 3) digits.insert(i - 3, ",");
+  for (size_t i = end; i > 3; i -= 3) digits.insert(i - 3, 1, ',');
   return digits;
 }
 

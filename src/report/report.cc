@@ -158,6 +158,11 @@ std::string median_and_spread(double median_ms, const std::optional<double>& spr
   return text;
 }
 
+std::string adds_to_the_step(double added, const Number& shown) {
+  return added > 0 ? fmt::format("adds {} to the step", shown.html())
+                   : fmt::format("adds no time to the step ({})", shown.html());
+}
+
 std::string with_unit(int64_t bytes, const ByteUnit& unit) {
   return fmt::format("{}&nbsp;{}", number_of(bytes, unit).html(), unit.name);
 }

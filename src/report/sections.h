@@ -35,6 +35,9 @@ std::optional<double> read_spread(const Field& row);
 /// "812.4 ± 3.1", in ms.
 std::string median_and_spread(double median_ms, const std::optional<double>& spread_ms);
 
+/// "adds 27 % to the step", or that it adds nothing. @param added  its sign; `shown` is how much.
+std::string adds_to_the_step(double added, const Number& shown);
+
 /// A number with its unit, for sentences.
 std::string with_unit(int64_t bytes, const ByteUnit& unit);
 

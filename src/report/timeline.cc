@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <span>
 
 #include "report/area_chart.h"
 #include "report/kinds.h"
@@ -9,6 +10,8 @@
 
 namespace refrain::report {
 namespace {
+
+constexpr size_t kTopAtOnce = 8;
 
 struct TopValue {
   int64_t bytes = 0;
@@ -100,9 +103,8 @@ std::string peak_table(const AreaChart& chart) {
   return table.str();
 }
 
-std::string top_table(const std::vector<TopValue>& top, const ByteUnit& unit) {
-  HtmlTable table("The largest values alive at the peak",
-                  {"module", "made by", "kind", "in phase", "sizes", unit.name});
+std::string top_table(const std::string& caption, std::span<const TopValue> top, const ByteUnit& unit) {
+  HtmlTable table(caption, {"module", "made by", "kind", "in phase", "sizes", unit.name});
   table.text_columns({1, 2, 3, 4});
   for (const auto& value : top) {
     std::string sizes;
@@ -179,10 +181,15 @@ std::string timeline_section(const Field& document, const Place& place) {
   const auto overhead = document.find("measured_overhead");
   out += fmt::format(
       "<p class=\"note\">{}Dashed: what is alive before the step, {}. The step made {} allocations{}.</p>\n",
-      is_recomputing ? "Second row of marks: recomputation, within backward. " : "",
-      with_unit(chart.base_bytes, chart.unit), count(document["allocations"].count()).html(),
-      overhead ? "; recording them added " + percent_of_one(overhead->number()).html() + " to its time" : "");
-  out += "<div class=\"pair\">" + peak_table(chart) + top_table(top, chart.unit) + "</div>\n";
+      is_recomputing ? "Second row of marks: recomputation. " : "", with_unit(chart.base_bytes, chart.unit),
+      count(document["allocations"].count()).html(),
+      overhead ? "; recording them changed its time by " + percent_of_one(overhead->number()).html() : "");
+  const auto first = std::span(top).first(std::min(top.size(), kTopAtOnce)),
+             rest = std::span(top).subspan(first.size());
+  out += "<div class=\"pair\">" + peak_table(chart) +
+         top_table("The largest values alive at the peak", first, chart.unit) + "</div>\n";
+  if (!rest.empty())
+    out += details("Further values alive at the peak", top_table("The next largest values", rest, chart.unit));
   return out + details("Phases in numbers", phase_table(chart));
 }
 

@@ -4,13 +4,22 @@
 
 #include "refrain/error.h"
 #include "tape/observer.h"
+#include "tape/running.h"
 
 namespace refrain::tape {
 namespace {
 
-/// LibTorch's engine, which additionally lets the open region keep what autograd wants to save.
+/// LibTorch's engine, which additionally lets the open region keep what autograd wants to save, and a watch see it run.
 class TapeEngine final : public torch::autograd::Engine {
  public:
+  torch::autograd::variable_list execute(const torch::autograd::edge_list& roots,
+                                         const torch::autograd::variable_list& inputs, bool keep_graph,
+                                         bool create_graph, bool accumulate_grad,
+                                         const torch::autograd::edge_list& outputs) override {
+    const BackwardScope backward;
+    return Engine::execute(roots, inputs, keep_graph, create_graph, accumulate_grad, outputs);
+  }
+
   std::unique_ptr<torch::autograd::SavedVariableHooks> get_default_saved_variable_hooks() override {
     auto& thread = ThreadState::get();
     if (thread.saver) return thread.saver->hooks();

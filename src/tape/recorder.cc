@@ -175,7 +175,7 @@ void run_unrecorded(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit
 void watch(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   if (Tape::get().pending_slots.load(std::memory_order_relaxed) == 0) {
     auto& thread = ThreadState::get();
-    if (thread.trace) return run(traits, keys, stack);
+    if (thread.trace || thread.stop) return run(traits, keys, stack);
     if (!thread.unsettled.empty() || !thread.unknown_slots.empty()) {
       TapeLock lock;
       settle(lock, thread);
@@ -559,6 +559,7 @@ void note_metadata_change(const OpTraits& traits, const torch::jit::Stack& stack
 void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const auto& traits = op_traits(op);
   auto& thread = ThreadState::get();
+  if (thread.stop && thread.stop->due) stop_function(*thread.stop, !traits.writes.empty());
   if (thread.trace) thread.trace->note(traits, *stack);
   if (traits.metadata_in_place) note_metadata_change(traits, *stack);
   if (!thread.region) return watch(traits, keys, stack);

@@ -56,7 +56,7 @@ void refuse_unsupported_modes() {
 
 void leave_dispatch() {
   const auto& thread = ThreadState::get();
-  if (!thread.region && !thread.trace && Tape::get().pending_slots.load(std::memory_order_relaxed) == 0)
+  if (!thread.region && !thread.trace && !thread.stop && Tape::get().pending_slots.load(std::memory_order_relaxed) == 0)
     c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
 }
 

@@ -1,11 +1,13 @@
 /// The second source: the function is called again in backward, as torch.utils.checkpoint does. In forward autograd is given
 /// places; the first place asked for in a backward calls the function again, which fills them all.
 
+#include <ATen/SequenceNumber.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <fmt/format.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <map>
 #include <mutex>
@@ -49,9 +51,16 @@ class Version {
 using WeakStorage = c10::weak_intrusive_ptr<c10::StorageImpl>;
 WeakStorage no_storage() { return WeakStorage(c10::intrusive_ptr<c10::StorageImpl>()); }
 
+// With the same version counter.
 at::Tensor without_history(const at::Tensor& tensor) {
   c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
-  return tensor.variable_data();
+  return tensor.tensor_data();
+}
+
+// Whether the operator that is being recorded by autograd has run: the tensor is its result.
+bool made_by_newest_node(const at::Tensor& tensor) {
+  const auto* meta = torch::autograd::impl::get_autograd_meta(tensor);
+  return meta && meta->grad_fn_ && meta->grad_fn_->sequence_nr() + 1 == at::sequence_number::peek();
 }
 
 std::string describe(const at::Tensor& tensor) {
@@ -70,8 +79,14 @@ class SavedInput {
     }
     version_ = Version(tensor);
     text_ = describe(tensor);
-    grad_fn_ = tensor.grad_fn();
-    const auto history = tensor.requires_grad() ? tensor : tensor.detach();
+    try {
+      grad_fn_ = tensor.grad_fn();
+    } catch (const c10::Error&) {  // a view from no_grad whose base was overwritten: autograd refuses it once it is used
+      plain_ = tensor;
+      return;
+    }
+    without_edge_ = tensor.requires_grad() && !grad_fn_ && !torch::autograd::impl::get_autograd_meta(tensor)->requires_grad_;
+    const auto history = tensor.requires_grad() && !without_edge_ ? tensor : tensor.detach();
     saved_ = torch::autograd::SavedVariable(history, grad_fn_ != nullptr);
   }
 
@@ -81,13 +96,18 @@ class SavedInput {
           "[refrain::checkpoint] backward must call the function again, but its input tensor {} ({}) was changed since "
           "forward: it is {}. Pass a clone, move the change after backward, or use source(kReplay).",
           index, text_, version_.text()));
-    return plain_.defined() ? plain_ : saved_.unpack(grad_fn_);
+    if (plain_.defined()) return plain_;
+    auto tensor = saved_.unpack(grad_fn_);
+    if (!without_edge_) return tensor;
+    at::NoGradGuard no_grad;
+    return at::alias(tensor.detach().requires_grad_());
   }
 
  private:
   torch::autograd::SavedVariable saved_;
   std::remove_cvref_t<decltype(std::declval<at::Tensor>().grad_fn())> grad_fn_;
   at::Tensor plain_;
+  bool without_edge_ = false;  ///< a view from no_grad of a leaf: says that it requires a gradient, and passes none on
   Version version_;
   std::string text_;
 };
@@ -147,10 +167,12 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
       at::Tensor tensor;
       TensorMeta meta;
       WeakStorage storage = no_storage();
+      Version version;
     };
     std::vector<Entry> entries;
   };
 
+  static void refuse_overwritten(const Expected& expected, const Version& version);
   at::Tensor take(int32_t task, size_t index);
   void fill(int32_t task, size_t asked);
   void drop_after(int32_t task);
@@ -187,8 +209,9 @@ class Place final : public torch::autograd::SavedVariableHooks {
 /// The second call under way: collects what autograd wants to save.
 class Refilling final : public Saver {
  public:
-  Refilling(Rerun& rerun, size_t last_needed, OpTrace* trace)
-      : rerun_(rerun), last_needed_(last_needed), trace_(trace) {
+  Refilling(Rerun& rerun, int32_t graph_task, size_t last_needed, OpTrace* trace)
+      : stops_early(rerun.early_stop_ || rerun.open), rerun_(rerun), last_needed_(last_needed), trace_(trace) {
+    stop.graph_task = graph_task;
     std::lock_guard lock(rerun_.mutex_);
     wanted_.reserve(rerun_.expected_.size());
     for (const auto& expected : rerun_.expected_) wanted_.push_back(expected.place != nullptr);
@@ -197,32 +220,41 @@ class Refilling final : public Saver {
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> hooks() override;
 
-  void collect(const at::Tensor& tensor) {
+  /// @param argument  of an operator that has not run yet.
+  void collect(const at::Tensor& tensor, bool argument) {
     const size_t index = count_++;
-    if (stopped_) return;
+    if (complete_) return;
     if (index < wanted_.size()) {
       compare(tensor, index);
-      if (wanted_[index]) filled.entries[index].tensor = tensor;
+      if (wanted_[index]) {
+        filled.entries[index].tensor = tensor;
+        filled.entries[index].version = Version(tensor);
+      }
     }
-    if (rerun_.early_stop_ && index == last_needed_) {
-      stopped_ = true;
-      throw EarlyStop();
+    if (stops_early && index == last_needed_) {
+      complete_ = stop.due = true;
+      stop.argument = argument;
     }
   }
+
+  bool complete() const { return complete_; }
 
   /// After the function has returned or was stopped. @throws CheckpointError
   void finish() {
     if (failure_) std::rethrow_exception(failure_);
-    if (rerun_.check_ == DeterminismCheck::kStrict && trace_ && (stopped_ || !open_)) {
+    if (rerun_.check_ == DeterminismCheck::kStrict && trace_ && (complete_ || !open_)) {
       if (const auto what = rerun_.trace_->changed_since(*trace_); !what.empty()) throw_different(what);
-      if (const auto what = rerun_.trace_->difference(*trace_, stopped_); !what.empty()) throw_different(what);
+      if (const auto what = rerun_.trace_->difference(*trace_, complete_); !what.empty()) throw_different(what);
     }
     const bool compare_count = rerun_.check_ != DeterminismCheck::kNone && !open_;
-    if (!stopped_ && (count_ <= last_needed_ || (compare_count && count_ != wanted_.size())))
+    if (!complete_ && (count_ <= last_needed_ || (compare_count && count_ != wanted_.size())))
       throw_different(fmt::format("{} tensors were saved in forward, {} when called again", wanted_.size(), count_));
   }
 
+  /// A function that is in forward still must not be run further than that: it may overwrite what is asked for.
+  const bool stops_early;
   Rerun::Filled filled;
+  StopRequest stop;
 
  private:
   void compare(const at::Tensor& tensor, size_t index) {
@@ -268,7 +300,7 @@ class Refilling final : public Saver {
   OpTrace* const trace_;
   std::vector<bool> wanted_;
   size_t count_ = 0;
-  bool stopped_ = false;
+  bool complete_ = false;  ///< what backward needs is there, and nothing more is looked at
   std::exception_ptr failure_;
 };
 
@@ -278,7 +310,7 @@ class Collected final : public torch::autograd::SavedVariableHooks {
   explicit Collected(Refilling& refilling) : refilling_(refilling) {}
   void call_pack_hook(const at::Tensor& tensor) override {
     tensor_ = without_history(tensor);
-    refilling_.collect(tensor_);
+    refilling_.collect(tensor_, !made_by_newest_node(tensor));
   }
   at::Tensor call_unpack_hook() override { return tensor_; }
 
@@ -292,12 +324,13 @@ std::unique_ptr<torch::autograd::SavedVariableHooks> Refilling::hooks() { return
 /// This thread as the function found it in forward: no region of the tape open, the given saver innermost, guards as then.
 class ThreadScope {
  public:
-  ThreadScope(Saver* saver, OpTrace* trace, std::optional<bool> early_stop, std::optional<bool> debug)
+  ThreadScope(Saver* saver, OpTrace* trace, StopRequest* stop, std::optional<bool> early_stop, std::optional<bool> debug)
       : early_stop_(std::exchange(thread_early_stop, early_stop)), debug_(std::exchange(thread_debug, debug)) {
     auto& thread = ThreadState::get();
     region_ = std::exchange(thread.region, nullptr);
     saver_ = std::exchange(thread.saver, saver);
     trace_ = std::exchange(thread.trace, trace);
+    stop_ = std::exchange(thread.stop, stop);
     open_reruns_ = std::exchange(thread.open_reruns, 0);
     recomputing_ = std::exchange(thread.recomputing, true);
     disabled_ = std::exchange(thread.disabled, false);
@@ -307,6 +340,7 @@ class ThreadScope {
     thread.region = region_;
     thread.saver = saver_;
     thread.trace = trace_;
+    thread.stop = stop_;
     thread.open_reruns = open_reruns_;
     thread.recomputing = recomputing_;
     thread.disabled = disabled_;
@@ -320,8 +354,10 @@ class ThreadScope {
   Region* region_;
   Saver* saver_;
   OpTrace* trace_;
+  StopRequest* stop_;
   int open_reruns_;
   bool recomputing_;
+  AnnounceScope announced_{true};
   bool disabled_;
   std::optional<bool> early_stop_, debug_;
 };
@@ -371,13 +407,7 @@ void Rerun::remove(size_t index) {
 at::Tensor Rerun::get(size_t index) {
   {
     std::lock_guard lock(mutex_);
-    const auto& expected = expected_[index];
-    if (expected.version.moved())
-      throw CheckpointError(fmt::format(
-          "[refrain::checkpoint] one of the variables needed for gradient computation has been modified by an inplace "
-          "operation: {} is {}. Modify a clone, move the change after backward, or use source(kReplay), which knows the old "
-          "value of what the function computed.",
-          expected.text(), expected.version.text()));
+    refuse_overwritten(expected_[index], expected_[index].version);
   }
   const int32_t task = torch::autograd::get_current_graph_task_id();
   if (auto tensor = take(task, index); tensor.defined()) return tensor;
@@ -390,11 +420,22 @@ at::Tensor Rerun::get(size_t index) {
   return tensor;
 }
 
+// Overwritten since autograd saved it, in forward or by the second call: as plain autograd.
+void Rerun::refuse_overwritten(const Expected& expected, const Version& version) {
+  if (!version.moved()) return;
+  throw CheckpointError(fmt::format(
+      "[refrain::checkpoint] one of the variables needed for gradient computation has been modified by an inplace "
+      "operation: {} is {}. Modify a clone, move the change after backward, or use source(kReplay), which knows the old "
+      "value of what the function computed.",
+      expected.text(), version.text()));
+}
+
 at::Tensor Rerun::take(int32_t task, size_t index) {
   std::lock_guard lock(mutex_);
   const auto found = filled_.find(task);
   if (found == filled_.end() || index >= found->second.entries.size()) return {};
   auto& entry = found->second.entries[index];
+  refuse_overwritten(expected_[index], entry.version);
   if (entry.tensor.defined()) {
     if (has_plain_storage(entry.tensor)) {
       entry.meta.assign(entry.tensor);
@@ -419,17 +460,18 @@ void Rerun::fill(int32_t task, size_t asked) {
 
   std::unique_ptr<OpTrace> trace;
   if (trace_) trace = std::make_unique<OpTrace>(debug_, surroundings_.autocast());
-  Refilling refilling(*this, last, trace.get());
+  Refilling refilling(*this, task, last, trace.get());
   {
     SurroundingsScope surroundings(surroundings_);
-    ThreadScope thread(&refilling, trace.get(), thread_early_stop_, thread_debug_);
-    const bool look = trace || Tape::get().pending_slots.load(std::memory_order_relaxed) > 0;
+    ThreadScope thread(&refilling, trace.get(), refilling.stops_early ? &refilling.stop : nullptr, thread_early_stop_, thread_debug_);
+    const bool look = refilling.stops_early || trace || Tape::get().pending_slots.load(std::memory_order_relaxed) > 0;
     if (look) c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
     const auto scope = rerun_scope ? rerun_scope() : nullptr;
     size_t next = 0;
     try {
       again([&] { return std::move(tensors.at(next++)); });
-    } catch (const EarlyStop&) {  // NOLINT: it did what it is for
+    } catch (...) {  // `EarlyStop`, or what the function throws before the next operator
+      if (!refilling.complete()) throw;
     }
   }
   refilling.finish();
@@ -492,6 +534,14 @@ struct Override {
 Override early_stop_override, debug_override;
 
 }  // namespace
+
+void stop_function(StopRequest& request, bool operator_writes) {
+  if (torch::autograd::get_current_graph_task_id() != request.graph_task) return;
+  if (std::exchange(request.argument, false) && operator_writes) return;
+  request.due = false;
+  throw EarlyStop();
+}
+
 }  // namespace refrain::tape
 
 namespace refrain {

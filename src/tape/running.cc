@@ -1,7 +1,6 @@
 #include "tape/running.h"
 
 #include <ATen/record_function.h>
-#include <c10/core/GradMode.h>
 #include <c10/util/flat_hash_map.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/graph_task.h>
@@ -12,10 +11,12 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <typeindex>
 #include <unordered_map>
 #include <vector>
 
 #include "refrain/selective.h"
+#include "tape/install.h"
 #include "tape/tape.h"
 
 namespace refrain::tape {
@@ -108,19 +109,47 @@ struct ThreadRunning {
   uint32_t replayed_module = 0;
   std::string path;  ///< of `path_number`
   uint32_t path_number = 0;
+  std::unordered_map<std::type_index, uint32_t> node_names;
   uint64_t noted_watch = 0;   ///< `watches` when nodes were noted last, and their module
   uint32_t noted_module = 0;
-  bool muted = false;  ///< LibTorch announces no operators inside of this one
 
-  uint32_t module() {
-    if (replays) return replayed_module;
+  /// The path of open scopes, if any.
+  uint32_t scope() {
     const auto now = module_scope();
-    if (now.empty()) return module_of_node();
+    if (now.empty()) return 0;
     if (now != path) {
       path = now;
       path_number = intern(now);
     }
     return path_number;
+  }
+
+  /// Of a node of the graph, as it was in forward.
+  static uint32_t module_of(const torch::autograd::Node& node) {
+    auto& made = Made::get();
+    std::lock_guard lock(made.mutex);
+    const auto found = made.nodes.find(node.thread_id());
+    return found == made.nodes.end() ? 0 : found->second.of(node.sequence_nr());
+  }
+
+  uint32_t name_of(const torch::autograd::Node& node) {
+    auto& number = node_names[std::type_index(typeid(node))];
+    if (number == 0) number = intern(node.name());
+    return number;
+  }
+
+  Running now() {
+    Running running{op, call, 0, ThreadState::get().recomputing, torch::autograd::get_current_graph_task_id() >= 0};
+    running.module = replays ? replayed_module : scope();
+    if (!running.in_backward || (running.op != 0 && running.module != 0)) return running;
+    const auto node = torch::autograd::get_current_node();
+    if (!node) return running;
+    if (running.module == 0) running.module = module_of(*node);
+    if (running.op == 0) {
+      running.op = name_of(*node);
+      running.call = reinterpret_cast<uintptr_t>(node.get());
+    }
+    return running;
   }
 
   void enter(const char* name) {
@@ -134,19 +163,8 @@ struct ThreadRunning {
     call = 0;
   }
 
-  /// Of the node of the graph that runs.
-  static uint32_t module_of_node() {
-    if (torch::autograd::get_current_graph_task_id() < 0) return 0;
-    const auto node = torch::autograd::get_current_node();
-    if (!node) return 0;
-    auto& made = Made::get();
-    std::lock_guard lock(made.mutex);
-    const auto found = made.nodes.find(node->thread_id());
-    return found == made.nodes.end() ? 0 : found->second.of(node->sequence_nr());
-  }
-
   void note_nodes(uint64_t thread, int64_t sequence) {
-    const auto now = module();
+    const auto now = this->now().module;
     const auto watch = watches.load(std::memory_order_relaxed);
     if (now == noted_module && watch == noted_watch) return;
     noted_module = now;
@@ -163,6 +181,7 @@ ThreadRunning& thread_running() {
 }
 
 std::atomic<RunningWatch*> current_watch{nullptr};
+std::atomic<bool> is_alone{true};  ///< nobody else had asked for announcements when the watch was set
 
 void tell(RunningWatch& watch, const c10::IValue& result) {
   const auto one = [&](const at::Tensor& tensor) {
@@ -187,11 +206,6 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& fn) {
   thread.enter(fn.name());
   if (fn.seqNr() >= 0) thread.note_nodes(fn.threadId(), fn.seqNr());
   if (thread.depth > 1) return nullptr;
-  // inside an operator without gradients nothing is asked for but its memory
-  if (!c10::GradMode::is_enabled()) {
-    thread.muted = true;
-    at::enableRecordFunction(false);
-  }
   if (auto* watch = current_watch.load()) watch->started();
   return nullptr;
 }
@@ -200,10 +214,6 @@ void on_end(const at::RecordFunction& fn, at::ObserverContext*) {
   if (!is_operator(fn)) return;
   auto& thread = thread_running();
   thread.leave();
-  if (thread.depth == 0 && thread.muted) {
-    thread.muted = false;
-    at::enableRecordFunction(true);
-  }
   if (auto* watch = current_watch.load())
     for (const auto& result : fn.outputs()) tell(*watch, result);
 }
@@ -224,11 +234,7 @@ uint32_t intern(std::string_view text) {
 
 std::string_view interned(uint32_t number) { return Names::get().text(number); }
 
-Running running() {
-  auto& thread = thread_running();
-  return {thread.op, thread.call, thread.module(), ThreadState::get().recomputing,
-          torch::autograd::get_current_graph_task_id() >= 0};
-}
+Running running() { return thread_running().now(); }
 
 void set_running_watch(RunningWatch* watch) {
   static std::mutex mutex;
@@ -245,14 +251,30 @@ void set_running_watch(RunningWatch* watch) {
   current_watch.store(watch);
   running_is_watched.store(watch != nullptr);
   if (!watch) return;
+  install();
+  is_alone = !at::hasCallbacks();
   handle = at::addGlobalCallback(at::RecordFunctionCallback(&on_start, &on_end)
                                      .needsOutputs(true)
                                      .scopes({at::RecordScope::FUNCTION}));
 }
 
+AnnounceScope::AnnounceScope(bool on) : before_(at::isRecordFunctionEnabled()) {
+  if (!running_is_watched.load() || !is_alone.load() || before_ == on) return;
+  changed_ = true;
+  at::enableRecordFunction(on);
+}
+
+AnnounceScope::~AnnounceScope() {
+  if (changed_) at::enableRecordFunction(before_);
+}
+
+BackwardScope::~BackwardScope() {
+  if (auto* watch = current_watch.load()) watch->backward_ended();
+}
+
 void note_recorded(uint64_t seq) {
   if (!running_is_watched.load(std::memory_order_relaxed)) return;
-  const auto module = thread_running().module();
+  const auto module = thread_running().now().module;
   auto& made = Made::get();
   std::lock_guard lock(made.mutex);
   made.recorded[seq] = module;

@@ -120,6 +120,9 @@ at::Tensor Slot::call_unpack_hook() {
   filled = {};
   if (task >= 0) read_task = task;
   auto tensor = meta_.build(bytes);
+  // A backward with `create_graph` saves it again: overwritten later, that is an error as in plain autograd.
+  const bool first_bytes = value->is_leaf() ? !value->private_copy : value->counter.enabled();
+  if (first_bytes && !version_bumped()) tensor.unsafeGetTensorImpl()->set_version_counter(counter);
   return tensor;
 }
 

@@ -124,6 +124,16 @@ class TapeLock {
   std::vector<Region*> buried_regions_;
 };
 
+/// Asks the next operator to stop a function that was called again, before it runs. Not where autograd saves the last tensor: a
+/// custom function that is stopped while it saves keeps itself alive.
+struct StopRequest {
+  bool due = false;         ///< all that backward needs is there
+  bool argument = false;    ///< the last of it was saved before its operator runs: `rrelu` has yet to write its noise
+  int32_t graph_task = -1;  ///< of the backward that called the function again
+};
+/// Throws through the function, unless a backward inside it is running: the engine would not come out of it whole.
+void stop_function(StopRequest& request, bool operator_writes);
+
 /// What this thread is recording and what it still has to settle.
 struct ThreadState {
   /// A write whose version bump, if any, comes only after the operator returned to autograd.
@@ -136,6 +146,7 @@ struct ThreadState {
   Saver* saver = nullptr;     ///< goes before `region`: a rerun region's, in forward or when its function is called again
   OpTrace* trace = nullptr;   ///< notes every operator
   Observer* observer = nullptr;  ///< of the `saved_tensors` that runs
+  StopRequest* stop = nullptr;   ///< of the function that was called again
   int open_reruns = 0;        ///< rerun regions in forward
   bool recomputing = false;   ///< a replay pass runs on this thread, or a function is called again
   bool disabled = false;      ///< under a `NoCheckpointGuard`

@@ -6,12 +6,14 @@
 #include <initializer_list>
 #include <map>
 #include <memory>
+#include <set>
 #include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "random_programs.h"
+#include "refrain/checkpoint.h"
 
 namespace refrain::fuzz {
 
@@ -49,13 +51,50 @@ using Operands = std::initializer_list<SlotPtr>;
 /// Thrown by a step that finds no operand: it is skipped, in every mode alike.
 struct Skip {};
 
-/// Runs a program; steps see it as their pool of tensors, source of parameters and log.
+// ---- predicates ----
+inline constexpr int64_t kMaxNumel = 1024;
+inline bool is_float(const Tensor& t) { return t.is_floating_point() && t.numel() > 0; }
+inline bool is_numeric(const Tensor& t) { return (t.is_floating_point() || t.is_complex()) && t.numel() > 0; }
+inline bool is_complex(const Tensor& t) { return t.is_complex() && t.numel() > 0; }
+inline bool is_index(const Tensor& t) { return t.scalar_type() == at::kLong && t.numel() > 0; }
+inline bool is_single(const Tensor& t) { return t.scalar_type() == at::kFloat && t.numel() > 0; }
+
+/// Whether two elements may share memory (expand, unfold, as_strided).
+bool may_overlap(const Tensor& t);
+/// Float, without overlap, and not refused by autograd at once.
+bool is_writable(const Tensor& t);
+std::string shape_of(const Tensor& t);
+bool broadcasts_to(const Tensor& from, at::IntArrayRef to);
+bool broadcast_together(const Tensor& a, const Tensor& b);
+
+/// A tensor that a rerun region read from outside, without its bytes.
+struct Watched {
+  explicit Watched(const Tensor& t);
+  bool changed() const { return counter.current_version() != version; }
+  bool shares_memory(const Tensor& t) const;
+
+  c10::VariableVersion counter;
+  uint32_t version;
+  c10::weak_intrusive_ptr<c10::StorageImpl> storage;
+};
+
+/// The regions that are open around a step.
+struct Enclosing {
+  bool replay = false;
+  bool rerun = false;
+  bool innermost_reruns = false;
+};
+
+class PureBody;
+
+/// Runs steps; they see it as their pool of tensors, source of parameters and log.
 class Machine {
  public:
-  Machine(const Program& program, Mode mode, std::string* text);
-
-  /// Forward, ending, records. The handles live until the machine is destroyed.
-  void run(Outcome& outcome);
+  Machine(Mode mode, std::string* text) : mode_(mode), text_(text) {}
+  /// For one call of a rerun region's function: knows nothing but what that is given.
+  Machine(const PureBody& body, const std::vector<Tensor>& arguments, const std::vector<at::Generator>& own);
+  Machine(const Machine&) = delete;
+  Machine& operator=(const Machine&) = delete;
 
   // ---- for steps ----
   Rng rng{0};
@@ -68,9 +107,7 @@ class Machine {
     double best_score = 0;
     for (size_t i = 0; i < pool_.size(); ++i) {
       if (!accepts(pool_[i]->t)) continue;
-      const double weight = i + 6 >= pool_.size() ? 3 : 1;
-      const double u = (static_cast<double>(mix(salt, pool_[i]->id) >> 11) + 1) * 0x1.0p-53;
-      const double score = std::log(u) / weight;
+      const double score = draw(salt, i);
       if (best && score <= best_score) continue;
       best = pool_[i];
       best_score = score;
@@ -87,6 +124,14 @@ class Machine {
       return nullptr;
     }
   }
+  /// One that may be overwritten: in a rerun region only what was made in it.
+  template <typename Predicate>
+  SlotPtr pick_to_write(Predicate accepts) {
+    return pick([&](const Tensor& t) { return is_writable(t) && may_write(t) && accepts(t); });
+  }
+  SlotPtr pick_to_write() {
+    return pick_to_write([](const Tensor&) { return true; });
+  }
 
   /// A parameter or buffer made before the program started.
   SlotPtr given(const std::string& name);
@@ -94,12 +139,20 @@ class Machine {
 
   /// The slot's tensor, about to be overwritten.
   Tensor& writable(const SlotPtr& slot);
+  /// Whether plain calls and second calls of functions read the same after a write to `t` that bumps its version.
+  bool may_write(const Tensor& t) const;
+  /// `x` was cut into tensors of its memory with version counters of their own.
+  void cut_unsafely(const Tensor& x) { cut_unsafely_.emplace_back(x); }
+  /// Whether a rerun region would not notice a write to `t` that bumps no version.
+  bool known_to_rerun(const Tensor& t) const;
 
   void emit(const char* op, Operands operands, const Tensor& out) { emit_some(op, operands, {out}, 1.0); }
   /// Keeps each output with probability `keep`, the rest is unused.
   void emit_some(const char* op, Operands operands, const std::vector<Tensor>& outs, double keep = 0.7);
   void wrote(const char* op, const SlotPtr& target, Operands operands = {});
   void drop(const SlotPtr& slot);
+  /// A tensor with gradients is an argument of its own overwriting: plain autograd makes a cycle.
+  void made_cycle() { made_cycle_ = true; }
   template <typename... T>
   void detail(const T&... parts) {
     if (text_ == nullptr) return;
@@ -108,34 +161,82 @@ class Machine {
     detail_ += (detail_.empty() ? "" : " ") + out.str();
   }
 
- private:
-  void make_inputs();
-  void add_input(const std::string& name, at::IntArrayRef sizes, at::ScalarType type, bool grad, bool in_pool);
+ protected:
   void run_steps(const std::vector<Step>& steps);
-  void run_step(const Step& step);
-  void run_block(const Step& step);
-  void run_region(const Step& step);
-  void keep_survivors(const Step& step, uint64_t first_serial);
-  Tensor loss();
-  void end(const Tensor& loss, Outcome& outcome);
-  void record(Outcome& outcome, const std::string& name, const Tensor& t, bool gradient);
   void line(const std::string& text);
+  bool is_leaf(const SlotPtr& slot) const;
+  /// Calls `fn`, in a region where the mode says so.
+  template <typename F, typename... Args>
+  auto call(const RegionOptions& options, const F& fn, Args... args) {
+    if (mode_ != Mode::kCheckpoint) return fn(args...);
+    return refrain::checkpoint(to_checkpoint_options(options), fn, std::move(args)...);
+  }
 
-  const Program& program_;
-  Mode mode_;
-  std::string* text_;
-  std::string detail_;
-  int indent_ = 1;
-  int step_number_ = 0;
-  int outputs_of_step_ = 0;
+  const Mode mode_;
+  std::string* const text_;
   std::vector<SlotPtr> pool_;
   std::map<std::string, SlotPtr> given_;
   std::vector<SlotPtr> leaves_;
   std::vector<SlotPtr> buffers_;
-  std::map<uint64_t, uint64_t> born_;  // slot id -> serial
-  uint64_t serial_ = 0;
   uint64_t picks_ = 0;
   std::vector<int> failed_steps_;
+  bool made_cycle_ = false;
+  std::vector<Watched> read_by_rerun_;
+  std::vector<Watched> cut_unsafely_;
+  std::vector<Watched> made_by_rerun_;  ///< what those regions returned
+
+ private:
+  friend class PureBody;
+
+  double draw(uint64_t salt, size_t pool_index) const;
+  void run_step(const Step& step);
+  void run_block(const Step& step);
+  void run_region(const Step& step);
+  void run_pure_region(const Step& step);
+  std::vector<Tensor> run_body(const Step& step, std::vector<SlotPtr>& returned);
+  std::vector<SlotPtr> choose_inputs(const Step& step);
+  void keep_survivors(const Step& step, uint64_t first_serial);
+  void add(const SlotPtr& slot);
+
+  std::string detail_;
+  int indent_ = 1;
+  int step_number_ = 0;
+  int outputs_of_step_ = 0;
+  std::map<uint64_t, uint64_t> born_;  // slot id -> serial
+  uint64_t serial_ = 0;
+  Enclosing enclosing_;
+  bool in_rerun_ = false;
+  std::vector<Watched> outside_;   // of the rerun region whose function this machine runs
+  std::vector<Watched> captured_;  // by the functions of rerun regions
+};
+
+/// The body of a region as a function that may be called again: each call runs in a machine of its own.
+class PureBody {
+ public:
+  struct Input {
+    uint64_t id;
+    std::string name;
+    bool in_pool;
+    Tensor captured;  ///< undefined: comes as an argument
+  };
+  /// What the program takes over from the first call, besides the tensors.
+  struct Report {
+    std::vector<std::pair<uint64_t, std::string>> results;
+    std::vector<int> failed_steps;
+    uint64_t picks = 0;
+    bool made_cycle = false;
+    std::vector<Watched> read_by_rerun, made_by_rerun, captured, cut_unsafely;
+  };
+
+  std::vector<Tensor> operator()(const std::vector<Tensor>& arguments, const std::vector<at::Generator>& own) const;
+
+  const Step* step = nullptr;  ///< of the program, which outlives the graph
+  Mode mode = Mode::kPlain;
+  std::string* text = nullptr;
+  int indent = 1;
+  Enclosing enclosing;
+  std::vector<Input> inputs;
+  std::shared_ptr<Report> report = std::make_shared<Report>();
 };
 
 /// Plain autograd refuses a backward inside a step: the whole program counts as refused.
@@ -143,32 +244,28 @@ struct Refused : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// Whether a step may be run again by a second call of a region's function.
+enum class Calls {
+  kAny,
+  kOnce,  ///< it writes what is outside the region, or behind autograd's back: never in a rerun region
+};
+
 struct StepSpec {
   const char* kind;
   double weight;
   void (*run)(Machine&);
   const char* needs = "";  ///< given tensors, comma separated
+  Calls calls = Calls::kAny;
 };
 const std::vector<StepSpec>& step_table();
+const StepSpec* find_step(const char* kind);
+/// Names of the given tensors that these steps need.
+std::set<std::string> needs_of(const std::vector<Step>& steps);
 std::vector<StepSpec> compute_steps();
 std::vector<StepSpec> layer_steps();
 std::vector<StepSpec> view_steps();
 std::vector<StepSpec> write_steps();
 std::vector<StepSpec> custom_steps();
-
-// ---- predicates ----
-inline constexpr int64_t kMaxNumel = 1024;
-inline bool is_float(const Tensor& t) { return t.is_floating_point() && t.numel() > 0; }
-inline bool is_numeric(const Tensor& t) { return (t.is_floating_point() || t.is_complex()) && t.numel() > 0; }
-inline bool is_complex(const Tensor& t) { return t.is_complex() && t.numel() > 0; }
-inline bool is_index(const Tensor& t) { return t.scalar_type() == at::kLong && t.numel() > 0; }
-inline bool is_single(const Tensor& t) { return t.scalar_type() == at::kFloat && t.numel() > 0; }
-
-/// Whether two elements may share memory (expand, unfold, as_strided).
-bool may_overlap(const Tensor& t);
-/// Float, without overlap, and not refused by autograd at once.
-bool is_writable(const Tensor& t);
-bool broadcasts_to(const Tensor& from, at::IntArrayRef to);
-bool broadcast_together(const Tensor& a, const Tensor& b);
+std::vector<StepSpec> mark_steps();
 
 }  // namespace refrain::fuzz

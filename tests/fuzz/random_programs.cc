@@ -1,9 +1,6 @@
 #include "random_programs.h"
 
-#include <cctype>
-#include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 
 #include "machine.h"
@@ -11,85 +8,6 @@
 
 namespace refrain::fuzz {
 namespace {
-
-std::vector<StepSpec> allowed_steps() {
-  const char* without = std::getenv("REFRAIN_FUZZ_WITHOUT");
-  const std::string excluded = "," + std::string(without == nullptr ? "" : without) + ",";
-  std::vector<StepSpec> allowed;
-  for (const StepSpec& spec : step_table()) {
-    if (excluded.find("," + std::string(spec.kind) + ",") == std::string::npos) allowed.push_back(spec);
-  }
-  return allowed;
-}
-
-const char* random_kind(Rng& rng) {
-  static const std::vector<StepSpec> steps = allowed_steps();
-  static const double total = [] {
-    double sum = 0;
-    for (const StepSpec& spec : steps) sum += spec.weight;
-    return sum;
-  }();
-  double at = rng.uniform() * total;
-  for (const StepSpec& spec : steps) {
-    at -= spec.weight;
-    if (at <= 0) return spec.kind;
-  }
-  return steps.back().kind;
-}
-
-class Generator {
- public:
-  explicit Generator(uint64_t seed) : seed_(seed), rng_(mix(seed, 5)) {}
-
-  std::vector<Step> steps(int64_t count, int depth, double region_chance) {
-    std::vector<Step> made;
-    for (int64_t i = 0; i < count; ++i) {
-      Step step;
-      step.number = ++number_;
-      step.seed = mix(seed_, static_cast<uint64_t>(step.number));
-      const double roll = rng_.uniform();
-      if (depth < 4 && roll < region_chance) {
-        step.kind = rng_.chance(0.04) ? kThrowingRegion : kRegion;
-        step.body = steps(2 + rng_.below(9), depth + 1, 0.12);
-      } else if (depth < 4 && roll < region_chance + 0.05) {
-        const char* const blocks[] = {kNoGrad, kNoGrad, kNoGrad, kEnableGrad, kAutocast};
-        step.kind = blocks[rng_.below(5)];
-        step.body = steps(1 + rng_.below(4), depth + 1, 0.12);
-      } else {
-        step.kind = random_kind(rng_);
-      }
-      made.push_back(std::move(step));
-    }
-    return made;
-  }
-
-  /// Every program has a region at the top.
-  Step region() {
-    Step step;
-    step.number = ++number_;
-    step.seed = mix(seed_, static_cast<uint64_t>(step.number));
-    step.kind = kRegion;
-    step.body = steps(4 + rng_.below(9), 1, 0.12);
-    return step;
-  }
-
-  Rng& rng() { return rng_; }
-
- private:
-  uint64_t seed_;
-  Rng rng_;
-  int number_ = 0;
-};
-
-Ending random_ending(Rng& rng) {
-  const double roll = rng.uniform();
-  if (roll < 0.42) return Ending::kBackward;
-  if (roll < 0.57) return Ending::kBackwardTwice;
-  if (roll < 0.72) return Ending::kGradOfSome;
-  if (roll < 0.83) return Ending::kGradThenBackward;
-  if (roll < 0.95) return Ending::kDoubleBackward;
-  return Ending::kDropped;
-}
 
 std::string leak(const Outcome& o) {
   const bool tape = o.leaked_ops != 0 || o.leaked_values != 0 || o.leaked_slots != 0 || o.leaked_regions != 0;
@@ -182,9 +100,9 @@ Judgement judge_refused(const Program& program, const Outcome& plain, const Outc
   Judgement judgement;
   judgement.verdict = Verdict::kRefused;
   judgement.refused_too = !ours.error.empty();
-  judgement.plain_leaks = plain.leaked_bytes != 0;
-  // A refused backward may leave a cycle of plain autograd's own behind.
-  if (plain.leaked_bytes == 0 && !leak(ours).empty()) {
+  // A refused backward may leave a cycle of plain autograd's own behind; it may also have come before the cycle.
+  judgement.plain_leaks = plain.leaked_bytes != 0 || (ours.made_cycle && !plain.made_cycle);
+  if (!judgement.plain_leaks && !leak(ours).empty()) {
     return failed("plain autograd refuses this program (" + plain.error + ");\nthe checkpointed run " + leak(ours));
   }
   if (judgement.refused_too) return judgement;
@@ -199,91 +117,30 @@ Judgement judge_refused(const Program& program, const Outcome& plain, const Outc
   return judgement;
 }
 
+/// Plain accepts and we threw: right only for a rerun region whose inputs were changed before its second call.
+Judgement judge_thrown(const Outcome& plain, const Outcome& ours) {
+  const bool says_so = ours.error.find("was changed since") != std::string::npos;
+  if (!says_so || !ours.rerun_input_changed) return failed("the checkpointed run throws: " + ours.error);
+  Judgement judgement;
+  judgement.verdict = Verdict::kChanged;
+  judgement.plain_leaks = plain.leaked_bytes != 0;
+  if (plain.leaked_bytes == 0 && !leak(ours).empty())
+    return failed("after " + ours.error + "\nthe checkpointed run " + leak(ours));
+  return judgement;
+}
+
 class Poison {
  public:
   explicit Poison(bool on) { memory_testing::set_poison(on); }
   ~Poison() { memory_testing::set_poison(false); }
 };
 
-/// The steps in order, as places to try an edit at.
-void collect_paths(const std::vector<Step>& steps, std::vector<size_t>& path, std::vector<std::vector<size_t>>& out) {
-  for (size_t i = 0; i < steps.size(); ++i) {
-    path.push_back(i);
-    out.push_back(path);
-    collect_paths(steps[i].body, path, out);
-    path.pop_back();
-  }
-}
-
-std::vector<Step>* parent_of(Program& program, const std::vector<size_t>& path) {
-  std::vector<Step>* list = &program.steps;
-  for (size_t i = 0; i + 1 < path.size(); ++i) {
-    if (path[i] >= list->size()) return nullptr;
-    list = &(*list)[path[i]].body;
-  }
-  return path.back() < list->size() ? list : nullptr;
-}
-
-Program without(Program program, const std::vector<size_t>& path) {
-  std::vector<Step>* list = parent_of(program, path);
-  list->erase(list->begin() + static_cast<std::ptrdiff_t>(path.back()));
-  return program;
-}
-
-Program unwrapped(Program program, const std::vector<size_t>& path) {
-  std::vector<Step>* list = parent_of(program, path);
-  const auto at = list->begin() + static_cast<std::ptrdiff_t>(path.back());
-  std::vector<Step> body = at->body;
-  const auto next = list->erase(at);
-  list->insert(next, body.begin(), body.end());
-  return program;
-}
-
-/// Without the inputs that nothing mentions.
-std::string without_unused_inputs(const std::string& text) {
-  std::istringstream lines(text);
-  std::string kept;
-  for (std::string line; std::getline(lines, line);) {
-    const size_t mark = line.find(" = input ");
-    if (mark != std::string::npos) {
-      const std::string name = line.substr(2, mark - 2);
-      size_t mentions = 0;
-      for (size_t at = text.find(name); at != std::string::npos; at = text.find(name, at + 1)) {
-        const char before = at == 0 ? ' ' : text[at - 1];
-        const char after = at + name.size() < text.size() ? text[at + name.size()] : ' ';
-        if (!std::isalnum(static_cast<unsigned char>(before)) && !std::isalnum(static_cast<unsigned char>(after))) {
-          ++mentions;
-        }
-      }
-      if (mentions < 2) continue;
-    }
-    kept += line + "\n";
-  }
-  return kept;
-}
-
-}  // namespace
-
-Program random_program(uint64_t seed) {
-  Generator generate(seed);
-  Program program;
-  program.seed = seed;
-  program.ending = random_ending(generate.rng());
-  program.drop_handles_first = generate.rng().chance(0.5);
-  program.loss_in_region = generate.rng().chance(0.2);
-  program.poison = seed % 2 == 1;
-  program.steps = generate.steps(1 + generate.rng().below(5), 0, 0.2);
-  program.steps.push_back(generate.region());
-  for (Step& step : generate.steps(generate.rng().below(8), 0, 0.25)) program.steps.push_back(std::move(step));
-  return program;
-}
-
-Judgement judge(const Program& program) {
+Judgement judge_once(const Program& program) {
   const Poison poison(program.poison);
   const Outcome plain = run(program, Mode::kPlain);
   const Outcome ours = run(program, Mode::kCheckpoint);
   if (!plain.error.empty()) return judge_refused(program, plain, ours);
-  if (!ours.error.empty()) return failed("the checkpointed run throws: " + ours.error);
+  if (!ours.error.empty()) return judge_thrown(plain, ours);
   const std::string differs = difference(plain, ours);
   if (!differs.empty()) return failed(differs);
   if (plain.leaked_bytes == 0 && !leak(ours).empty()) return failed("the checkpointed run " + leak(ours));
@@ -293,44 +150,23 @@ Judgement judge(const Program& program) {
   return judgement;
 }
 
-Program shrink(Program program, double seconds) {
-  const auto start = std::chrono::steady_clock::now();
-  const auto out_of_time = [&] {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() > seconds;
-  };
-  const auto still_fails = [](const Program& p) { return judge(p).verdict == Verdict::kFailed; };
-  for (bool smaller = true; smaller && !out_of_time();) {
-    smaller = false;
-    std::vector<std::vector<size_t>> paths;
-    std::vector<size_t> path;
-    collect_paths(program.steps, path, paths);
-    for (auto at = paths.rbegin(); at != paths.rend() && !out_of_time(); ++at) {
-      std::vector<Step>* list = parent_of(program, *at);
-      if (list == nullptr) continue;
-      const bool block = !(*list)[at->back()].body.empty();
-      Program candidate = without(program, *at);
-      if (!still_fails(candidate)) {
-        if (!block) continue;
-        candidate = unwrapped(program, *at);
-        if (!still_fails(candidate)) continue;
-      }
-      program = std::move(candidate);
-      smaller = true;
-      if (block) break;  // the paths are stale
-    }
-    Program simpler = program;
-    simpler.ending = Ending::kBackward;
-    simpler.loss_in_region = false;
-    if (program.ending != simpler.ending && still_fails(simpler)) program = std::move(simpler);
-  }
-  return program;
+/// Whether plain runs agree, whatever fresh memory holds.
+bool is_stable(const Program& program) {
+  const Outcome first = run(program, Mode::kPlain);
+  const Poison poison(true);
+  const Outcome second = run(program, Mode::kPlain);
+  return !first.error.empty() || difference(first, second).empty();
 }
 
-std::string to_text(const Program& program) {
-  std::string text = "program of seed " + std::to_string(program.seed) + (program.poison ? ", poisoned" : "") +
-                     (program.loss_in_region ? ", loss in a region" : "") + "\n";
-  run(program, Mode::kPlain, &text);
-  return without_unused_inputs(text);
+}  // namespace
+
+Judgement judge(const Program& program) {
+  const Judgement judgement = judge_once(program);
+  if (judgement.verdict != Verdict::kFailed || is_stable(program)) return judgement;
+  Judgement unstable;
+  unstable.verdict = Verdict::kUnstable;
+  unstable.plain_leaks = true;
+  return unstable;
 }
 
 }  // namespace refrain::fuzz

@@ -5,6 +5,8 @@
 #include <string_view>
 #include <vector>
 
+#include "region_options.h"
+
 /// Random programs over a pool of tensors, cut into random checkpoint regions, and what their runs must have in common.
 ///
 /// A program is data: steps with a seed each. A step picks its operands among the tensors alive when it runs, by
@@ -16,6 +18,7 @@ struct Step {
   int number = 0;          ///< unique in its program, kept while shrinking: outputs are named after it
   uint64_t seed = 0;       ///< operands and parameters
   const char* kind = "";   ///< key in `step_table()`, or a block kind below
+  RegionOptions options;   ///< regions only
   std::vector<Step> body;  ///< blocks only
 };
 
@@ -26,13 +29,25 @@ inline constexpr const char* kNoGrad = "no_grad";
 inline constexpr const char* kEnableGrad = "enable_grad";
 inline constexpr const char* kAutocast = "autocast";
 
-enum class Ending { kBackward, kBackwardTwice, kGradOfSome, kGradThenBackward, kDoubleBackward, kDropped };
+bool is_region(const Step& step);
+
+/// One of the backwards that end a program. All but the last retain the graph.
+struct Backward {
+  enum Kind {
+    kBackward,        ///< of the loss, or of one of its terms
+    kGrad,            ///< `autograd::grad` with respect to some leaves, and sometimes to a tensor in between
+    kDoubleBackward,  ///< that with a graph, and backward of a penalty on it
+  };
+  Kind kind = kBackward;
+  uint64_t seed = 0;  ///< of what, with respect to what
+};
 
 struct Program {
   uint64_t seed = 0;
-  Ending ending = Ending::kBackward;
-  bool drop_handles_first = false;  ///< no tensor but loss, leaves and buffers is alive during backward
+  std::vector<Backward> backwards;  ///< empty: the graph is dropped
+  bool drop_handles_first = false;  ///< no tensor but outputs, leaves and buffers is alive during backward
   bool loss_in_region = false;
+  RegionOptions loss_options;
   bool poison = false;  ///< fresh allocations hold garbage
   std::vector<Step> steps;
 };
@@ -54,12 +69,14 @@ struct Record {
 };
 
 struct Outcome {
-  std::vector<Record> records;    ///< loss, gradients, buffers, generators, surviving tensors
-  std::vector<int> failed_steps;  ///< steps that threw in forward and were skipped
-  std::string error;              ///< what forward or the ending threw; empty = nothing
-  uint64_t picks = 0;             ///< which operands the steps chose: runs that differ here were other programs
-  bool has_loss = false;          ///< something required a gradient
-  int64_t leaked_bytes = 0;       ///< over the level before the run, after every handle was dropped
+  std::vector<Record> records;       ///< loss, gradients, buffers, generators, surviving tensors
+  std::vector<int> failed_steps;     ///< steps that threw in forward and were skipped
+  std::string error;                 ///< what forward or a backward threw; empty = nothing
+  uint64_t picks = 0;                ///< which operands the steps chose: runs that differ here were other programs
+  bool has_loss = false;             ///< something required a gradient
+  bool made_cycle = false;           ///< in the graph, as plain autograd would: memory may stay
+  bool rerun_input_changed = false;  ///< what a rerun region read from outside was written in place later on
+  int64_t leaked_bytes = 0;          ///< over the level before the run, after every handle was dropped
   int64_t leaked_ops = 0, leaked_values = 0, leaked_slots = 0, leaked_regions = 0;  ///< from `tape_stats`
 };
 
@@ -70,7 +87,9 @@ Outcome run(const Program& program, Mode mode, std::string* text = nullptr);
 enum class Verdict {
   kEqual,       ///< accepted: same bytes, nothing leaked
   kRefused,     ///< plain autograd throws; the checkpointed run leaked nothing and agrees with the twin if both ended
+  kChanged,     ///< a rerun region throws, as it must, because what it read from outside was changed; nothing leaked
   kNoGradient,  ///< nothing to differentiate
+  kUnstable,    ///< plain runs differ: a kernel of LibTorch reads memory that nobody wrote
   kFailed,
 };
 
@@ -84,10 +103,10 @@ struct Judgement {
 
 Judgement judge(const Program& program);
 
-/// Drops steps and unwraps blocks while the program still fails, for at most `seconds`.
+/// Drops steps, options of regions and backwards, and unwraps blocks, while the program still fails; at most `seconds`.
 Program shrink(Program program, double seconds);
 
-/// Readable text of a plain run.
+/// Readable text of a plain run, or of the twin if plain autograd refuses the program.
 std::string to_text(const Program& program);
 
 /// Kinds of ordinary steps, in the order of the table. Excluded by name with REFRAIN_FUZZ_WITHOUT=a,b,c.
@@ -95,5 +114,22 @@ std::vector<std::string_view> step_kinds();
 
 /// Kinds of steps that ran to their end at least once, over all runs so far: how a test notices a dead step.
 std::vector<std::string_view> exercised_kinds();
+
+/// What checkpointed runs have done so far: how a test notices that something never happens.
+struct Coverage {
+  int64_t regions = 0;  ///< opened with gradients enabled, as all below
+  int64_t with_policy = 0;
+  int64_t rerun = 0;                                  ///< also those without a policy of their own inside a rerun one
+  int64_t strict = 0, debug = 0, run_to_the_end = 0;  ///< of the rerun ones
+  int64_t rerun_in_replay = 0;
+  int64_t policy_in_rerun = 0;
+  int64_t rerun_in_rerun = 0;
+  int64_t called_again = 0;                   ///< functions
+  int64_t answers[5] = {0, 0, 0, 0, 0};       ///< of policies, by `CheckpointPolicy`
+  int64_t backwards[6] = {0, 0, 0, 0, 0, 0};  ///< programs by their number of backwards
+  int64_t kinds[3] = {0, 0, 0};               ///< backwards by `Backward::Kind`
+  int64_t of_a_term = 0;                      ///< backwards of something else than the loss
+};
+Coverage& coverage();
 
 }  // namespace refrain::fuzz

@@ -75,7 +75,7 @@ void step_function(Machine& m) {
       return m.emit_some("Gate", {x, y}, Gate::apply(x->t, y->t));
     }
     default: {
-      auto target = m.pick([](const Tensor& t) { return is_writable(t) && !t.is_view() && !t.is_leaf(); });
+      auto target = m.pick_to_write([](const Tensor& t) { return !t.is_view() && !t.is_leaf(); });
       HalveInPlace::apply(m.writable(target));
       return m.wrote("HalveInPlace", target);
     }
@@ -194,7 +194,7 @@ std::vector<StepSpec> custom_steps() {
   return {{"function", 5, step_function},
           {"custom_noisy", 1.5, step_noisy},
           {"custom_blend", 1.5, step_blend},
-          {"custom_tally", 0.7, step_tally, "count"}};
+          {"custom_tally", 0.7, step_tally, "count", Calls::kOnce}};
 }
 
 }  // namespace refrain::fuzz

@@ -89,7 +89,10 @@ void step_split(Machine& m) {
     case 0: return m.emit_some("split", {x}, x->t.split(2, 0), 0.6);
     case 1: return m.emit_some("unbind", {x}, x->t.unbind(0), 0.5);
     case 2: return m.emit_some("chunk", {x}, x->t.chunk(2, -1), 0.6);
-    case 3: return m.emit_some("unsafe_split", {x}, at::unsafe_split(x->t, 2, 0), 0.6);
+    case 3: {
+      m.cut_unsafely(x->t);
+      return m.emit_some("unsafe_split", {x}, at::unsafe_split(x->t, 2, 0), 0.6);
+    }
     default: return m.emit_some("split_sizes", {x}, x->t.split_with_sizes({1, x->t.size(0) - 1}, 0), 0.6);
   }
 }

@@ -24,13 +24,13 @@ void write_unary(Machine& m, const SlotPtr& slot, Tensor t) {
 }
 
 void step_inplace(Machine& m) {
-  auto x = m.pick(is_writable);
+  auto x = m.pick_to_write();
   write_unary(m, x, m.writable(x));
 }
 
 /// A view that only this step knows.
 void step_inplace_on_view(Machine& m) {
-  auto x = m.pick([](const Tensor& t) { return is_writable(t) && t.dim() >= 1 && t.size(0) >= 2; });
+  auto x = m.pick_to_write([](const Tensor& t) { return t.dim() >= 1 && t.size(0) >= 2; });
   Tensor& base = m.writable(x);
   const int64_t i = m.rng.below(base.size(0));
   m.detail("through a view, index ", i);
@@ -47,7 +47,7 @@ void step_inplace_on_view(Machine& m) {
 }
 
 void step_inplace_binary(Machine& m) {
-  auto x = m.pick(is_writable);
+  auto x = m.pick_to_write();
   auto y = source_for(m, x->t);
   if (y == x) throw Skip{};
   const Tensor other = y->t;
@@ -65,8 +65,9 @@ void step_inplace_binary(Machine& m) {
 /// Aliased arguments. With gradients plain autograd makes a cycle here, and leaks unless backward comes by.
 void step_inplace_self(Machine& m) {
   const bool grad = m.rng.chance(0.15);
-  auto x = m.pick([&](const Tensor& t) { return is_writable(t) && t.requires_grad() == grad; });
+  auto x = m.pick_to_write([&](const Tensor& t) { return t.requires_grad() == grad; });
   Tensor& t = m.writable(x);
+  if (grad) m.made_cycle();
   switch (m.rng.below(3)) {
     case 0: t.mul_(t); return m.wrote("mul_self_", x);
     case 1: t.add_(t, 0.5); return m.wrote("add_self_", x);
@@ -75,7 +76,7 @@ void step_inplace_self(Machine& m) {
 }
 
 void step_overwrite(Machine& m) {
-  auto x = m.pick(is_writable);
+  auto x = m.pick_to_write();
   Tensor& t = m.writable(x);
   switch (m.rng.below(4)) {
     case 0: t.fill_(0.4); return m.wrote("fill_", x);
@@ -86,7 +87,7 @@ void step_overwrite(Machine& m) {
 }
 
 void step_inplace_index(Machine& m) {
-  auto x = m.pick([](const Tensor& t) { return is_writable(t) && t.dim() >= 1; });
+  auto x = m.pick_to_write([](const Tensor& t) { return t.dim() >= 1; });
   Tensor& t = m.writable(x);
   const Tensor rows = at::arange(2, at::kLong).remainder(t.size(0));
   const Tensor value = at::full({1}, 0.6, t.options().requires_grad(false));
@@ -115,7 +116,7 @@ void step_inplace_index(Machine& m) {
 }
 
 void step_inplace_random(Machine& m) {
-  auto x = m.pick([](const Tensor& t) { return is_writable(t) && t.scalar_type() != at::kBFloat16; });
+  auto x = m.pick_to_write([](const Tensor& t) { return t.scalar_type() != at::kBFloat16; });
   Tensor& t = m.writable(x);
   switch (m.rng.below(4)) {
     case 0: at::dropout_(t, 0.3, true); return m.wrote("dropout_", x);
@@ -127,7 +128,7 @@ void step_inplace_random(Machine& m) {
 
 /// Other sizes and strides, same bytes.
 void step_inplace_shape(Machine& m) {
-  auto x = m.pick([](const Tensor& t) { return is_writable(t) && t.dim() == 2 && !t.is_leaf() && !t.is_view(); });
+  auto x = m.pick_to_write([](const Tensor& t) { return t.dim() == 2 && !t.is_leaf() && !t.is_view(); });
   switch (m.rng.below(3)) {
     case 0: x->t.t_(); return m.wrote("t_", x);
     case 1: x->t.unsqueeze_(0); return m.wrote("unsqueeze_", x);
@@ -235,7 +236,9 @@ void step_empty_filled(Machine& m) {
 
 /// Another version counter: autograd reads the new bytes without a word.
 void step_data_write(Machine& m) {
-  auto x = m.pick([](const Tensor& t) { return is_float(t) && !may_overlap(t) && !t.is_neg(); });
+  auto x = m.pick([&](const Tensor& t) {
+    return is_float(t) && !may_overlap(t) && !t.is_neg() && !m.known_to_rerun(t);
+  });
   x->t.variable_data().mul_(1.25);
   m.wrote("variable_data().mul_", x);
 }
@@ -243,8 +246,9 @@ void step_data_write(Machine& m) {
 /// What an optimizer does, in the middle of a program.
 void step_leaf_update(Machine& m) {
   auto leaf = m.given_leaf();
+  if (!m.may_write(leaf->t)) throw Skip{};
   at::NoGradGuard no_grad;
-  if (m.rng.chance(0.3) || leaf->t.is_complex()) {
+  if (m.rng.chance(0.3) || leaf->t.is_complex() || m.known_to_rerun(leaf->t)) {
     leaf->t.mul_(0.9);
     return m.wrote("mul_ under no_grad", leaf);
   }
@@ -285,16 +289,16 @@ std::vector<StepSpec> write_steps() {
           {"inplace_random", 1.5, step_inplace_random},
           {"inplace_shape", 1, step_inplace_shape},
           {"out", 1.5, step_out},
-          {"counter", 1.5, step_counter, "count"},
-          {"average", 1, step_average, "average"},
-          {"cache", 1, step_cache, "cache"},
-          {"foreach", 0.7, step_foreach, "average,mean4"},
+          {"counter", 1.5, step_counter, "count", Calls::kOnce},
+          {"average", 1, step_average, "average", Calls::kOnce},
+          {"cache", 1, step_cache, "cache", Calls::kOnce},
+          {"foreach", 0.7, step_foreach, "average,mean4", Calls::kOnce},
           {"empty_raw", 2, step_empty_raw},
           {"zeros_raw", 1, step_zeros_raw},
           {"empty_rows", 1, step_empty_rows},
           {"empty_filled", 1, step_empty_filled},
-          {"data_write", 0.6, step_data_write},
-          {"leaf_update", 0.5, step_leaf_update},
+          {"data_write", 0.6, step_data_write, "", Calls::kOnce},
+          {"leaf_update", 0.5, step_leaf_update, "", Calls::kOnce},
           {"inner_grad", 0.8, step_inner_grad}};
 }
 

@@ -1,0 +1,262 @@
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <algorithm>
+
+#include "machine.h"
+#include "refrain/memory.h"
+#include "refrain/tape.h"
+
+namespace refrain::fuzz {
+namespace {
+
+uint64_t hash_of(const std::string& s) {
+  uint64_t h = 17;
+  for (char c : s) h = mix(h, static_cast<unsigned char>(c));
+  return h;
+}
+
+/// A whole program: inputs, forward, backwards, records. The handles live until it is destroyed.
+class ProgramRun : public Machine {
+ public:
+  ProgramRun(const Program& program, Mode mode, std::string* text);
+  void run(Outcome& outcome);
+
+ private:
+  void make_inputs();
+  void add_input(const std::string& name, at::IntArrayRef sizes, at::ScalarType type, bool grad, bool in_pool);
+  /// The loss, and the terms that it is the sum of.
+  std::vector<Tensor> outputs();
+  void backward(const std::vector<Tensor>& outputs, size_t number, Outcome& outcome);
+  void drop_handles();
+  void record(Outcome& outcome, const std::string& name, const Tensor& t, bool gradient);
+
+  const Program& program_;
+};
+
+ProgramRun::ProgramRun(const Program& program, Mode mode, std::string* text) : Machine(mode, text), program_(program) {
+  auto generator = at::globalContext().defaultGenerator(at::kCPU);
+  generator.set_current_seed(mix(program.seed, 1));
+  for (uint64_t i = 0; i < 2; ++i) {
+    generators.push_back(at::make_generator<at::CPUGeneratorImpl>(mix(program.seed, 2 + i)));
+  }
+  make_inputs();
+}
+
+void ProgramRun::add_input(const std::string& name, at::IntArrayRef sizes, at::ScalarType type, bool grad,
+                           bool in_pool) {
+  auto slot = std::make_shared<Slot>();
+  slot->id = hash_of(name);
+  slot->name = name;
+  auto gen = at::make_generator<at::CPUGeneratorImpl>(mix(program_.seed, slot->id));
+  if (type == at::kLong) {
+    slot->t = at::randint(0, 12, sizes, gen, at::TensorOptions().dtype(type));
+  } else {
+    slot->t = at::randn(sizes, gen, at::TensorOptions().dtype(type)) * 0.7;
+    slot->t.requires_grad_(grad);
+  }
+  if (grad) leaves_.push_back(slot);
+  given_[name] = slot;
+  if (in_pool) pool_.push_back(slot);
+  line(name + " = input " + shape_of(slot->t) + (grad ? " requires_grad" : ""));
+}
+
+void ProgramRun::make_inputs() {
+  struct Kind {
+    const char* name;
+    std::vector<int64_t> sizes;
+    at::ScalarType type;
+  };
+  static const std::vector<Kind> inputs = {{"v4", {4}, at::kFloat},
+                                           {"m44", {4, 4}, at::kFloat},
+                                           {"t234", {2, 3, 4}, at::kFloat},
+                                           {"b244", {2, 4, 4}, at::kFloat},
+                                           {"i2344", {2, 3, 4, 4}, at::kFloat},
+                                           {"d34", {3, 4}, at::kDouble},
+                                           {"c34", {3, 4}, at::kComplexFloat},
+                                           {"e22", {2, 2}, at::kComplexDouble},
+                                           {"one", {}, at::kFloat},
+                                           {"wide", {3, 20}, at::kFloat}};
+  Rng draw(mix(program_.seed, 99));
+  add_input("m34", {3, 4}, at::kFloat, true, true);
+  for (const Kind& kind : inputs) {
+    const bool wanted = draw.chance(0.5);
+    const bool grad = draw.chance(0.6);
+    if (wanted) add_input(kind.name, kind.sizes, kind.type, grad, true);
+  }
+  add_input("ix", {3}, at::kLong, false, true);
+  static const std::vector<Kind> parameters = {{"linear.weight", {4, 4}, at::kFloat},
+                                               {"linear.bias", {4}, at::kFloat},
+                                               {"conv.weight", {3, 3, 3, 3}, at::kFloat},
+                                               {"norm.weight", {4}, at::kFloat},
+                                               {"norm.bias", {4}, at::kFloat},
+                                               {"table", {12, 4}, at::kFloat},
+                                               {"lstm.w_ih", {16, 4}, at::kFloat},
+                                               {"lstm.w_hh", {16, 4}, at::kFloat},
+                                               {"lstm.b_ih", {16}, at::kFloat},
+                                               {"lstm.b_hh", {16}, at::kFloat}};
+  const std::set<std::string> needed = needs_of(program_.steps);
+  for (const Kind& kind : parameters) {
+    if (needed.count(kind.name) > 0) add_input(kind.name, kind.sizes, kind.type, true, false);
+  }
+  static const std::vector<Kind> buffers = {
+      {"mean3", {3}, at::kFloat}, {"var3", {3}, at::kFloat},     {"mean4", {4}, at::kFloat},  {"var4", {4}, at::kFloat},
+      {"count", {1}, at::kLong},  {"cache", {6, 4}, at::kFloat}, {"average", {4}, at::kFloat}};
+  for (const Kind& kind : buffers) {
+    if (needed.count(kind.name) == 0) continue;
+    add_input(kind.name, kind.sizes, kind.type, false, false);
+    SlotPtr slot = given_[kind.name];
+    slot->buffer = true;
+    if (kind.name[0] == 'v') slot->t.abs_();
+    buffers_.push_back(slot);
+    // Buffers are read by ordinary steps too.
+    if (kind.type != at::kLong && draw.chance(0.4)) pool_.push_back(slot);
+  }
+}
+
+std::vector<Tensor> ProgramRun::outputs() {
+  rng = Rng(mix(program_.seed, 77));
+  std::vector<SlotPtr> terms;
+  const int64_t wanted = 1 + rng.below(4);
+  for (int64_t i = 0; i < wanted; ++i) {
+    SlotPtr term =
+        pick_if_any([&](const Tensor& t) { return is_numeric(t) && t.requires_grad() && (!t.is_leaf() || i == 0); });
+    if (term && std::find(terms.begin(), terms.end(), term) == terms.end()) terms.push_back(term);
+  }
+  std::vector<Tensor> outputs(1);
+  std::string names;
+  for (const SlotPtr& term : terms) {
+    Tensor t = term->t.is_complex() ? at::view_as_real(term->t) : term->t;
+    const bool square = rng.chance(0.5);
+    t = t.to(at::kDouble);
+    t = square ? (t * t).sum() : (t * (0.5 + rng.uniform())).sum();
+    outputs[0] = outputs[0].defined() ? outputs[0] + t : t;
+    outputs.push_back(t);
+    names += " " + term->name + (square ? "^2" : "");
+  }
+  line("loss = sum of" + names + (program_.loss_in_region ? ", in a region" + to_text(program_.loss_options) : ""));
+  return outputs;
+}
+
+void ProgramRun::record(Outcome& outcome, const std::string& name, const Tensor& t, bool gradient) {
+  Record entry{name, "undefined", "", gradient};
+  if (t.defined()) {
+    at::NoGradGuard no_grad;
+    const Tensor plain = t.detach().resolve_conj().resolve_neg().contiguous();
+    entry.shape = shape_of(plain);
+    entry.bytes.assign(static_cast<const char*>(plain.const_data_ptr()), plain.nbytes());
+  }
+  outcome.records.push_back(std::move(entry));
+}
+
+void ProgramRun::drop_handles() {
+  line("drop all handles");
+  pool_.clear();
+  for (auto entry = given_.begin(); entry != given_.end();) {
+    const SlotPtr& slot = entry->second;
+    entry = slot->buffer || is_leaf(slot) ? std::next(entry) : given_.erase(entry);
+  }
+}
+
+void ProgramRun::backward(const std::vector<Tensor>& outputs, size_t number, Outcome& outcome) {
+  const Backward& step = program_.backwards[number];
+  const bool last = number + 1 == program_.backwards.size();
+  rng = Rng(step.seed);
+  const auto which = rng.chance(0.6) ? 0 : static_cast<size_t>(rng.below(static_cast<int64_t>(outputs.size())));
+  const Tensor& output = outputs[which];
+  if (mode_ == Mode::kCheckpoint) {
+    ++coverage().kinds[step.kind];
+    coverage().of_a_term += which > 0;
+  }
+  const std::string of = which == 0 ? "loss" : "term " + std::to_string(which);
+  if (step.kind == Backward::kBackward) {
+    line("backward of " + of + (last ? "" : ", graph retained"));
+    return output.backward({}, /*retain_graph=*/!last);
+  }
+  std::vector<Tensor> some;
+  std::string names;
+  for (const SlotPtr& leaf : leaves_) {
+    if (!rng.chance(0.5) && !some.empty()) continue;
+    some.push_back(leaf->t);
+    names += " " + leaf->name;
+  }
+  // Not a leaf: what a region returned, say.
+  const SlotPtr inner = pick_if_any([](const Tensor& t) { return t.requires_grad() && !t.is_leaf() && is_numeric(t); });
+  if (inner && rng.chance(0.6)) {
+    some.push_back(inner->t);
+    names += " " + inner->name;
+  }
+  const bool twice = step.kind == Backward::kDoubleBackward;
+  line((twice ? "double backward of " : "grad of ") + of + " by" + names + (last ? "" : ", graph retained"));
+  const auto gradients = torch::autograd::grad({output}, some, {}, twice || !last, twice, /*allow_unused=*/true);
+  Tensor penalty;
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    const Tensor& g = gradients[i];
+    record(outcome, "backward " + std::to_string(number) + " grad " + std::to_string(i), g, true);
+    if (!twice || !g.defined() || !g.requires_grad()) continue;
+    const Tensor real = (g.is_complex() ? at::view_as_real(g) : g).to(at::kDouble);
+    penalty = penalty.defined() ? penalty + (real * real).sum() : (real * real).sum();
+  }
+  if (penalty.defined()) penalty.backward({}, /*retain_graph=*/!last);
+}
+
+void ProgramRun::run(Outcome& outcome) {
+  std::vector<Tensor> made;
+  try {
+    run_steps(program_.steps);
+    made = program_.loss_in_region ? call(program_.loss_options, [&] { return outputs(); }) : outputs();
+    outcome.has_loss = made[0].defined() && made[0].requires_grad();
+    if (outcome.has_loss) {
+      record(outcome, "loss", made[0], false);
+      if (program_.drop_handles_first) drop_handles();
+      if (mode_ == Mode::kCheckpoint) ++coverage().backwards[program_.backwards.size()];
+      for (size_t i = 0; i < program_.backwards.size(); ++i) backward(made, i, outcome);
+    }
+  } catch (const Refused& refused) {
+    outcome.error = refused.what();
+  } catch (const c10::Error& error) {
+    outcome.error = std::string("c10::Error: ") + error.what_without_backtrace();
+  } catch (const std::exception& error) {
+    outcome.error = error.what();
+  }
+  outcome.failed_steps = failed_steps_;
+  outcome.picks = picks_;
+  outcome.made_cycle = made_cycle_;
+  outcome.rerun_input_changed =
+      std::any_of(read_by_rerun_.begin(), read_by_rerun_.end(), [](const Watched& t) { return t.changed(); });
+  for (const SlotPtr& leaf : leaves_) {
+    record(outcome, leaf->name, leaf->t, false);
+    record(outcome, leaf->name + ".grad", leaf->t.grad(), true);
+    leaf->t.mutable_grad() = Tensor();
+  }
+  for (const SlotPtr& buffer : buffers_) record(outcome, buffer->name, buffer->t, false);
+  for (const SlotPtr& slot : pool_) record(outcome, slot->name, slot->t, false);
+  record(outcome, "default generator", at::globalContext().defaultGenerator(at::kCPU).get_state(), false);
+  for (size_t i = 0; i < generators.size(); ++i) {
+    record(outcome, "generator " + std::to_string(i), generators[i].get_state(), false);
+  }
+}
+
+}  // namespace
+
+Outcome run(const Program& program, Mode mode, std::string* text) {
+  Outcome outcome;
+  const TapeStats before = tape_stats();
+  const MemoryScope memory;
+  {
+    ProgramRun run(program, mode, text);
+    run.run(outcome);
+  }
+  if (!outcome.error.empty()) {
+    // The engine's ready queue keeps tensors of a failed backward until the next one starts.
+    at::ones({1}).requires_grad_().sum().backward();
+  }
+  const TapeStats after = tape_stats();
+  outcome.leaked_bytes = memory.current();
+  outcome.leaked_ops = after.live_ops - before.live_ops;
+  outcome.leaked_values = after.live_values - before.live_values;
+  outcome.leaked_slots = after.live_slots - before.live_slots;
+  outcome.leaked_regions = after.live_regions - before.live_regions;
+  return outcome;
+}
+
+}  // namespace refrain::fuzz

@@ -1,0 +1,134 @@
+#include "region_options.h"
+
+#include <iterator>
+#include <vector>
+
+#include "machine.h"
+#include "refrain/selective.h"
+
+namespace refrain::fuzz {
+namespace {
+
+constexpr CheckpointPolicy kAnswers[] = {CheckpointPolicy::kMustSave, CheckpointPolicy::kPreferSave,
+                                         CheckpointPolicy::kMustRecompute, CheckpointPolicy::kPreferRecompute,
+                                         CheckpointPolicy::kOffload};
+
+/// Any answer for any operator.
+Policy dice(uint64_t seed) {
+  return [seed](const OpContext& op) {
+    return kAnswers[mix(seed, static_cast<uint64_t>(op.position())) % std::size(kAnswers)];
+  };
+}
+
+/// Looks at everything that a policy may look at.
+Policy save_small(uint64_t seed) {
+  return [seed](const OpContext& op) {
+    int64_t bytes = op.output_bytes();
+    for (const TensorInfo& input : op.inputs()) bytes += input.bytes();
+    for (const TensorInfo& output : op.outputs()) bytes += output.bytes() + static_cast<int64_t>(output.sizes.size());
+    bytes += op.random() ? 64 : op.count(op.name());
+    return bytes < static_cast<int64_t>(40 + seed % 400) ? CheckpointPolicy::kPreferSave
+                                                         : CheckpointPolicy::kPreferRecompute;
+  };
+}
+
+struct NamedPolicy {
+  const char* name;
+  Policy (*make)(uint64_t seed);
+};
+
+const std::vector<NamedPolicy>& policies() {
+  static const std::vector<NamedPolicy> table = {
+      {"dice", dice},
+      {"save_small", save_small},
+      {"save_matmuls", [](uint64_t) { return save_matmuls(); }},
+      {"save_compute_intensive", [](uint64_t) { return save_compute_intensive(); }},
+      {"save_every_second_matmul", [](uint64_t) { return save_every_second_matmul(); }},
+      {"everything_saveable", [](uint64_t) { return everything_saveable(); }},
+      {"nothing_saveable", [](uint64_t) { return nothing_saveable(); }},
+      {"save_random", [](uint64_t) { return save_random(); }},
+      {"save_ops(mul, tanh, copy_)",
+       [](uint64_t) {
+         return save_ops({"aten::mul", "aten::tanh", "aten::copy_", "aten::mul_.Tensor"});
+       }},
+      {"offload_ops(mm, sigmoid)",
+       [](uint64_t) {
+         return offload_ops({"aten::mm", "aten::sigmoid"});
+       }},
+      {"save_only_these_names(a, b)",
+       [](uint64_t) {
+         return save_only_these_names({"a", "b"});
+       }},
+      {"save_any_names_but_these(a)", [](uint64_t) { return save_any_names_but_these({"a"}); }}};
+  return table;
+}
+
+Policy make_policy(const RegionOptions::PolicyChoice& choice) {
+  Policy policy = policies()[static_cast<size_t>(choice.first)].make(choice.seed);
+  if (choice.second >= 0) {
+    policy = and_then(std::move(policy), policies()[static_cast<size_t>(choice.second)].make(mix(choice.seed, 1)));
+  }
+  if (choice.scoped) policy = by_module({{"odd", std::move(policy)}});
+  return [policy](const OpContext& op) {
+    const CheckpointPolicy answer = policy(op);
+    ++coverage().answers[static_cast<int>(answer)];
+    return answer;
+  };
+}
+
+std::string to_text(const RegionOptions::PolicyChoice& choice) {
+  const auto name = [&](int index, uint64_t seed) {
+    const std::string plain = policies()[static_cast<size_t>(index)].name;
+    return index < 2 ? plain + "(" + std::to_string(seed) + ")" : plain;
+  };
+  std::string text = name(choice.first, choice.seed);
+  if (choice.second >= 0) text = "and_then(" + text + ", " + name(choice.second, mix(choice.seed, 1)) + ")";
+  return choice.scoped ? "by_module({odd, " + text + "})" : text;
+}
+
+}  // namespace
+
+RegionOptions::PolicyChoice random_policy(Rng& rng) {
+  const auto count = static_cast<int64_t>(policies().size());
+  RegionOptions::PolicyChoice choice;
+  choice.first = rng.chance(0.3) ? 0 : static_cast<int>(rng.below(count));
+  if (rng.chance(0.2)) choice.second = static_cast<int>(rng.below(count));
+  choice.scoped = rng.chance(0.1);
+  choice.seed = rng.next();
+  return choice;
+}
+
+RegionOptions random_options(Rng& rng, bool in_rerun) {
+  RegionOptions options;
+  options.rerun = rng.chance(0.22);
+  if (options.rerun) {
+    options.strict = rng.chance(0.15);
+    options.early_stop = !rng.chance(0.15);
+    options.debug = rng.chance(0.1);
+  } else if (rng.chance(in_rerun ? 0.5 : 0.35)) {
+    options.policy = random_policy(rng);
+  }
+  return options;
+}
+
+CheckpointOptions to_checkpoint_options(const RegionOptions& options) {
+  CheckpointOptions made;
+  if (options.has_policy()) made.policy(make_policy(options.policy));
+  if (!options.rerun) return made;
+  return made.source(CheckpointSource::kRerun)
+      .determinism_check(options.strict ? DeterminismCheck::kStrict : DeterminismCheck::kDefault)
+      .early_stop(options.early_stop)
+      .debug(options.debug);
+}
+
+std::string to_text(const RegionOptions& options) {
+  std::string text;
+  if (options.has_policy()) text += ", policy=" + to_text(options.policy);
+  if (options.rerun) text += ", rerun";
+  if (options.rerun && options.strict) text += ", strict";
+  if (options.rerun && !options.early_stop) text += ", no early stop";
+  if (options.rerun && options.debug) text += ", debug";
+  return text.empty() ? text : "(" + text.substr(2) + ")";
+}
+
+}  // namespace refrain::fuzz

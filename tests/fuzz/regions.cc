@@ -1,0 +1,265 @@
+#include <ATen/autocast_mode.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "machine.h"
+
+/// Blocks: gradient modes, autocast, and regions, with a body that looks at the program or one that is a function.
+namespace refrain::fuzz {
+namespace {
+
+struct UserStop {};
+
+class Autocast {
+ public:
+  Autocast() : was_enabled_(at::autocast::is_autocast_enabled(at::kCPU)) {
+    at::autocast::set_autocast_enabled(at::kCPU, true);
+    at::autocast::increment_nesting();
+  }
+  ~Autocast() {
+    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(at::kCPU, was_enabled_);
+  }
+
+ private:
+  bool was_enabled_;
+};
+
+template <typename T>
+void append(std::vector<T>& to, const std::vector<T>& from) {
+  to.insert(to.end(), from.begin(), from.end());
+}
+
+/// A view of something overwritten in place becomes what it is, `is_leaf` or not, when it is first asked. Rerun asks.
+void settle_history(const Tensor& t) {
+  try {
+    t.grad_fn();
+  } catch (const c10::Error&) {  // autograd allows no use of it
+  }
+}
+
+}  // namespace
+
+bool is_region(const Step& step) {
+  return std::strcmp(step.kind, kRegion) == 0 || std::strcmp(step.kind, kThrowingRegion) == 0;
+}
+
+Watched::Watched(const Tensor& t)
+    : counter(t.unsafeGetTensorImpl()->version_counter()),
+      version(counter.current_version()),
+      storage(t.storage().getWeakStorageImpl()) {}
+
+bool Watched::shares_memory(const Tensor& t) const {
+  return storage._unsafe_get_target() == t.storage().unsafeGetStorageImpl();
+}
+
+void Machine::run_block(const Step& step) {
+  const std::string kind = step.kind;
+  line(kind + to_text(step.options) + " {");
+  ++indent_;
+  if (is_region(step)) {
+    run_region(step);
+  } else if (kind == kNoGrad) {
+    at::AutoGradMode mode(false);
+    run_steps(step.body);
+  } else if (kind == kEnableGrad) {
+    at::AutoGradMode mode(true);
+    run_steps(step.body);
+  } else {
+    Autocast autocast;
+    run_steps(step.body);
+  }
+  --indent_;
+  line("}");
+}
+
+void Machine::run_region(const Step& step) {
+  const RegionOptions& options = step.options;
+  const Enclosing outside = enclosing_;
+  if (at::GradMode::is_enabled()) {
+    const bool reruns = options.rerun || (enclosing_.innermost_reruns && !options.has_policy());
+    if (mode_ == Mode::kCheckpoint) {
+      auto& seen = coverage();
+      ++seen.regions;
+      seen.with_policy += options.has_policy();
+      seen.rerun += reruns;
+      seen.strict += options.rerun && options.strict;
+      seen.debug += options.rerun && options.debug;
+      seen.run_to_the_end += options.rerun && !options.early_stop;
+      seen.rerun_in_replay += reruns && enclosing_.replay;
+      seen.rerun_in_rerun += reruns && enclosing_.rerun;
+      seen.policy_in_rerun += options.has_policy() && enclosing_.rerun;
+    }
+    enclosing_.rerun |= reruns;
+    enclosing_.replay |= !reruns;
+    enclosing_.innermost_reruns = reruns;
+  }
+  try {
+    if (options.rerun || (in_rerun_ && !options.has_policy())) {
+      run_pure_region(step);
+    } else {
+      std::vector<SlotPtr> returned;
+      std::vector<Tensor> results = call(options, [&] { return run_body(step, returned); });
+      for (size_t i = 0; i < results.size(); ++i) returned[i]->t = std::move(results[i]);
+    }
+  } catch (const UserStop&) {
+    line("throws");
+  }
+  enclosing_ = outside;
+}
+
+std::vector<Tensor> Machine::run_body(const Step& step, std::vector<SlotPtr>& returned) {
+  const uint64_t first_serial = serial_;
+  run_steps(step.body);
+  keep_survivors(step, first_serial);
+  if (std::strcmp(step.kind, kThrowingRegion) == 0) throw UserStop{};
+  // The results leave by the return value alone.
+  std::vector<Tensor> results;
+  for (const SlotPtr& slot : pool_) {
+    auto born = born_.find(slot->id);
+    if (born == born_.end() || born->second < first_serial) continue;
+    returned.push_back(slot);
+    results.push_back(std::move(slot->t));
+    slot->t = Tensor();
+  }
+  return results;
+}
+
+void Machine::keep_survivors(const Step& step, uint64_t first_serial) {
+  std::string names;
+  const SlotPtr last = pool_.empty() ? nullptr : pool_.back();
+  std::vector<SlotPtr> kept;
+  for (const SlotPtr& slot : pool_) {
+    auto born = born_.find(slot->id);
+    const bool inside = born != born_.end() && born->second >= first_serial;
+    if (inside && slot != last && mix(step.seed, slot->id) % 100 >= 30) continue;
+    if (inside) names += " " + slot->name;
+    kept.push_back(slot);
+  }
+  pool_.swap(kept);
+  line("return" + names);
+}
+
+// --- a body as a function ---------------------------------------------------------------------------------------------
+
+// Few, because each must stay unchanged until backward; buffers never do.
+std::vector<SlotPtr> Machine::choose_inputs(const Step& step) {
+  std::vector<std::pair<double, size_t>> scores;
+  for (size_t i = 0; i < pool_.size(); ++i) {
+    const Tensor& t = pool_[i]->t;
+    const auto shares = [&](const SlotPtr& buffer) { return buffer->t.is_alias_of(t); };
+    if (!t.defined() || std::any_of(buffers_.begin(), buffers_.end(), shares)) continue;
+    scores.emplace_back(draw(mix(step.seed, 7), i) * (t.requires_grad() ? 0.3 : 1), i);
+  }
+  std::sort(scores.begin(), scores.end(), std::greater<>());
+  scores.resize(std::min<size_t>(scores.size(), 2 + mix(step.seed, 8) % 5));
+  std::sort(scores.begin(), scores.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  std::vector<SlotPtr> inputs;
+  for (const auto& [score, index] : scores) inputs.push_back(pool_[index]);
+  return inputs;
+}
+
+void Machine::run_pure_region(const Step& step) {
+  PureBody body;
+  body.step = &step;
+  body.mode = mode_;
+  body.text = text_;
+  body.indent = indent_;
+  body.enclosing = enclosing_;
+  std::vector<Tensor> arguments;
+  std::string names, captured_names;
+  const auto give = [&](const SlotPtr& slot, bool in_pool) {
+    picks_ = mix(picks_, slot->id);
+    settle_history(slot->t);
+    const bool leaf = slot->t.is_leaf() && slot->t.requires_grad() && !slot->t.is_view();
+    const bool captured = leaf && mix(step.seed, slot->id) % 4 == 0;
+    body.inputs.push_back({slot->id, slot->name, in_pool, captured ? slot->t : Tensor()});
+    if (captured)
+      captured_.emplace_back(slot->t);
+    else
+      arguments.push_back(slot->t);
+    if (at::GradMode::is_enabled()) read_by_rerun_.emplace_back(slot->t);
+    (captured ? captured_names : names) += " " + slot->name;
+  };
+  for (const SlotPtr& slot : choose_inputs(step)) give(slot, true);
+  for (const std::string& name : needs_of(step.body)) {
+    const auto found = given_.find(name);
+    if (found != given_.end() && !found->second->buffer) give(found->second, false);
+  }
+  line("reads" + names + (captured_names.empty() ? "" : "; captures" + captured_names));
+
+  std::vector<Tensor> results;
+  std::exception_ptr stop;
+  try {
+    results = call(step.options, body, std::move(arguments), generators);
+  } catch (...) {
+    stop = std::current_exception();
+  }
+  const PureBody::Report& report = *body.report;
+  picks_ = mix(picks_, report.picks);
+  made_cycle_ |= report.made_cycle;
+  append(failed_steps_, report.failed_steps);
+  append(read_by_rerun_, report.read_by_rerun);
+  append(made_by_rerun_, report.made_by_rerun);
+  append(captured_, report.captured);
+  append(cut_unsafely_, report.cut_unsafely);
+  if (stop) std::rethrow_exception(stop);
+  for (size_t i = 0; i < results.size(); ++i) {
+    made_by_rerun_.emplace_back(results[i]);
+    auto slot = std::make_shared<Slot>();
+    std::tie(slot->id, slot->name) = report.results[i];
+    slot->t = std::move(results[i]);
+    add(slot);
+  }
+}
+
+std::vector<Tensor> PureBody::operator()(const std::vector<Tensor>& arguments,
+                                         const std::vector<at::Generator>& own) const {
+  if (is_recomputing()) ++coverage().called_again;
+  Machine machine(*this, arguments, own);
+  std::vector<SlotPtr> returned;
+  const auto tell = [&] {
+    for (const SlotPtr& slot : returned) report->results.emplace_back(slot->id, slot->name);
+    report->failed_steps = machine.failed_steps_;
+    report->picks = machine.picks_;
+    report->made_cycle = machine.made_cycle_;
+    report->read_by_rerun = machine.read_by_rerun_;
+    report->made_by_rerun = machine.made_by_rerun_;
+    report->captured = machine.captured_;
+    report->cut_unsafely = machine.cut_unsafely_;
+  };
+  *report = Report();
+  std::vector<Tensor> results;
+  try {
+    results = machine.run_body(*step, returned);
+  } catch (...) {
+    tell();
+    throw;
+  }
+  tell();
+  return results;
+}
+
+Machine::Machine(const PureBody& body, const std::vector<Tensor>& arguments, const std::vector<at::Generator>& own)
+    : generators(own),
+      mode_(body.mode),
+      text_(body.text),
+      indent_(body.indent),
+      enclosing_(body.enclosing),
+      in_rerun_(true) {
+  size_t next = 0;
+  for (const PureBody::Input& input : body.inputs) {
+    auto slot = std::make_shared<Slot>();
+    slot->id = input.id;
+    slot->name = input.name;
+    slot->t = input.captured.defined() ? input.captured : arguments[next++];
+    outside_.emplace_back(slot->t);
+    if (input.in_pool)
+      pool_.push_back(slot);
+    else
+      given_[slot->name] = slot;
+  }
+}
+
+}  // namespace refrain::fuzz
