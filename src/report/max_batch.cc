@@ -89,12 +89,13 @@ std::string max_batch_section(const Field& document, const Place& place) {
   }
   BarChart chart{.bars = {}, .axis_title = "examples in a batch", .limit = {}, .limit_markup = {}};
   for (const auto& row : rows) {
-    chart.bars.push_back({.name = row.strategy,
-                          .value = static_cast<double>(row.max_batch),
-                          .markup = count(row.max_batch).svg() + (row.factor ? " (" + factor(*row.factor).svg() + ")" : ""),
-                          .tooltip = fmt::format("{}: {}", row.strategy, grouped(row.max_batch)),
-                          .is_plain = &row == &plain,
-                          .is_chosen = &row == &best && &best != &plain});
+    chart.bars.push_back(
+        {.name = row.strategy,
+         .value = static_cast<double>(row.max_batch),
+         .markup = count(row.max_batch).svg() + (row.factor ? " (" + factor(*row.factor).svg() + ")" : ""),
+         .tooltip = fmt::format("{}: {}", row.strategy, grouped(row.max_batch)),
+         .is_plain = &row == &plain,
+         .is_chosen = &row == &best && &best != &plain});
   }
   return fmt::format("<p class=\"finding\">{}.</p>\n", finding) +
          figure(place.id + "-batches", "Largest batch within the limit",

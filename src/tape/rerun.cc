@@ -15,6 +15,7 @@
 #include "refrain/checkpoint.h"
 #include "refrain/error.h"
 #include "tape/install.h"
+#include "tape/running.h"
 #include "tape/surroundings.h"
 #include "tape/tape.h"
 
