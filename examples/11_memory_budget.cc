@@ -61,8 +61,8 @@ int main(int argc, char** argv) {
 
   const refrain::Policy narrow_products = [&](const refrain::OpContext& op) {
     const auto widest = batch * length * 4 * width * int64_t{sizeof(float)};
-    return op.name() == "aten::addmm" && op.output_bytes() < widest ? refrain::CheckpointPolicy::kMustSave
-                                                                    : refrain::CheckpointPolicy::kPreferRecompute;
+    return op.name().ends_with("mm") && op.output_bytes() < widest ? refrain::CheckpointPolicy::kMustSave
+                                                                   : refrain::CheckpointPolicy::kPreferRecompute;
   };
 
   std::vector<Point> points = {
@@ -123,11 +123,11 @@ int main(int argc, char** argv) {
   }
   bool falls = true;
   for (size_t i = 1; i < points.size(); ++i) {
-    falls = falls && points[i].kept <= points[i - 1].kept && points[i].replayed >= points[i - 1].replayed;
+    falls = falls && points[i].kept < points[i - 1].kept && points[i].replayed >= points[i - 1].replayed;
   }
   const bool part = points.back().replayed < operators;
   if (!within) std::printf("FAILED: no policy within a budget of 0.3\n");
-  if (!falls) std::printf("FAILED: a policy keeps more and computes more than the one before it\n");
+  if (!falls) std::printf("FAILED: a policy does not keep less, or computes less, than the one before it\n");
   if (!part) std::printf("FAILED: all operators ran again\n");
   return within && falls && part ? 0 : 1;
 }

@@ -46,13 +46,13 @@ MemoryTimelineReport MemoryTimeline::stop() {
   return analyse(record);
 }
 
-struct PhaseScope::Quiet {
-  tape::AnnounceScope scope{false};
+struct PhaseScope::Announced {
+  tape::AnnounceScope scope;
 };
 
 PhaseScope::PhaseScope(MemoryPhase phase) : before_(std::exchange(forced_phase(), phase)) {
   TimelineLog::get().phase_forced();
-  if (phase == MemoryPhase::kOptimizer) quiet_ = std::make_unique<Quiet>();
+  announced_.reset(new Announced{tape::AnnounceScope(phase != MemoryPhase::kOptimizer)});
 }
 
 PhaseScope::~PhaseScope() { forced_phase() = before_; }

@@ -52,7 +52,8 @@ class CliTest(unittest.TestCase):
 
 class HelpTest(CliTest):
     def test_help_everywhere_with_exit_codes(self):
-        for command in ([], ["env"], ["verify"], ["bench"], ["explain"], ["train"], ["compare"], ["report"]):
+        for command in ([], ["env"], ["verify"], ["bench"], ["explain"], ["train"], ["compare"], ["report"],
+                        ["segments"], ["max-batch"], ["advise"], ["breakdown"], ["timeline"]):
             self.assertIn("Exit codes:", self.succeed(*command, "--help"))
 
     def test_version(self):
@@ -145,6 +146,34 @@ class BadInputTest(CliTest):
         for limit in ("much", "-5", "1e99GiB", "MiB"):
             self.refuse(*train, limit, says=limit)
         self.refuse(*train, "1KiB", says=("--memory-limit 1.0 KiB", "weights, gradients and optimizer"))
+
+    def test_limits_that_nothing_fits(self):
+        for command in ("max-batch", "advise"):
+            limited = [command, *SMALL_GPT, "--memory-limit"]
+            self.refuse(command, *SMALL_GPT, says="--memory-limit is required")
+            self.refuse(*limited, "much", says="much")
+            self.refuse(*limited, "900TiB", says=("--memory-limit 900.0 TiB", "found a machine of"))
+            self.refuse(*limited, "1MiB", "--strategies", "zzz", says="strategy 'zzz'")
+            self.refuse(*limited, "1MiB", "--json", "/no/such/folder/x", says="--json")
+            self.refuse(*limited, "1MiB", "--optimizer", "adagrad", says="adagrad")
+            self.refuse(*limited, "100KiB", says="parameters (135.5 KiB) do not, by 35.5 KiB")
+            self.refuse(*limited, "200KiB", says=("parameters (135.5 KiB) would fit", "gradients (135.5 KiB) do not, by 71.0"))
+            self.refuse(*limited, "400KiB", says=("gradients (135.5 KiB) would fit", "optimizer state (271.0 KiB) does not, by 142.0"))
+            self.refuse(*limited, "560KiB", says=("the activations of batch 1 do not", "per_block", "too much"))
+        self.refuse("max-batch", *SMALL_GPT, "--memory-limit", "9MiB", "--batch", 3, says=("--batch 3", "leave it out"))
+
+    def test_segments_and_depths(self):
+        self.refuse("segments", "resnet18", says=("model 'resnet18'", "no row of equal layers", "expected one of mlp, gpt"))
+        self.refuse("segments", *SMALL_GPT, "--segments", 3, says=("--segments 3", "expected 1 to 2"))
+        self.refuse("segments", *SMALL_GPT, "--segments", "1,0", says="--segments")
+        for strategy in ("segments:0", "segments:11", "segments:", "segments:2x", "segments:-1"):
+            self.refuse("bench", "mlp", "--strategies", strategy, says=(f"strategy '{strategy}'", "N from 1 to 10"))
+        self.refuse("bench", "mlp", "--strategies", "segments:N", says="strategy 'segments:N'")
+        self.refuse("bench", "resnet18", "--strategies", "segments", says="strategy 'segments'")
+        self.refuse("bench", "mlp", "--depths", "2,x", says="--depths")
+        self.refuse("bench", "mlp", "--depths", "2,5000", "--width", 8, "--iters", 1, says="depth 5000")
+        self.refuse("bench", "mlp", "--depths", 2, "--depth", 3, says=("--depth 3", "leave one out"))
+        self.refuse("bench", "resnet18", "--depths", 2, says=("depth 2", "no such size"))
 
     def test_documents_to_draw(self):
         page = self.file("page.html", "as it was")
@@ -283,6 +312,73 @@ class TrainTest(CliTest):
                 self.assertTrue(all(map(math.isfinite, report["losses"])), (model, data))
 
 
+class LimitTest(CliTest):
+    MODEL = ["gptsmall", "--depth", 3, "--seq", 64, "--width", 32]
+
+    def measure(self, command, *args):
+        return json.loads(self.succeed(command, *self.MODEL, *args, "--json", "-"))
+
+    def test_max_batch_is_the_largest_that_trains(self):
+        limit = 12 * 1024 * 1024
+        report = self.measure("max-batch", "--memory-limit", limit)
+        self.assertEqual((report["kind"], report["version"], report["limit_bytes"]), ("max_batch", 1, limit))
+        plain = report["rows"][0]
+        self.assertEqual([r["strategy"] for r in report["rows"]], ["none", "per_block", "selective"])
+        for row in report["rows"]:
+            self.assertLessEqual(row["peak_bytes"], limit)
+            self.assertGreater(row["next_peak_bytes"], limit)
+            self.assertAlmostEqual(row["factor"], row["max_batch"] / plain["max_batch"])
+            fits = {t["batch"]: t["fits"] for t in row["trials"]}
+            self.assertTrue(fits[row["max_batch"]])
+            self.assertFalse(fits[row["max_batch"] + 1])
+            self.assertLess(len(row["trials"]), 11)
+            train = ["train", *self.MODEL, "--steps", 3, "--strategy", row["strategy"], "--memory-limit", limit, "--batch"]
+            trained = json.loads(self.succeed(*train, row["max_batch"], "--json", "-"))
+            self.assertEqual(trained["peak_bytes"], row["peak_bytes"])
+            self.refuse(*train, row["max_batch"] + 1, code=3, says="out of memory")
+        self.assertGreater(report["rows"][1]["factor"], 2)
+
+    def test_advise_when_it_fits(self):
+        report = self.measure("advise", "--memory-limit", "20MiB", "--iters", 1)
+        self.assertEqual((report["kind"], report["version"], report["fits_plainly"]), ("advice", 1, True))
+        self.assertEqual(report["choice"]["strategy"], "none")
+        self.assertIn("checkpointing does not pay", " ".join(report["reasons"]))
+        self.assertEqual([c["strategy"] for c in report["candidates"]], ["none", "per_block", "selective"])
+        fields = {"strategy", "fits", "peak_bytes", "peak_is_predicted", "overhead", "max_batch"}
+        for candidate in report["candidates"]:
+            self.assertEqual(set(candidate), fields)
+        self.assertEqual(set(report["choice"]), fields | {"batch", "command", "code"})
+
+    def test_advise_when_checkpointing_makes_it_fit(self):
+        report = self.measure("advise", "--batch", 24, "--memory-limit", "12MiB", "--iters", 1, "--strategies", "per_block")
+        plain, per_block = report["candidates"]
+        self.assertFalse(report["fits_plainly"] or plain["fits"])
+        self.assertGreater(plain["peak_bytes"], report["limit_bytes"])
+        choice = report["choice"]
+        self.assertEqual((choice["strategy"], choice["batch"], choice["fits"]), ("per_block", 24, True))
+        self.assertIn("refrain::checkpoint(block, x)", choice["code"])
+        self.assertIn("gradients added up", " ".join(report["reasons"]))
+        command = choice["command"].replace("--steps 100", "--steps 2").split()
+        trained = json.loads(self.succeed(*command[1:], "--json", "-"))
+        self.assertEqual(trained["peak_bytes"], choice["peak_bytes"])
+
+    def test_advise_when_nothing_fits_the_batch(self):
+        report = self.measure("advise", "--batch", 200, "--memory-limit", "12MiB", "--iters", 1)
+        choice = report["choice"]
+        self.assertFalse(choice["fits"])
+        self.assertEqual((choice["strategy"], choice["batch"]), ("per_block", choice["max_batch"]))
+        self.assertIn("no strategy fits batch 200", " ".join(report["reasons"]))
+
+    def test_pages(self):
+        runs = (["max-batch", *SMALL_GPT, "--memory-limit", "2MiB"], ["segments", *SMALL_GPT, "--iters", 1],
+                ["advise", *SMALL_GPT, "--memory-limit", "2MiB", "--iters", 1],
+                ["bench", "gptsmall", "--seq", 32, "--width", 32, "--depths", 2, "--iters", 1])
+        for run in runs:
+            page = self.dir / f"{run[0]}.html"
+            self.succeed(*run, "--html", page)
+            self.assertIn("gptsmall", page.read_text())
+
+
 class VerifyAndBenchTest(CliTest):
     def test_verify(self):
         out = self.succeed("verify", *SMALL_GPT, "--json", "-")
@@ -315,6 +411,43 @@ class VerifyAndBenchTest(CliTest):
         self.assertEqual((plain["added_ms_median"], plain["replayed_ops"]), (0, 0))
         self.assertLess(other["after_forward_bytes"], plain["after_forward_bytes"])
         self.assertGreater(other["replayed_kernel_ms"], 0)
+
+    def test_depths(self):
+        mlp = ["mlp", "--width", 32, "--batch", 8, "--iters", 2, "--warmup", 0]
+        path = self.dir / "depths.json"
+        out = self.succeed("bench", *mlp, "--depths", "4,16", "--json", path)
+        self.assertIn("activations", out)
+        report = json.loads(path.read_text())
+        self.assertEqual((report["kind"], report["version"], report["model"]), ("depths", 1, "mlp"))
+        self.assertNotIn("depth", report["config"])
+        activation = 4 * 8 * 32
+        for row, depth, kept in zip(report["rows"], (4, 16), (3, 7)):
+            self.assertEqual(row["depth"], depth)
+            plain, segments, per_layer = row["strategies"]
+            self.assertEqual([s["name"] for s in row["strategies"]], ["none", "segments", "per_layer"])
+            self.assertTrue(all(s["bit_equal"] for s in row["strategies"]))
+            self.assertEqual(plain["after_forward_bytes"], per_layer["after_forward_bytes"])
+            self.assertEqual(plain["after_forward_bytes"] - segments["after_forward_bytes"], (depth - kept) * activation)
+
+    def test_segments(self):
+        mlp = ["mlp", "--depth", 16, "--batch", 512, "--iters", 1, "--warmup", 0]
+        report = json.loads(self.succeed("segments", *mlp, "--segments", "4,8", "--json", "-"))
+        self.assertEqual((report["kind"], report["version"]), ("segments", 1))
+        self.assertEqual((report["layers"], report["sqrt_segments"]), (16, 4))
+        activation = 4 * 512 * 1024
+        self.assertEqual((report["layer_bytes"], report["boundary_bytes"]), (activation, activation))
+        plain, per_layer = report["plain"], report["per_layer"]
+        self.assertEqual([r["segments"] for r in report["rows"]], [1, 4, 8, 16])
+        for row, kept in zip(report["rows"], (16, 7, 9, 16)):
+            self.assertEqual(plain["after_forward_bytes"] - row["after_forward_bytes"], (16 - kept) * activation)
+            self.assertEqual(row["peak_bytes"], row["predicted_peak_bytes"])
+        self.assertEqual(per_layer["after_forward_bytes"], plain["after_forward_bytes"])
+        self.assertGreaterEqual(per_layer["peak_bytes"], plain["peak_bytes"])
+
+    def test_segments_of_blocks(self):
+        out = self.succeed("segments", "gptsmall", "--depth", 4, "--seq", 32, "--width", 32, "--iters", 1)
+        self.assertRegex(out, r"\n2 .*sqrt\(n\)")
+        self.assertRegex(out, r"\nper layer ")
 
     def test_explain(self):
         out = self.succeed("explain", *SMALL_GPT, "--strategy", "selective")
@@ -350,6 +483,68 @@ class VerifyAndBenchTest(CliTest):
         self.assertEqual(report["self_test"], "ok")
         self.assertGreater(report["cores"], 0)
         self.assertIn("gpt", report["models"])
+
+
+class MemoryTest(CliTest):
+    PARTS = ["parameters", "gradients", "optimizer_states", "activations"]
+
+    def test_breakdown_is_the_notebooks(self):
+        path = self.dir / "breakdown.json"
+        out = self.succeed("breakdown", "mlp", "--optimizer", "adam", "--batches", "32,64,128,256,512", "--json", path)
+        for figure in ("40.04", "80.08", "160.16", "1.25", "2.50", "5.00", "10.00", "20.00", "0.8 %", "11.1 %"):
+            self.assertIn(figure, out)
+        report = json.loads(path.read_text())
+        self.assertEqual((report["kind"], report["version"], report["optimizer"]), ("breakdown", 1, "adam"))
+        self.assertEqual((report["parameter_count"], report["crossover_batch"]), (10_496_000, 4101))
+        self.assertEqual([row["batch"] for row in report["rows"]], [32, 64, 128, 256, 512])
+        for row in report["rows"]:
+            self.assertEqual(list(row["estimated"]), self.PARTS)
+            self.assertEqual(list(row["measured"]), self.PARTS + ["temporaries"])
+            self.assertEqual(row["estimated"]["activations"], row["batch"] * 1024 * 10 * 4)
+            for part in self.PARTS[:3]:
+                self.assertEqual(row["estimated"][part], row["measured"][part])
+
+    def test_breakdown_batches(self):
+        out = json.loads(self.succeed("breakdown", *SMALL_GPT, "--batch", 1, "--optimizer", "sgd", "--json", "-"))
+        self.assertEqual([row["batch"] for row in out["rows"]], [1, 2, 4])
+        row = out["rows"][0]["measured"]
+        self.assertEqual(row["optimizer_states"], row["parameters"])
+        self.assertNotIn("batch", out["config"])
+        self.refuse("breakdown", "gpt", "--batch", 3, "--batches", "1,2", says=("--batch 3", "--batches"))
+        self.refuse("breakdown", "gpt", "--batches", "1,0", says="--batches")
+        self.refuse("breakdown", "gpt", "--batches", "many", says=("--batches", "many"))
+        self.refuse("breakdown", "gpt", "--optimizer", "lion", says=("--optimizer", "lion"))
+        self.refuse("breakdown", "gpt", "--strategy", "per_blok", says="strategy 'per_blok'")
+
+    def test_timeline(self):
+        trace, page = self.dir / "trace.json", self.dir / "page.html"
+        out = self.succeed("timeline", *SMALL_GPT, "--strategy", "per_block", "--iters", 1, "--trace", trace, "--html", page)
+        self.assertRegex(out, r"peak .* \(\d+ bytes\) at .* ms, in \w+")
+        self.assertIn("the largest of", out)
+        self.assertIn("watching took", out)
+        phases = [e["name"] for e in json.loads(trace.read_text())["traceEvents"] if e["ph"] == "X"]
+        self.assertEqual(phases[0], "forward")
+        self.assertEqual(phases[-1], "optimizer")
+        self.assertIn("recompute", phases)
+        self.assertIn("<html", page.read_text())
+
+    def test_timeline_json(self):
+        report = json.loads(self.succeed("timeline", *SMALL_GPT, "--iters", 1, "--json", "-"))
+        self.assertEqual((report["kind"], report["version"], report["strategy"]), ("timeline", 1, "none"))
+        members = {"model", "config", "machine", "base_bytes", "peak_bytes", "phases", "points", "kinds", "peak",
+                   "allocations", "measured_overhead"}
+        self.assertLessEqual(members, set(report))
+        self.assertEqual(sum(report["peak"]["by_kind"].values()), report["peak_bytes"])
+        self.assertEqual(max(level for _, level in report["points"]), report["peak_bytes"])
+        self.assertEqual([p["name"] for p in report["phases"]], ["forward", "backward", "optimizer"])
+        self.assertNotIn("other", report["peak"]["by_kind"])
+        self.assertEqual(set(report["peak"]["top"][0]), {"bytes", "kind", "op", "module", "phase", "sizes"})
+
+    def test_timeline_bad_input(self):
+        self.refuse("timeline", "gpd", says="model 'gpd'")
+        self.refuse("timeline", *SMALL_GPT, "--strategy", "per_blok", says="strategy 'per_blok'")
+        self.refuse("timeline", *SMALL_GPT, "--trace", "/no/such/folder/x", says="--trace")
+        self.refuse("timeline", *SMALL_GPT, "--iters", 0, says="--iters")
 
 
 if __name__ == "__main__":
