@@ -1,6 +1,9 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/Exception.h>
 #include <torch/csrc/autograd/forward_grad.h>
+
+#include <exception>
 
 #include "refrain/error.h"
 #include "tape/install.h"
@@ -28,6 +31,34 @@ void close_if_done(TapeLock& lock, Region* region) {
   release_bound_holds(lock, region);
   for (auto& bound : std::exchange(region->bounds, {})) lock.release(bound.value);
   for (auto* child : region->children) close_if_done(lock, child);
+}
+
+// Whether something that requires a gradient went into what is left of a region.
+bool reads_gradient(TapeLock& lock, const Region* region) {
+  const uint64_t number = ++lock.tape().plan_number;
+  std::vector<Value*> todo(region->values);
+  while (!todo.empty()) {
+    auto* op = todo.back()->producer;
+    todo.pop_back();
+    if (!op || op->mark == number) continue;
+    op->mark = number;
+    for (const auto& ref : op->refs_in) {
+      if (ref.meta.requires_grad) return true;
+      if (ref.value) todo.push_back(ref.value);
+    }
+  }
+  return false;
+}
+
+void end_region(TapeLock& lock, ThreadState& thread, Region* region) {
+  thread.region = region->parent;
+  thread.saver = region->outer_saver;
+  region->active = false;
+  for (auto* value : region->values)
+    if (value->map_owns && value->storage.expired()) unmap_value(lock, value);
+  if (region->selective) release_unneeded(lock, region);
+  close_if_done(lock, region);
+  lock.release(region);
 }
 
 }  // namespace
@@ -91,16 +122,18 @@ Region* open_region(const CheckpointOptions& options) {
 
 void close_region(Region* region) {
   auto& thread = ThreadState::get();
-  TapeLock lock;
-  settle(lock, thread);
-  thread.region = region->parent;
-  thread.saver = region->outer_saver;
-  region->active = false;
-  for (auto* value : region->values)
-    if (value->map_owns && value->storage.expired()) unmap_value(lock, value);
-  if (region->selective) release_unneeded(lock, region);
-  close_if_done(lock, region);
-  lock.release(region);
+  bool for_nothing = false;
+  {
+    TapeLock lock;
+    settle(lock, thread);
+    for_nothing = region->live_slots == 0 && std::uncaught_exceptions() == 0 && reads_gradient(lock, region);
+    end_region(lock, thread, region);
+  }
+  if (for_nothing)
+    TORCH_WARN_ONCE(
+        "[refrain::checkpoint] autograd saved nothing in a region whose inputs or parameters require gradients. The gradients "
+        "are those of a plain call; if there should be some, look for no_grad or detach inside the function, else call it "
+        "without checkpoint.");
 }
 
 void slot_added(TapeLock& lock, Region* region) {

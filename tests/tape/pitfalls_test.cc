@@ -111,5 +111,35 @@ TEST_P(Pitfalls, ABackwardInsideAddsToGradientsAgain) {
   }
 }
 
+/// Counts warnings that say `text`.
+class Warnings final : public c10::WarningHandler {
+ public:
+  explicit Warnings(std::string text) : text_(std::move(text)), guard_(this) { c10::WarningUtils::set_warnAlways(true); }
+  ~Warnings() override { c10::WarningUtils::set_warnAlways(false); }
+  void process(const c10::Warning& warning) override { count += warning.msg().find(text_) != std::string::npos; }
+  int count = 0;
+
+ private:
+  std::string text_;
+  c10::WarningUtils::WarningHandlerGuard guard_;
+};
+
+// no_grad or detach around all of a region: gradients are as in a plain run, that is, none; and somebody says so.
+TEST(PitfallsOfTheTape, ARegionInWhichAutogradSavesNothingWarns) {
+  auto x = torch::randn({4}).requires_grad_();
+  const auto warned = [&](auto&& fn) {
+    Warnings warnings("autograd saved nothing in a region");
+    auto y = refrain::checkpoint(fn, x);
+    return warnings.count;
+  };
+  EXPECT_EQ(warned([](const Tensor& a) {
+    torch::NoGradGuard no_grad;
+    return a.sin().exp();
+  }), 1);
+  EXPECT_EQ(warned([](const Tensor& a) { return a.sin().exp().detach(); }), 1);
+  EXPECT_EQ(warned([](const Tensor& a) { return a.sin().exp(); }), 0);
+  EXPECT_EQ(warned([](const Tensor& a) { return a.detach().sin(); }), 0);  // an input without gradient, as in frozen layers
+}
+
 }  // namespace
 }  // namespace refrain_test

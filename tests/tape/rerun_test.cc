@@ -329,5 +329,114 @@ TEST_F(Rerun, FunctionsAreCalledAgainOneAtATime) {
   EXPECT_EQ(most, 1);
 }
 
+// Found by random programs. rrelu saves the noise before its kernel writes it.
+TEST_F(Rerun, TheLastOperatorWritesWhatItSavedBeforeTheFunctionIsStopped) {
+  const auto fn = [](const Tensor& a) { return torch::rrelu(a, 0.1, 0.4, true); };
+  torch::manual_seed(3);
+  fn(x).sum().backward();
+  const auto expected = x.grad().clone();
+  x.mutable_grad().reset();
+  torch::manual_seed(3);
+  auto y = refrain::checkpoint(rerun, fn, x);
+  poison_heap();
+  y.sum().backward();
+  expect_bit_equal(expected, x.grad());
+}
+
+struct SavesItsResult : torch::autograd::Function<SavesItsResult> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& a) {
+    Tensor y = a.tanh();
+    ctx->save_for_backward({y});
+    return y;
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list g) {
+    const Tensor y = ctx->get_saved_variables()[0];
+    return {g[0] * (1 - y * y)};
+  }
+};
+
+TEST_F(Rerun, ACustomFunctionIsNotStoppedWhileItSaves) {
+  refrain::MemoryScope memory;
+  {
+    auto y = refrain::checkpoint(rerun, [](const Tensor& a) { return SavesItsResult::apply(a); }, big);
+    torch::autograd::grad({y.sum()}, {big});
+  }
+  EXPECT_EQ(memory.current(), 0);
+}
+
+TEST_F(Rerun, WhatTheSecondCallOverwritesIsAnError) {
+  const auto fn = [](const Tensor& a) {
+    auto y = torch::atan2(a, a + 2);
+    auto g = torch::autograd::grad({torch::atan2(y, a).sum()}, {a}, {}, true, true)[0];
+    y.div_(g + 3);  // the graph of `g` has saved it
+    return y + g;
+  };
+  EXPECT_THROW(fn(x).sum().backward(), c10::Error) << "plain autograd";
+  EXPECT_THROW(refrain::checkpoint(rerun, fn, x).sum().backward(), CheckpointError);
+  flush_engine();
+}
+
+TEST_F(Rerun, ABackwardInsideRunsTheFunctionNoFurtherThanItHasCome) {
+  const auto fn = [](const Tensor& a) {
+    auto y = a * 1.5;
+    auto g = torch::autograd::grad({y.sin().sum()}, {a}, {}, true)[0];
+    y.mul_(0.5);
+    return y + g;
+  };
+  const auto expected = torch::autograd::grad({fn(x).sum()}, {x})[0];
+  auto y = refrain::checkpoint(CheckpointOptions(rerun).early_stop(false), fn, x);
+  expect_bit_equal(expected, torch::autograd::grad({y.sum()}, {x})[0]);
+}
+
+// It says that it requires a gradient, since its base does, but operators see no edge.
+TEST_F(Rerun, AViewFromNoGradComesBackAsOne) {
+  const auto fn = [this](const Tensor& view) {
+    auto y = torch::atan2(view, view + 2);
+    y.mul_(view);
+    return x.sin().exp();
+  };
+  auto base = torch::randn({3, 4}).requires_grad_();
+  const auto loss = [&](bool recorded) {
+    Tensor view;
+    {
+      torch::NoGradGuard no_grad;
+      view = base.narrow(0, 0, 2);
+    }
+    return recorded ? refrain::checkpoint(rerun, fn, view).sum() : fn(view).sum();
+  };
+  const auto expected = torch::autograd::grad({loss(false)}, {x})[0];
+  expect_bit_equal(expected, torch::autograd::grad({loss(true)}, {x})[0]);
+  const auto nested = refrain::checkpoint([&] { return loss(true); });
+  expect_bit_equal(expected, torch::autograd::grad({nested}, {x})[0]);
+}
+
+TEST_F(Rerun, AnArgumentThatAutogradRefusesIsNoErrorUntilItIsUsed) {
+  auto base = x * 1.5;
+  Tensor view;
+  {
+    torch::NoGradGuard no_grad;
+    view = base.narrow(0, 0, 2);
+  }
+  base.mul_(2);
+  EXPECT_THROW(view.grad_fn(), c10::Error);
+  const auto fn = [](const Tensor& a, const Tensor&) { return a.sin().exp(); };
+  const auto expected = torch::autograd::grad({fn(x, view).sum()}, {x})[0];
+  expect_bit_equal(expected, torch::autograd::grad({refrain::checkpoint(rerun, fn, x, view).sum()}, {x})[0]);
+}
+
+// Replay as well: what a backward with `create_graph` saves again is the same tensor to autograd.
+TEST_F(Rerun, WhatABackwardSavesAgainIsAnErrorOnceOverwritten) {
+  for (const int which : {0, 1, 2}) {
+    auto h = x * 1.5;
+    const auto fn = [](const Tensor& a) { return a.sin(); };
+    auto y = which == 0 ? fn(h) : refrain::checkpoint(which == 1 ? CheckpointOptions() : rerun, fn, h);
+    auto g = torch::autograd::grad({y.sum()}, {h}, {}, true, true)[0];
+    h.detach().add_(1);
+    EXPECT_THROW(g.sum().backward(), c10::Error) << which;
+    flush_engine();
+  }
+}
+
 }  // namespace
 }  // namespace refrain_test
