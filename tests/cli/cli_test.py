@@ -313,7 +313,7 @@ class TrainTest(CliTest):
 
 
 class LimitTest(CliTest):
-    MODEL = ["gptsmall", "--depth", 3, "--seq", 64, "--width", 32]
+    MODEL = ["gptsmall", "--depth", 3, "--seq", 64, "--width", 32, "--threads", 1]
 
     def measure(self, command, *args):
         return json.loads(self.succeed(command, *self.MODEL, *args, "--json", "-"))
@@ -413,7 +413,7 @@ class VerifyAndBenchTest(CliTest):
         self.assertGreater(other["replayed_kernel_ms"], 0)
 
     def test_depths(self):
-        mlp = ["mlp", "--width", 32, "--batch", 8, "--iters", 2, "--warmup", 0]
+        mlp = ["mlp", "--width", 32, "--batch", 8, "--iters", 2, "--warmup", 0, "--threads", 1]
         path = self.dir / "depths.json"
         out = self.succeed("bench", *mlp, "--depths", "4,16", "--json", path)
         self.assertIn("activations", out)
@@ -430,7 +430,7 @@ class VerifyAndBenchTest(CliTest):
             self.assertEqual(plain["after_forward_bytes"] - segments["after_forward_bytes"], (depth - kept) * activation)
 
     def test_segments(self):
-        mlp = ["mlp", "--depth", 16, "--batch", 512, "--iters", 1, "--warmup", 0]
+        mlp = ["mlp", "--depth", 16, "--batch", 512, "--iters", 1, "--warmup", 0, "--threads", 1]
         report = json.loads(self.succeed("segments", *mlp, "--segments", "4,8", "--json", "-"))
         self.assertEqual((report["kind"], report["version"]), ("segments", 1))
         self.assertEqual((report["layers"], report["sqrt_segments"]), (16, 4))
