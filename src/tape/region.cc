@@ -129,11 +129,12 @@ void close_region(Region* region) {
     for_nothing = region->live_slots == 0 && std::uncaught_exceptions() == 0 && reads_gradient(lock, region);
     end_region(lock, thread, region);
   }
-  if (for_nothing)
+  if (for_nothing) {
     TORCH_WARN_ONCE(
         "[refrain::checkpoint] autograd saved nothing in a region whose inputs or parameters require gradients. The gradients "
         "are those of a plain call; if there should be some, look for no_grad or detach inside the function, else call it "
         "without checkpoint.");
+  }
 }
 
 void slot_added(TapeLock& lock, Region* region) {
