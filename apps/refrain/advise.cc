@@ -116,17 +116,14 @@ int run_advise(const AdviseArgs& args) {
   std::string text = fmt::format("{}, batch {}, {}, all tensors of a training step within {}\n{}", model->name(), batch,
                                  args.optimizer, format_bytes(limit), show(now, all, choice));
   for (const auto& reason : reasons) text += fmt::format("* {}\n", reason);
-  publish({{"kind", "advice"},
-           {"version", 1},
-           {"model", model->name()},
-           {"config", config},
-           {"machine", machine_json()},
-           {"limit_bytes", limit},
-           {"fits_plainly", all.front().fits},
-           {"timed_batch", timed_batch},
-           {"choice", chosen},
-           {"candidates", candidates},
-           {"reasons", reasons}},
+  Json document = document_json("advice", model->name(), config);
+  document["limit_bytes"] = limit;
+  document["fits_plainly"] = all.front().fits;
+  document["timed_batch"] = timed_batch;
+  document["choice"] = chosen;
+  document["candidates"] = candidates;
+  document["reasons"] = reasons;
+  publish(document,
           fmt::format("{}\nTo run:\n  {}\nTo paste:\n{}\n", text, command, indented(code)), args.json, args.html);
   return kOk;
 }

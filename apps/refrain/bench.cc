@@ -42,12 +42,9 @@ int run_bench(const BenchArgs& args) {
   config["warmup"] = args.warmup;
   Json strategies = Json::array();
   for (const auto& seen : all) strategies.push_back(strategy_json(seen));
-  publish({{"kind", "bench"},
-           {"version", 1},
-           {"model", model->name()},
-           {"config", config},
-           {"machine", machine_json()},
-           {"strategies", strategies}},
+  Json document = document_json("bench", model->name(), config);
+  document["strategies"] = strategies;
+  publish(document,
           fmt::format("{}, {} {} a step, {} steps each, {} threads; bytes over the level before the step\n{}",
                       model->name(), model->units_per_batch(), model->unit(), args.iters, at::get_num_threads(), show(all)),
           args.json, args.html);

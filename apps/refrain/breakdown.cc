@@ -124,27 +124,21 @@ int run_breakdown(const BreakdownArgs& args) {
   const auto model = build(args, batches.front());
   int64_t parameters = 0;
   for (const auto& parameter : model->module().parameters()) parameters += parameter.numel();
-  if (args.json != "-" && args.html != "-") {
-    const std::string where =
-        crossover ? fmt::format("from batch {} on activations are more than the fixed cost", *crossover)
-                  : std::string("at no batch are activations more than the fixed cost");
-    fmt::print("{}, {:L} parameters, strategy {}, {}\n\n{}{}\n", model->name(), parameters, args.strategy, args.optimizer,
-               show(rows), where);
-  }
+  const std::string where = crossover
+                                ? fmt::format("from batch {} on activations are more than the fixed cost", *crossover)
+                                : std::string("at no batch are activations more than the fixed cost");
   Json config = config_json(*model);
   config.erase("batch");
-  const Json document = {{"kind", "breakdown"},
-                         {"version", 1},
-                         {"model", model->name()},
-                         {"config", config},
-                         {"machine", machine_json()},
-                         {"strategy", args.strategy},
-                         {"optimizer", args.optimizer},
-                         {"parameter_count", parameters},
-                         {"rows", rows_json(rows)},
-                         {"crossover_batch", crossover ? Json(*crossover) : Json()}};
-  write_json(args.json, document);
-  write_html(args.html, {document});
+  Json document = document_json("breakdown", model->name(), config);
+  document["strategy"] = args.strategy;
+  document["optimizer"] = args.optimizer;
+  document["parameter_count"] = parameters;
+  document["rows"] = rows_json(rows);
+  document["crossover_batch"] = crossover ? Json(*crossover) : Json();
+  publish(document,
+          fmt::format("{}, {:L} parameters, strategy {}, {}\n\n{}{}\n", model->name(), parameters, args.strategy,
+                      args.optimizer, show(rows), where),
+          args.json, args.html);
   return kOk;
 }
 

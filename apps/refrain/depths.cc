@@ -71,12 +71,9 @@ int run_depths(const BenchArgs& args) {
   config.erase("depth");
   config["iters"] = args.iters;
   config["warmup"] = args.warmup;
-  publish({{"kind", "depths"},
-           {"version", 1},
-           {"model", args.model.name},
-           {"config", config},
-           {"machine", machine_json()},
-           {"rows", list}},
+  Json document = document_json("depths", args.model.name, config);
+  document["rows"] = list;
+  publish(document,
           fmt::format("{}, {} steps each, {} threads; bytes over the level before the step\n{}", args.model.name,
                       args.iters, at::get_num_threads(), show(rows)),
           args.json, args.html);

@@ -45,13 +45,10 @@ int run_max_batch(const MaxBatchArgs& args) {
   Json config = config_json(*model);
   config.erase("batch");
   config["optimizer"] = args.optimizer;
-  publish({{"kind", "max_batch"},
-           {"version", 1},
-           {"model", model->name()},
-           {"config", config},
-           {"machine", machine_json()},
-           {"limit_bytes", limit},
-           {"rows", rows}},
+  Json document = document_json("max_batch", model->name(), config);
+  document["limit_bytes"] = limit;
+  document["rows"] = rows;
+  publish(document,
           fmt::format("{}, {}, all tensors of a training step within {}; each batch tried, and one more\n{}",
                       model->name(), args.optimizer, format_bytes(limit), show(all)),
           args.json, args.html);

@@ -56,6 +56,17 @@ void add_strategies_option(CLI::App& command, std::vector<std::string>& strategi
       ->delimiter(',');
 }
 
+/// @param of  what an iteration is one of, for the help.
+void add_timing_options(CLI::App& command, int& iters, int& warmup, const std::string& of) {
+  command.add_option("--iters", iters, "timed steps of " + of)->check(CLI::Range(1, 100000))->capture_default_str();
+  command.add_option("--warmup", warmup, "untimed steps of " + of)->check(CLI::Range(0, 1000))->capture_default_str();
+}
+
+void add_document_options(CLI::App& command, std::string& json, std::string& html) {
+  command.add_option("--json", json, kJsonHelp);
+  command.add_option("--html", html, kHtmlHelp);
+}
+
 void add_limit_option(CLI::App& command, std::string& limit) {
   command.add_option("--memory-limit", limit, "most bytes of tensors at any time, as '300MiB'")->required();
 }
@@ -89,14 +100,8 @@ Commands::Commands(CLI::App& app) {
   bench_->add_option("--depths", bench_args_.depths, "comma-separated; a table for each depth (mlp, gpt, blocks, lstm)")
       ->delimiter(',')
       ->check(kSize);
-  bench_->add_option("--iters", bench_args_.iters, "timed steps of each strategy")
-      ->check(CLI::Range(1, 100000))
-      ->capture_default_str();
-  bench_->add_option("--warmup", bench_args_.warmup, "untimed steps of each strategy")
-      ->check(CLI::Range(0, 1000))
-      ->capture_default_str();
-  bench_->add_option("--json", bench_args_.json, kJsonHelp);
-  bench_->add_option("--html", bench_args_.html, kHtmlHelp);
+  add_timing_options(*bench_, bench_args_.iters, bench_args_.warmup, "each strategy");
+  add_document_options(*bench_, bench_args_.json, bench_args_.html);
 
   explain_ = app.add_subcommand("explain", "Show what a forward keeps for backward, tensor by tensor, and why");
   add_model_options(*explain_, explain_args_.model, "model to explain");
@@ -135,8 +140,7 @@ Commands::Commands(CLI::App& app) {
   breakdown_->add_option("--batches", breakdown_args_.batches, "comma-separated; default: --batch, twice and 4 times that")
       ->delimiter(',')
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
-  breakdown_->add_option("--json", breakdown_args_.json, kJsonHelp);
-  breakdown_->add_option("--html", breakdown_args_.html, kHtmlHelp);
+  add_document_options(*breakdown_, breakdown_args_.json, breakdown_args_.html);
 
   timeline_ = app.add_subcommand("timeline", "Show memory over a training step, and what is alive at its peak");
   add_model_options(*timeline_, timeline_args_.model, "model to watch");
@@ -147,8 +151,7 @@ Commands::Commands(CLI::App& app) {
       ->capture_default_str();
   timeline_->add_option("--warmup", timeline_args_.warmup, "steps before")->check(CLI::Range(0, 1000))->capture_default_str();
   timeline_->add_option("--trace", timeline_args_.trace, "write every event to this file, for ui.perfetto.dev; '-' for standard output");
-  timeline_->add_option("--json", timeline_args_.json, kJsonHelp);
-  timeline_->add_option("--html", timeline_args_.html, kHtmlHelp);
+  add_document_options(*timeline_, timeline_args_.json, timeline_args_.html);
 
   segments_ = app.add_subcommand("segments", "Measure memory and time over the number of segments of a row of layers");
   add_model_options(*segments_, segments_args_.model, "model to cut (mlp, gpt, blocks)");
@@ -156,22 +159,15 @@ Commands::Commands(CLI::App& app) {
                         "comma-separated; default: powers of two and about sqrt(n); 1 and n are always run")
       ->delimiter(',')
       ->check(kSize);
-  segments_->add_option("--iters", segments_args_.iters, "timed steps of each")
-      ->check(CLI::Range(1, 100000))
-      ->capture_default_str();
-  segments_->add_option("--warmup", segments_args_.warmup, "untimed steps of each")
-      ->check(CLI::Range(0, 1000))
-      ->capture_default_str();
-  segments_->add_option("--json", segments_args_.json, kJsonHelp);
-  segments_->add_option("--html", segments_args_.html, kHtmlHelp);
+  add_timing_options(*segments_, segments_args_.iters, segments_args_.warmup, "each");
+  add_document_options(*segments_, segments_args_.json, segments_args_.html);
 
   max_batch_ = app.add_subcommand("max-batch", "Find the largest batch that trains within a memory limit");
   add_model_options(*max_batch_, max_batch_args_.model, "model to train");
   add_limit_option(*max_batch_, max_batch_args_.memory_limit);
   add_strategies_option(*max_batch_, max_batch_args_.strategies);
   add_optimizer_option(*max_batch_, max_batch_args_.optimizer);
-  max_batch_->add_option("--json", max_batch_args_.json, kJsonHelp);
-  max_batch_->add_option("--html", max_batch_args_.html, kHtmlHelp);
+  add_document_options(*max_batch_, max_batch_args_.json, max_batch_args_.html);
 
   advise_ = app.add_subcommand("advise", "Measure whether to checkpoint within a memory limit, and how");
   add_model_options(*advise_, advise_args_.model, "model to train");
@@ -181,8 +177,7 @@ Commands::Commands(CLI::App& app) {
   advise_->add_option("--iters", advise_args_.iters, "timed steps of each strategy")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
-  advise_->add_option("--json", advise_args_.json, kJsonHelp);
-  advise_->add_option("--html", advise_args_.html, kHtmlHelp);
+  add_document_options(*advise_, advise_args_.json, advise_args_.html);
 
   report_ = app.add_subcommand("report", "Draw what measuring commands wrote with --json, together on one HTML page");
   report_->add_option("FILES", report_args_.files, "JSON documents, drawn in this order")->required()->expected(1, 1000);

@@ -125,18 +125,15 @@ int run_segments(const SegmentsArgs& args) {
   config["iters"] = args.iters;
   config["warmup"] = args.warmup;
   const int64_t root = suggest_segments(layers);
-  publish({{"kind", "segments"},
-           {"version", 1},
-           {"model", model->name()},
-           {"config", config},
-           {"machine", machine_json()},
-           {"layers", layers},
-           {"sqrt_segments", std::sqrt(static_cast<double>(layers))},
-           {"boundary_bytes", std::llround(costs.boundary)},
-           {"layer_bytes", std::llround(costs.layer)},
-           {"rows", list},
-           {"plain", row_json(rows.front())},
-           {"per_layer", row_json(rows.back())}},
+  Json document = document_json("segments", model->name(), config);
+  document["layers"] = layers;
+  document["sqrt_segments"] = std::sqrt(static_cast<double>(layers));
+  document["boundary_bytes"] = std::llround(costs.boundary);
+  document["layer_bytes"] = std::llround(costs.layer);
+  document["rows"] = list;
+  document["plain"] = row_json(rows.front());
+  document["per_layer"] = row_json(rows.back());
+  publish(document,
           fmt::format("{}, {} layers that keep {} and pass on {}; {} steps each, {} threads; bytes over the level before "
                       "the step, gradients there already\n{}",
                       model->name(), layers, format_bytes(std::llround(costs.layer)),

@@ -104,6 +104,10 @@ Json machine_json() {
   return json;
 }
 
+Json document_json(const std::string& kind, const std::string& model, const Json& config) {
+  return {{"kind", kind}, {"version", 1}, {"model", model}, {"config", config}, {"machine", machine_json()}};
+}
+
 double spread(std::vector<double> values) {
   if (values.empty()) return 0.0;
   std::sort(values.begin(), values.end());

@@ -34,6 +34,9 @@ Bytes machine_memory();
 /// Processor, cores, threads, versions.
 Json machine_json();
 
+/// The members that every document of docs/design/report.md begins with. @param model  its name.
+Json document_json(const std::string& kind, const std::string& model, const Json& config);
+
 double median(std::vector<double> values);
 /// Half the distance between the quartiles.
 double spread(std::vector<double> values);

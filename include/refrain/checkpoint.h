@@ -77,7 +77,7 @@ class CheckpointOptions {
   }
   DeterminismCheck determinism_check() const { return determinism_check_; }
 
-  /// `kRerun` only: stop the second call as soon as the last tensor that backward needs is there, by an exception that is
+  /// `kRerun` only: stop the second call at the first operator after the last that backward needs, by an exception that is
   /// no `std::exception` and passes through the function. Default: true. `false` if the function catches everything, or
   /// has side effects at its end that must happen again.
   CheckpointOptions& early_stop(bool value) {

@@ -14,14 +14,10 @@
 
 #include "refrain/error.h"
 #include "tape/graph_leaves.h"
+#include "tape/rng.h"
 
 namespace refrain::detail {
 namespace {
-
-at::Tensor state_of(at::Generator generator) {
-  std::lock_guard lock(generator.mutex());
-  return generator.get_state();
-}
 
 /// Buffers, inputs and generators, to put back.
 class Checkpointed {
@@ -32,7 +28,8 @@ class Checkpointed {
     for (const auto* list : {&verified.buffers, &verified.inputs})
       for (const auto& [name, tensor] : *list)
         if (tensor.defined()) saved_.push_back({tensor, tensor.detach().clone(), tensor._version()});
-    for (const auto& generator : generators_) generator_bytes_.push_back(state_of(generator));
+    std::lock_guard lock(tape::rng_mutex());
+    for (const auto& generator : generators_) generator_states_.push_back(tape::read_rng(generator));
   }
   ~Checkpointed() { restore(); }
   Checkpointed(const Checkpointed&) = delete;
@@ -44,15 +41,15 @@ class Checkpointed {
       if (tensor._version() != version || !tensor.requires_grad()) tensor.copy_(bytes);
       version = tensor._version();
     }
-    for (size_t i = 0; i < generators_.size(); ++i) {
-      std::lock_guard lock(generators_[i].mutex());
-      generators_[i].set_state(generator_bytes_[i]);
-    }
+    std::lock_guard lock(tape::rng_mutex());
+    for (const auto& state : generator_states_) state->set();
   }
 
   void append_present(NamedTensors& to) const {
     for (const auto& [name, buffer] : buffers_) to.emplace_back("buffer " + name, buffer.clone());
-    for (const auto& generator : generators_) to.emplace_back("generator " + generator.device().str(), state_of(generator));
+    std::lock_guard lock(tape::rng_mutex());
+    for (const auto& generator : generators_)
+      to.emplace_back("generator " + generator.device().str(), tape::read_rng(generator)->state());
   }
 
  private:
@@ -63,7 +60,7 @@ class Checkpointed {
   NamedTensors buffers_;
   std::vector<at::Generator> generators_;
   std::vector<Saved> saved_;
-  std::vector<at::Tensor> generator_bytes_;
+  std::vector<std::shared_ptr<const tape::RngState>> generator_states_;
 };
 
 std::string leaf_name(const at::Tensor& leaf, const Verified& verified, size_t position) {

@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <unordered_set>
 
-#include "refrain/error.h"
+#include "tape/for_each_tensor.h"
 
 namespace refrain::tape {
 
@@ -22,11 +22,7 @@ class PlainSlot final : public torch::autograd::SavedVariableHooks {
       save->counter = tensor.unsafeGetTensorImpl()->version_counter();
       save->version = save->counter.current_version();
     }
-    {
-      // With history it would hold the graph that holds it.
-      c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
-      save->tensor = tensor.variable_data();
-    }
+    save->tensor = without_history(tensor);
     if (auto* observer = ThreadState::get().observer) {
       save->origin = observer->origin_of(tensor);
       observer->plain_.push_back(save);
@@ -57,16 +53,12 @@ void Observer::opened(Region* region) {
 }
 
 void Observer::ran_effect(const OpTraits& traits, const torch::jit::Stack& results) {
-  const auto note = [&](const at::Tensor& tensor) {
-    if (!tensor.defined() || !has_plain_storage(tensor)) return;
+  const auto made = torch::jit::last(results, traits.num_returns);
+  for_each_tensor(made.data(), made.size(), [&](const at::Tensor& tensor, size_t, int32_t) {
+    if (!has_plain_storage(tensor)) return;
     const auto& storage = tensor.storage();
     effects_.insert_or_assign(storage.unsafeGetStorageImpl(), std::pair(storage.getWeakStorageImpl(), &traits));
-  };
-  for (const auto& result : torch::jit::last(results, traits.num_returns)) {
-    if (result.isTensor()) note(result.toTensor());
-    if (result.isTensorList())
-      for (const at::Tensor& tensor : result.toTensorVector()) note(tensor);
-  }
+  });
 }
 
 std::unique_ptr<torch::autograd::SavedVariableHooks> Observer::hooks() { return std::make_unique<PlainSlot>(); }

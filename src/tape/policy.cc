@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "refrain/selective.h"
+#include "tape/for_each_tensor.h"
 #include "tape/tape.h"
 
 namespace refrain {
@@ -32,14 +33,8 @@ class OpContext::Call {
   /// Most policies ask for names only, so nothing is gathered before it is wanted.
   std::vector<at::Tensor> outputs() const {
     std::vector<at::Tensor> list;
-    for (const auto& result : results_) {
-      if (result.isTensor()) {
-        if (result.toTensor().defined()) list.push_back(result.toTensor());
-      } else if (result.isTensorList()) {
-        for (const at::Tensor& tensor : result.toTensorVector())
-          if (tensor.defined()) list.push_back(tensor);
-      }
-    }
+    tape::for_each_tensor(results_.data(), results_.size(),
+                          [&](const at::Tensor& tensor, size_t, int32_t) { list.push_back(tensor); });
     return list;
   }
 

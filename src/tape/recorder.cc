@@ -5,6 +5,7 @@
 
 #include <chrono>
 
+#include "tape/for_each_tensor.h"
 #include "tape/observer.h"
 #include "tape/policy.h"
 #include "tape/running.h"
@@ -24,28 +25,6 @@ int64_t now_ns() {
 void run(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
   traits.handle.redispatchBoxed(keys & kBelowTape, stack);
-}
-
-// Calls `visit(tensor, arg, element)` for each defined tensor among the arguments.
-template <typename Visit>
-void for_each_tensor(const c10::IValue* args, size_t count, Visit&& visit) {
-  for (size_t i = 0; i < count; ++i) {
-    const auto& value = args[i];
-    if (value.isTensor()) {
-      const auto& tensor = value.toTensor();
-      if (tensor.defined()) visit(tensor, i, -1);
-    } else if (value.isTensorList()) {
-      const auto list = value.toTensorList();
-      for (size_t j = 0; j < list.size(); ++j) {
-        const at::Tensor tensor = list.get(j);
-        if (tensor.defined()) visit(tensor, i, static_cast<int32_t>(j));
-      }
-    } else if (value.isList()) {
-      const auto list = value.toListRef();
-      for (size_t j = 0; j < list.size(); ++j)
-        if (list[j].isTensor() && list[j].toTensor().defined()) visit(list[j].toTensor(), i, static_cast<int32_t>(j));
-    }
-  }
 }
 
 bool covers_storage(const at::Tensor& tensor) {
@@ -257,9 +236,7 @@ class Recording {
   void prepare_arguments() {
     for_each_tensor(args(), traits_.num_args, [&](const at::Tensor& tensor, size_t, int32_t) {
       if (has_plain_storage(tensor)) return copy_if_borrowed(tensor);
-      // Without history: a tensor with history would close a cycle through its saved tensors.
-      c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
-      kept_.push_back(tensor.variable_data());
+      kept_.push_back(without_history(tensor));
     });
   }
 
@@ -472,20 +449,14 @@ class Recording {
 
   // Copies the results away; what the store declines is kept where it is.
   void offload_results() {
-    const auto offload = [&](const at::Tensor& tensor) {
-      if (!tensor.defined() || !has_plain_storage(tensor)) return;
+    const auto results = torch::jit::last(*stack_, traits_.num_returns);
+    for_each_tensor(results.data(), results.size(), [&](const at::Tensor& tensor, size_t, int32_t) {
+      if (!has_plain_storage(tensor)) return;
       auto* storage = tensor.storage().unsafeGetStorageImpl();
       for (const auto& [known, bytes] : offloaded_)
         if (known == storage) return;
       offloaded_.emplace_back(storage, offload_store().store(tensor.storage()));
-    };
-    for (const auto& result : torch::jit::last(*stack_, traits_.num_returns)) {
-      if (result.isTensor()) {
-        offload(result.toTensor());
-      } else if (result.isTensorList()) {
-        for (const at::Tensor& tensor : result.toTensorVector()) offload(tensor);
-      }
-    }
+    });
   }
 
   void note_write_result(TapeLock& lock, RecordedWrite& write) {

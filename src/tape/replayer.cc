@@ -46,10 +46,8 @@ class Plan {
   /// Finds the operators needed, in recorded order. @throws CheckpointError
   void close(TapeLock& lock) {
     std::vector<int32_t> todo;
-    for (size_t i = 0; i < values_.size(); ++i) {
-      values_[i].offloaded = values_[i].value->offloaded;
+    for (size_t i = 0; i < values_.size(); ++i)
       if (!values_[i].offloaded) todo.push_back(static_cast<int32_t>(i));
-    }
     while (!todo.empty()) {
       const auto index = todo.back();
       todo.pop_back();
@@ -139,7 +137,9 @@ class Plan {
       value->mark = number_;
       value->plan_index = static_cast<int32_t>(values_.size());
       retain(value);
-      values_.emplace_back().value = value;
+      auto& planned = values_.emplace_back();
+      planned.value = value;
+      planned.offloaded = value->offloaded;
     }
     return values_[value->plan_index];
   }
@@ -155,9 +155,7 @@ class Plan {
     if (!bytes && !value->producer) throw_lost(*value, &op);
     auto& planned = entry(value);
     planned.bytes = std::move(bytes);
-    if (planned.bytes) return;
-    planned.offloaded = value->offloaded;
-    if (!planned.offloaded) todo.push_back(value->plan_index);
+    if (!planned.bytes && !planned.offloaded) todo.push_back(value->plan_index);
   }
 
   [[noreturn]] static void throw_changed(const Op& op, const ArgRef& ref) {

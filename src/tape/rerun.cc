@@ -52,8 +52,8 @@ class Version {
 using WeakStorage = c10::weak_intrusive_ptr<c10::StorageImpl>;
 WeakStorage no_storage() { return WeakStorage(c10::intrusive_ptr<c10::StorageImpl>()); }
 
-// With the same version counter.
-at::Tensor without_history(const at::Tensor& tensor) {
+// Without history, and with the same version counter.
+at::Tensor data_of(const at::Tensor& tensor) {
   c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
   return tensor.tensor_data();
 }
@@ -310,7 +310,7 @@ class Collected final : public torch::autograd::SavedVariableHooks {
  public:
   explicit Collected(Refilling& refilling) : refilling_(refilling) {}
   void call_pack_hook(const at::Tensor& tensor) override {
-    tensor_ = without_history(tensor);
+    tensor_ = data_of(tensor);
     refilling_.collect(tensor_, !made_by_newest_node(tensor));
   }
   at::Tensor call_unpack_hook() override { return tensor_; }

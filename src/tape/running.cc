@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "refrain/selective.h"
+#include "tape/for_each_tensor.h"
 #include "tape/install.h"
 #include "tape/tape.h"
 
@@ -183,15 +184,12 @@ ThreadRunning& thread_running() {
 std::atomic<RunningWatch*> current_watch{nullptr};
 std::atomic<bool> is_alone{true};  ///< nobody else had asked for announcements when the watch was set
 
-void tell(RunningWatch& watch, const c10::IValue& result) {
-  const auto one = [&](const at::Tensor& tensor) {
-    if (!tensor.defined() || !has_plain_storage(tensor)) return;
+void tell(RunningWatch& watch, c10::ArrayRef<c10::IValue> results) {
+  for_each_tensor(results.data(), results.size(), [&](const at::Tensor& tensor, size_t, int32_t) {
+    if (!has_plain_storage(tensor)) return;
     const void* storage = tensor.storage().data();
     if (storage) watch.made(storage, tensor.sizes());
-  };
-  if (result.isTensor()) return one(result.toTensor());
-  if (!result.isTensorList()) return;
-  for (const at::Tensor& tensor : result.toTensorVector()) one(tensor);
+  });
 }
 
 // A range that a user named lacks "::", and may span a whole step; the engine's spans a node.
@@ -214,8 +212,7 @@ void on_end(const at::RecordFunction& fn, at::ObserverContext*) {
   if (!is_operator(fn)) return;
   auto& thread = thread_running();
   thread.leave();
-  if (auto* watch = current_watch.load())
-    for (const auto& result : fn.outputs()) tell(*watch, result);
+  if (auto* watch = current_watch.load()) tell(*watch, fn.outputs());
 }
 
 }  // namespace
@@ -306,8 +303,7 @@ void ReplayedOp::leave() {
 
 void ReplayedOp::results(const torch::jit::Stack& stack) const {
   auto* watch = entered_ ? current_watch.load() : nullptr;
-  if (!watch) return;
-  for (const auto& result : stack) tell(*watch, result);
+  if (watch) tell(*watch, stack);
 }
 
 }  // namespace refrain::tape

@@ -72,8 +72,7 @@ void Slot::call_pack_hook(const at::Tensor& tensor) {
   auto& thread = ThreadState::get();
   if (!region) region = region_of_discarded(tensor, thread);
   if (!region || !has_plain_storage(tensor)) {
-    c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
-    kept_ = tensor.variable_data();
+    kept_ = without_history(tensor);
     if (!region) return;
     TapeLock lock;
     return join(lock);

@@ -1,5 +1,7 @@
 #include "tape/value.h"
 
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
 namespace refrain::tape {
 namespace {
 
@@ -39,6 +41,11 @@ bool has_plain_storage(const at::Tensor& tensor) {
   if (keys.has_any(kNotPlain)) return false;
   if (!impl->has_storage() || impl->layout() != c10::kStrided) return false;
   return !keys.has_backend(c10::BackendComponent::MetaBit);
+}
+
+at::Tensor without_history(const at::Tensor& tensor) {
+  c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+  return tensor.variable_data();
 }
 
 }  // namespace refrain::tape

@@ -45,6 +45,9 @@ struct TensorMeta {
 /// tensors cannot be; they are kept as they are.
 bool has_plain_storage(const at::Tensor& tensor);
 
+/// The same memory, with a version counter of its own: a tensor with history would close a cycle through what it saved.
+at::Tensor without_history(const at::Tensor& tensor);
+
 template <typename T>
 struct ListLink {
   T* prev = nullptr;

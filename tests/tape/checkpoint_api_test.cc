@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <variant>
 
+#include "tests/tape/callables.h"
 #include "tests/tape/test_ops.h"
 
 namespace refrain_test {
@@ -24,28 +25,6 @@ using Once = TapeTest;
 using UserCode = TapeTest;
 
 // ---- Callables --------------------------------------------------------------------------------------------------
-
-Tensor free_function(const Tensor& x, double scale) { return (x.exp() * scale).sin(); }
-
-struct Layer {
-  Tensor w;
-  Tensor apply(const Tensor& x) { return x.mm(w).tanh().mm(w); }
-  Tensor apply_const(const Tensor& x) const { return x.mm(w).sin(); }
-  Tensor operator()(const Tensor& x) const { return x.mm(w).cos().exp(); }
-  static Tensor twice(const Tensor& x) { return x.exp().sin() * 2; }
-};
-
-struct BlockImpl : torch::nn::Module {
-  BlockImpl() : linear(register_module("linear", torch::nn::Linear(4, 4))) {}
-  Tensor forward(const Tensor& x) {
-    ++calls;
-    return linear->forward(x).exp().sin();
-  }
-  Tensor forward_scaled(const Tensor& x, double scale) { return forward(x) * scale; }
-  torch::nn::Linear linear;
-  int calls = 0;
-};
-TORCH_MODULE(Block);
 
 TEST_F(Callables, FunctionsLambdasAndFunctors) {
   expect_same([](Trial& run) {

@@ -11,6 +11,7 @@
 #include <tuple>
 #include <variant>
 
+#include "tests/tape/callables.h"
 #include "tests/tape/sources.h"
 #include "tests/tape/test_ops.h"
 
@@ -297,27 +298,6 @@ TEST_P(Conformance, AnObjectBehindABaseClass) {
 }
 
 // ---- Callables and results --------------------------------------------------------------------------------------
-
-Tensor free_function(const Tensor& x, double scale) { return (x.exp() * scale).sin(); }
-
-struct Layer {
-  Tensor w;
-  Tensor apply(const Tensor& x) { return x.mm(w).tanh().mm(w); }
-  Tensor apply_const(const Tensor& x) const { return x.mm(w).sin(); }
-  Tensor operator()(const Tensor& x) const { return x.mm(w).cos().exp(); }
-};
-
-struct BlockImpl : torch::nn::Module {
-  BlockImpl() : linear(register_module("linear", torch::nn::Linear(4, 4))) {}
-  Tensor forward(const Tensor& x) {
-    ++calls;
-    return linear->forward(x).exp().sin();
-  }
-  Tensor forward_scaled(const Tensor& x, double scale) { return forward(x) * scale; }
-  torch::nn::Linear linear;
-  int calls = 0;
-};
-TORCH_MODULE(Block);
 
 TEST_P(Conformance, FunctionsFunctorsAndMembers) {
   expect_same([](Trial& run) {
@@ -823,19 +803,6 @@ TEST_P(Conformance, WhatABackwardDidNotReadIsDroppedAtItsEnd) {
   EXPECT_LT(memory.current(), 1 << 18);
   expect_bit_equal(want, torch::autograd::grad({loss}, {w})[0]);
 }
-
-struct UnpacksTwice : torch::autograd::Function<UnpacksTwice> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x) {
-    ctx->save_for_backward({x});
-    return x.sin();
-  }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
-    Tensor once = grads[0] * ctx->get_saved_variables()[0];
-    poison_heap();
-    return {once.cos() * ctx->get_saved_variables()[0]};
-  }
-};
 
 TEST_P(Conformance, ACustomFunctionThatReadsTwice) {
   expect_same([](Trial& run) {

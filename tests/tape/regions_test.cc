@@ -4,6 +4,7 @@
 
 #include <thread>
 
+#include "tests/tape/callables.h"
 #include "tests/tape/test_ops.h"
 
 namespace refrain_test {
@@ -375,19 +376,6 @@ TEST_F(Slots, TwiceInOneNode) {
   EXPECT_EQ(ticks[0], 3) << "plain, forward, one replay";
   EXPECT_EQ(n.refills, 1);
 }
-
-struct UnpacksTwice : torch::autograd::Function<UnpacksTwice> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x) {
-    ctx->save_for_backward({x});
-    return x.sin();
-  }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
-    Tensor once = grads[0] * ctx->get_saved_variables()[0];
-    poison_heap();
-    return {once.cos() * ctx->get_saved_variables()[0]};
-  }
-};
 
 TEST_F(Slots, UnpackedTwiceByOneFunction) {
   expect_same([](Trial& run) {
