@@ -1,8 +1,10 @@
 #include "refrain/timeline.h"
 
 #include <fmt/format.h>
+#include <malloc.h>
 
 #include <chrono>
+#include <limits>
 
 #include "apps/refrain/html_file.h"
 #include "apps/refrain/steps.h"
@@ -40,16 +42,30 @@ double run_watched(models::TrainableModel& model, const models::Batch& batch, to
   return took;
 }
 
-/// Steps with and without a timeline in turn, so that a machine that slows down slows both.
+/// A report's many small blocks, freed, make the heap give pages back that the next step has to fault in again: 2 us each,
+/// several times what watching costs. So the heap keeps what it has.
+void keep_heap() {
+#ifdef __GLIBC__
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+  mallopt(M_MMAP_THRESHOLD, std::numeric_limits<int>::max());
+#endif
+}
+
+/// Steps with and without a timeline in turn, so that a machine that slows down slows both. Before each an untimed one:
+/// making a report leaves the caches in another state than a step does.
 Watched watch(models::TrainableModel& model, const models::Batch& batch, torch::optim::Optimizer& optimizer,
               const TimelineArgs& args) {
   Watched watched;
   for (int i = 0; i < args.warmup; ++i) run_step(model, batch, optimizer);
+  const auto timed = [&](bool is_watched) {
+    run_step(model, batch, optimizer);
+    return is_watched ? run_watched(model, batch, optimizer, watched) : run_step(model, batch, optimizer);
+  };
   for (int i = 0; i < args.iters; ++i) {
-    const double first = i % 2 == 0 ? run_step(model, batch, optimizer) : run_watched(model, batch, optimizer, watched);
-    const double second = i % 2 == 0 ? run_watched(model, batch, optimizer, watched) : run_step(model, batch, optimizer);
-    watched.plain_ms.push_back(i % 2 == 0 ? first : second);
-    watched.added_ms.push_back(i % 2 == 0 ? second - first : first - second);
+    const bool watched_first = i % 2 == 1;
+    const double first = timed(watched_first), second = timed(!watched_first);
+    watched.plain_ms.push_back(watched_first ? second : first);
+    watched.added_ms.push_back(watched_first ? first - second : second - first);
   }
   watched.report.measured_overhead = median(watched.added_ms) / median(watched.plain_ms);
   return watched;
@@ -62,6 +78,7 @@ int run_timeline(const TimelineArgs& args) {
   check_can_write(args.html, "--html");
   check_can_write(args.trace, "--trace");
   install_memory_tracking();
+  keep_heap();
   auto model = build_model(args.model);
   model->set_strategy(args.strategy);
   const auto batch = model->synthetic_batch(args.model.seed);
