@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
@@ -40,7 +41,9 @@ Costs find_costs(const models::ModelOptions& sizes, int64_t layers, const Measur
   return costs;
 }
 
-/// One and all layers, powers of two, and the neighbours of the square root.
+int64_t nearest_to_root(int64_t layers) { return std::llround(std::sqrt(static_cast<double>(layers))); }
+
+/// One and all layers, powers of two, the suggested number, and the neighbours of the square root.
 std::vector<int64_t> choose_counts(const std::vector<int64_t>& asked, int64_t layers) {
   std::set<int64_t> counts{1, layers};
   for (const int64_t count : asked) {
@@ -50,7 +53,8 @@ std::vector<int64_t> choose_counts(const std::vector<int64_t>& asked, int64_t la
     counts.insert(count);
   }
   if (asked.empty()) {
-    const int64_t root = suggest_segments(layers);
+    const int64_t root = nearest_to_root(layers);
+    counts.insert(suggest_segments(layers));
     for (int64_t count = root - 1; count <= root + 1; ++count) counts.insert(std::clamp<int64_t>(count, 1, layers));
     for (int64_t count = 2; count < layers; count *= 2) counts.insert(count);
   }
@@ -74,14 +78,18 @@ Json row_json(const Row& row) {
           {"added_ms_median", median(row.seen.added_ms)}};
 }
 
-std::string show(const std::vector<Row>& rows, int64_t root) {
+std::string show(const std::vector<Row>& rows, int64_t layers) {
   Table table({"segments", "after forward", "peak", "saved", "predicted peak", "ms/step", "overhead", ""});
   const auto& plain = rows.front().seen;
   Bytes least = plain.peak;
   for (const auto& row : rows) least = std::min(least, row.seen.peak);
   for (const auto& row : rows) {
-    std::string mark = row.segments == root && row.name != "per layer" ? "sqrt(n)" : "";
-    if (row.seen.peak == least) mark += mark.empty() ? "least" : ", least";
+    std::vector<std::string> marks;
+    const bool is_cut = &row != &rows.front() && &row != &rows.back();
+    if (is_cut && row.segments == nearest_to_root(layers)) marks.emplace_back("sqrt(n)");
+    if (is_cut && row.segments == suggest_segments(layers)) marks.emplace_back("suggested");
+    if (row.seen.peak == least) marks.emplace_back("least");
+    const std::string mark = fmt::format("{}", fmt::join(marks, ", "));
     table.add({row.name, format_bytes(row.seen.after_forward), format_bytes(row.seen.peak),
                saved_percent(row.seen.peak, plain.peak), format_bytes(row.predicted),
                median_and_spread(row.seen.step_ms),
@@ -124,7 +132,6 @@ int run_segments(const SegmentsArgs& args) {
   Json config = config_json(*model);
   config["iters"] = args.iters;
   config["warmup"] = args.warmup;
-  const int64_t root = suggest_segments(layers);
   Json document = document_json("segments", model->name(), config);
   document["layers"] = layers;
   document["sqrt_segments"] = std::sqrt(static_cast<double>(layers));
@@ -137,7 +144,7 @@ int run_segments(const SegmentsArgs& args) {
           fmt::format("{}, {} layers that keep {} and pass on {}; {} steps each, {} threads; bytes over the level before "
                       "the step, gradients there already\n{}",
                       model->name(), layers, format_bytes(std::llround(costs.layer)),
-                      format_bytes(std::llround(costs.boundary)), args.iters, at::get_num_threads(), show(rows, root)),
+                      format_bytes(std::llround(costs.boundary)), args.iters, at::get_num_threads(), show(rows, layers)),
           args.json, args.html);
   return kOk;
 }

@@ -54,10 +54,13 @@ class Segments {
   bool checkpoint_last_ = false;
 };
 
-/// The number of segments with the least peak for a row of `layers` equal layers: the nearest to sqrt(layers), at least 1.
+/// The number of segments with the least peak for a row of `layers` equal layers under `Segments(s)`: sqrt(layers) or near it,
+/// at least 1.
 ///
 /// With s segments, forward keeps s boundaries and backward brings back one segment of n/s layers at a time, so the peak is
-/// s + n/s activations; its derivative 1 - n/s^2 is zero at s = sqrt(n), where the peak is 2 sqrt(n) instead of n.
+/// s + n/s activations; its derivative 1 - n/s^2 is zero at s = sqrt(n), where the peak is 2 sqrt(n) instead of n. Where s does
+/// not divide n the last segment takes the rest, so that a neighbour may be better: 8 for 80 layers (peak 17), not 9 (24).
+/// @throws InvalidArgument if `layers` is negative. Cost: O(sqrt(layers)).
 /// Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
 int64_t suggest_segments(int64_t layers);
 

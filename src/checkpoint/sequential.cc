@@ -66,7 +66,13 @@ std::vector<Segment> Segments::split(int64_t layers) const {
 int64_t suggest_segments(int64_t layers) {
   if (layers < 0)
     throw InvalidArgument(fmt::format("[refrain::suggest_segments] `layers` is {}, expected 0 or more.", layers));
-  return std::max<int64_t>(1, std::llround(std::sqrt(static_cast<double>(layers))));
+  const double root = std::sqrt(static_cast<double>(layers));
+  const auto peak = [&](int64_t segments) { return segments - 1 + layers - (segments - 1) * (layers / segments); };
+  int64_t best = std::max<int64_t>(1, std::llround(root));
+  for (int64_t segments = 1; segments <= std::min<int64_t>(layers, std::llround(2 * root)); ++segments) {
+    if (peak(segments) < peak(best)) best = segments;
+  }
+  return best;
 }
 
 }  // namespace refrain

@@ -2,7 +2,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <utility>
+#include <vector>
 
 #include "base/json_text.h"
 #include "refrain/timeline.h"
@@ -13,8 +13,6 @@ namespace {
 constexpr size_t kMostPoints = 4000;
 constexpr size_t kTopInJson = 20;
 
-using Point = std::pair<double, Bytes>;
-using Points = std::vector<Point>;
 using Levels = std::array<Bytes, kMemoryKinds>;
 
 MemoryKind kind_at(size_t i) { return static_cast<MemoryKind>(i); }
@@ -27,12 +25,9 @@ class KindLevels {
       if (block.from_before) levels_[static_cast<size_t>(block.kind)] += block.bytes;
   }
   const Levels& now() const { return levels_; }
-  /// The kind that changed.
-  size_t apply(const MemoryEvent& event) {
+  void apply(const MemoryEvent& event) {
     const auto& block = report_.blocks[static_cast<size_t>(event.block)];
-    const auto kind = static_cast<size_t>(block.kind);
-    levels_[kind] += event.frees ? -block.bytes : block.bytes;
-    return kind;
+    levels_[static_cast<size_t>(block.kind)] += event.frees ? -block.bytes : block.bytes;
   }
 
  private:
@@ -40,46 +35,55 @@ class KindLevels {
   Levels levels_{};
 };
 
-// Of each stretch of points its highest and its last.
-Points thinned(const Points& points) {
-  if (points.size() <= kMostPoints) return points;
-  const size_t stretch = (2 * points.size() + kMostPoints - 1) / kMostPoints;
-  Points kept;
-  for (size_t begin = 0; begin < points.size(); begin += stretch) {
-    const size_t end = std::min(begin + stretch, points.size());
-    const auto highest = std::max_element(points.begin() + static_cast<long>(begin), points.begin() + static_cast<long>(end),
-                                          [](const Point& a, const Point& b) { return a.second < b.second; });
+/// Levels at one time.
+struct Row {
+  double time_us;
+  Bytes total;
+  Levels kinds;
+};
+
+// Of each stretch of rows that with the highest total and the last, for all kinds alike: so that they add up at each.
+std::vector<Row> thinned(const std::vector<Row>& rows) {
+  if (rows.size() <= kMostPoints) return rows;
+  const size_t stretch = (2 * rows.size() + kMostPoints - 1) / kMostPoints;
+  std::vector<Row> kept;
+  for (size_t begin = 0; begin < rows.size(); begin += stretch) {
+    const auto first = rows.begin() + static_cast<long>(begin);
+    const auto last = rows.begin() + static_cast<long>(std::min(begin + stretch, rows.size()) - 1);
+    const auto highest = std::max_element(first, last + 1, [](const Row& a, const Row& b) { return a.total < b.total; });
     kept.push_back(*highest);
-    if (highest != points.begin() + static_cast<long>(end) - 1) kept.push_back(points[end - 1]);
+    if (highest != last) kept.push_back(*last);
   }
   return kept;
 }
 
-std::string json_of(const Points& points) {
-  std::string json = "[";
-  for (const auto& [time, level] : thinned(points))
-    json += fmt::format("{}[{:.3f},{}]", json.size() > 1 ? "," : "", time, level);
-  return json + "]";
-}
-
 std::string levels_json(const MemoryTimelineReport& report) {
-  Points all{{0.0, report.base_bytes}};
-  std::array<Points, kMemoryKinds> kinds;
   KindLevels levels(report);
-  for (size_t k = 0; k < kinds.size(); ++k) kinds[k].emplace_back(0.0, levels.now()[k]);
+  std::vector<Row> rows{{0.0, report.base_bytes, levels.now()}};
   for (const auto& event : report.events) {
-    all.emplace_back(event.time_us, event.level);
-    const size_t kind = levels.apply(event);
-    kinds[kind].emplace_back(event.time_us, levels.now()[kind]);
+    levels.apply(event);
+    rows.push_back({event.time_us, event.level, levels.now()});
   }
-  all.emplace_back(report.end_us, all.back().second);
-  std::string text;
-  for (size_t k = 0; k < kinds.size(); ++k) {
-    if (kinds[k].size() == 1 && kinds[k].front().second == 0) continue;
-    kinds[k].emplace_back(report.end_us, kinds[k].back().second);
-    text += fmt::format("{}\"{}\":{}", text.empty() ? "" : ",\n  ", name_of(kind_at(k)), json_of(kinds[k]));
+  rows.push_back({report.end_us, rows.back().total, levels.now()});
+  rows = thinned(rows);
+
+  std::string points, kinds;
+  const auto add = [](std::string& json, double time, Bytes level) {
+    json += fmt::format("{}[{:.3f},{}]", json.empty() ? "" : ",", time, level);
+  };
+  for (const auto& row : rows) add(points, row.time_us, row.total);
+  for (size_t k = 0; k < kMemoryKinds; ++k) {
+    std::string json;
+    bool was_ever_there = false;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const Bytes level = rows[i].kinds[k];
+      was_ever_there |= level != 0;
+      if (i == 0 || i + 1 == rows.size() || level != rows[i - 1].kinds[k]) add(json, rows[i].time_us, level);
+    }
+    if (was_ever_there)
+      kinds += fmt::format("{}\"{}\":[{}]", kinds.empty() ? "" : ",\n  ", name_of(kind_at(k)), json);
   }
-  return fmt::format("\"points\":{},\n \"kinds\":{{{}}}", json_of(all), text);
+  return fmt::format("\"points\":[{}],\n \"kinds\":{{{}}}", points, kinds);
 }
 
 std::string phases_json(const MemoryTimelineReport& report) {

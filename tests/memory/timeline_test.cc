@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <thread>
@@ -365,6 +366,17 @@ TEST(Timeline, JsonAndTraceAreWhatTheReportSays) {
     time = point[0].get<double>();
   }
   EXPECT_EQ(highest, report.peak_bytes);
+  // a kind's level holds until its next point
+  std::map<std::string, std::pair<size_t, Bytes>> at;
+  for (const auto& point : json["points"]) {
+    Bytes sum = 0;
+    for (const auto& [kind, levels] : json["kinds"].items()) {
+      auto& [next, level] = at[kind];
+      while (next < levels.size() && levels[next][0] <= point[0]) level = levels[next++][1].get<Bytes>();
+      sum += level;
+    }
+    EXPECT_EQ(sum, point[1].get<Bytes>()) << point[0];
+  }
   for (const auto& [kind, amount] : json["peak"]["by_kind"].items()) kinds += amount.get<Bytes>();
   EXPECT_EQ(kinds, report.peak_bytes);
   EXPECT_EQ(json["phases"].front()["name"], "forward");

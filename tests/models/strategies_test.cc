@@ -1,9 +1,11 @@
 #include <ATen/CPUGeneratorImpl.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cstring>
 
 #include "models/zoo.h"
+#include "refrain/error.h"
 #include "refrain/memory.h"
 #include "refrain/tape.h"
 
@@ -53,7 +55,11 @@ class StrategiesTest : public testing::TestWithParam<Case> {};
 
 TEST_P(StrategiesTest, AreBitEqualToPlainTraining) {
   const Trace plain = train(GetParam(), "none");
-  for (const auto& strategy : make_model(GetParam().model, GetParam().sizes)->strategies()) {
+  const auto model = make_model(GetParam().model, GetParam().sizes);
+  auto strategies = model->strategies();
+  // those for rows are not in the list: how many segments there can be depends on the sizes
+  if (model->row_length() > 0) strategies.insert(strategies.end(), {"segments", "segments:2", "per_layer"});
+  for (const auto& strategy : strategies) {
     const int64_t replayed = tape_stats().replayed_ops;
     const Trace other = train(GetParam(), strategy);
     EXPECT_EQ(tape_stats().replayed_ops > replayed, strategy != "none") << strategy;
@@ -61,6 +67,22 @@ TEST_P(StrategiesTest, AreBitEqualToPlainTraining) {
     for (size_t i = 0; i < plain.size(); ++i) {
       EXPECT_TRUE(is_bit_equal(plain[i].second, other[i].second)) << strategy << ": " << plain[i].first;
     }
+  }
+}
+
+TEST_P(StrategiesTest, RefusesSegmentsThatCannotBe) {
+  auto model = make_model(GetParam().model, GetParam().sizes);
+  const auto refused = [&](const std::string& strategy) {
+    EXPECT_THROW(model->set_strategy(strategy), InvalidArgument) << strategy;
+  };
+  for (const char* strategy : {"segments:0", "segments:-1", "segments:", "segments:2x", "segments:N", "per_layers"})
+    refused(strategy);
+  refused(fmt::format("segments:{}", model->row_length() + 1));
+  if (model->row_length() == 0) {
+    for (const char* strategy : {"segments", "segments:1"}) refused(strategy);
+  } else {
+    model->set_strategy("segments:1");
+    model->set_strategy(fmt::format("segments:{}", model->row_length()));
   }
 }
 
@@ -93,9 +115,9 @@ TEST_P(StrategiesTest, LeaveNothingOnTheTape) {
 INSTANTIATE_TEST_SUITE_P(Zoo, StrategiesTest,
                          testing::Values(Case{"mlp", {.batch = 8, .depth = 10, .width = 64}},
                                          Case{"gptsmall", {.batch = 2, .seq = 32, .depth = 3}},
-                                         Case{"gpt", {.batch = 2, .seq = 32, .depth = 2, .width = 64, .dropout = 0.3}},
+                                         Case{"gpt", {.batch = 2, .seq = 32, .depth = 4, .width = 64, .dropout = 0.3}},
                                          Case{"blocks-small", {.batch = 2, .seq = 32, .depth = 3}},
-                                         Case{"blocks", {.batch = 2, .seq = 32, .depth = 2, .width = 64}},
+                                         Case{"blocks", {.batch = 2, .seq = 32, .depth = 4, .width = 64}},
                                          Case{"resnet18", {.batch = 2, .image_size = 64, .classes = 10}},
                                          Case{"resnet50", {.batch = 2, .image_size = 64, .classes = 10}},
                                          Case{"unet", {.batch = 2, .image_size = 32, .width = 8}},

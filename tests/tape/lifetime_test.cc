@@ -382,6 +382,16 @@ TEST_F(Off, NothingRequiresGrad) {
 
 TEST(SelfTest, Passes) { EXPECT_NO_THROW(refrain::self_test()); }
 
+TEST(SelfTest, PassesWhereCheckpointingIsOff) {
+  const bool enabled = refrain::set_checkpointing_enabled(false);
+  const refrain::NoCheckpointGuard off_here;
+  const torch::NoGradGuard no_grad;
+  EXPECT_NO_THROW(refrain::self_test());
+  EXPECT_FALSE(torch::GradMode::is_enabled());
+  EXPECT_FALSE(refrain::set_checkpointing_enabled(enabled));
+  refrain::set_checkpointing_enabled(enabled);
+}
+
 // The last test of the file: it leaves the tape as it should be when the process ends.
 // Built before anything of the library that is made on first use, so destroyed after it.
 Tensor outlives_the_library;

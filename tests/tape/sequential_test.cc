@@ -54,16 +54,22 @@ TEST_F(Sequential, WrongCutsSayWhatWasFound) {
   EXPECT_NE(text.find("1 to 4"), std::string::npos) << text;
 }
 
-TEST_F(Sequential, SuggestionIsTheSquareRootAndTheLeastPeak) {
+TEST_F(Sequential, SuggestionHasTheLeastPeakAndIsNearTheSquareRoot) {
   EXPECT_EQ(refrain::suggest_segments(0), 1);
   EXPECT_EQ(refrain::suggest_segments(1), 1);
   EXPECT_EQ(refrain::suggest_segments(16), 4);
+  EXPECT_EQ(refrain::suggest_segments(80), 8);
   EXPECT_EQ(refrain::suggest_segments(100), 10);
   for (int64_t n = 1; n <= 400; ++n) {
-    const auto peak = [&](int64_t s) { return static_cast<double>(s) + static_cast<double>(n) / static_cast<double>(s); };
-    const auto s = refrain::suggest_segments(n);
-    EXPECT_LE(peak(s), peak(s + 1) + 1e-9) << n;
-    EXPECT_LE(peak(s), s > 1 ? peak(s - 1) + 1e-9 : peak(s)) << n;
+    // boundaries, and the inside of the longest segment
+    const auto peak = [&](int64_t s) {
+      int64_t longest = 0;
+      for (const auto& piece : Segments(s).split(n)) longest = std::max(longest, piece.end - piece.begin);
+      return s - 1 + longest;
+    };
+    const auto suggested = refrain::suggest_segments(n);
+    for (int64_t s = 1; s <= n; ++s) EXPECT_LE(peak(suggested), peak(s)) << n << ", " << s;
+    EXPECT_LE(std::abs(static_cast<double>(suggested) - std::sqrt(n)), 0.5 * std::sqrt(n) + 1) << n;
   }
   EXPECT_THROW(refrain::suggest_segments(-1), InvalidArgument);
 }
