@@ -2,7 +2,8 @@
 """Opens pages in headless Chromium: nothing may stick out at any width, in either theme; every text is legible on its ground.
 
 Exits with 77, which ctest counts as skipped, where there is no Chromium. REPORT_RENDER draws the pages. With
-REPORT_SCREENSHOTS=DIR, writes report-desktop.png, report-phone.png and their dark variants there.
+REPORT_SCREENSHOTS=DIR, writes report-desktop.png, report-phone.png and their dark variants there, of the documents that
+REPORT_DOCUMENTS names (paths, separated by spaces; else two of the samples).
 """
 
 import json
@@ -134,9 +135,9 @@ class BrowserTest(unittest.TestCase):
     @unittest.skipUnless(os.environ.get("REPORT_SCREENSHOTS"), "REPORT_SCREENSHOTS names no folder")
     def test_screenshots(self):
         folder = Path(os.environ["REPORT_SCREENSHOTS"]).resolve()
-        bench, timeline = FOLDER / "sample_bench.json", FOLDER / "sample_timeline_per_block.json"
-        for name, width, height, files in (("desktop", 1280, 2080, [bench, timeline]), ("phone", 360, 1560, [timeline, bench])):
-            page = self.page(*files)
+        default = f"{FOLDER}/sample_bench.json {FOLDER}/sample_timeline_per_block.json"
+        page = self.page(*os.environ.get("REPORT_DOCUMENTS", default).split())
+        for name, width, height in (("desktop", 1280, 2080), ("phone", 360, 1560)):
             for theme in ("light", "dark"):
                 picture = folder / f"report-{name}{'-dark' if theme == 'dark' else ''}.png"
                 chromium(page, width, height, theme, f"--screenshot={picture}")
