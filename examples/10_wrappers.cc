@@ -89,8 +89,21 @@ int main() {
   const auto offload = run(net, x);
   show("policy offload_ops({\"aten::addmm\"})", offload, plain);
 
+  // The same for what blocks are given: FairScale's offload_to_cpu, and DeepSpeed's settings from its own configuration.
+  for (size_t i = 0; i < wrapped->size(); ++i)
+    wrapped->at<refrain::nn::Checkpoint<nn::Sequential>::Impl>(i).offload_to_cpu(true);
+  const auto wrapper_to_cpu = run(wrapped, x);
+  show("nn::Checkpoint<Sequential> with offload_to_cpu(true)", wrapper_to_cpu, plain);
+  const refrain::ActivationCheckpointing activations(refrain::ActivationCheckpointingOptions::from_deepspeed_json(
+      R"({"activation_checkpointing": {"contiguous_memory_optimization": true, "number_checkpoints": 4, "profile": true}})"));
+  refrain::apply_checkpointing(net, refrain::is_module<PlainBlock>(), activations.options());
+  const auto deepspeed = run(net, x);
+  show("DeepSpeed's \"activation_checkpointing\" section", deepspeed, plain);
+  std::printf("%s", activations.report().text().c_str());
+
   const bool holds = names && marked == 4 && same(wrapper, plain) && same(marks, plain) && same(off, plain) &&
-                     same(offload, plain) && 2 * wrapper.kept < plain.kept && marks.kept == wrapper.kept &&
+                     same(offload, plain) && same(wrapper_to_cpu, plain) && same(deepspeed, plain) &&
+                     wrapper_to_cpu.kept == wrapper.kept && activations.report().regions.at(0).calls == 4 && 2 * wrapper.kept < plain.kept && marks.kept == wrapper.kept &&
                      off.kept == plain.kept && offload.kept < plain.kept;
   std::printf("  parameter names %s\n", names ? "equal" : "DIFFERENT");
   if (!holds) std::printf("FAILED: names or gradients differ, or wrapped blocks keep more than half\n");

@@ -1,11 +1,13 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "models/strategy.h"
 #include "models/zoo.h"
 #include "refrain/checkpoint.h"
 #include "refrain/selective.h"
@@ -22,33 +24,37 @@ class ModelBase : public TrainableModel {
   const std::string& name() const override { return name_; }
   const ModelOptions& options() const override { return options_; }
   std::vector<std::string> strategies() const override { return strategies_; }
-  /// Also takes `checkpoint`, what other tools call `per_block`.
   void set_strategy(const std::string& strategy) override;
+  const OffloadStore* offload_store() const override;
+  torch::Tensor loss(const Batch& batch) final;
   int64_t row_length() const override { return 0; }
   void set_batch(int64_t batch) override;
   int64_t least_batch() const override { return 1; }
 
  protected:
-  bool strategy_is(const char* name) const { return strategy_ == name; }
-  /// How each block is checkpointed: `per_block` keeps nothing, `selective` what is dear to compute; the others not at all.
-  std::optional<CheckpointOptions> block_options() const {
-    if (strategy_is("per_block")) return CheckpointOptions();
-    if (strategy_is("selective")) return CheckpointOptions().policy(save_compute_intensive());
-    return std::nullopt;
-  }
-  /// How `segments` or `segments:N` cuts the row, if one of them is the strategy.
-  const std::optional<Segments>& segments() const { return segments_; }
+  /// The model's output under the current strategy; autocast is on if asked for.
+  virtual torch::Tensor forward(const Batch& batch) = 0;
+  /// Scalar loss of a float output; autocast is off.
+  virtual torch::Tensor criterion(const torch::Tensor& output, const Batch& batch) const = 0;
+
+  bool strategy_is(const char* place) const { return strategy_.place == place; }
+  /// How each block is checkpointed, if it is.
+  const std::optional<CheckpointOptions>& block_options() const { return strategy_.block; }
+  /// How the row is cut, if it is.
+  const std::optional<Segments>& segments() const { return strategy_.segments; }
 
  private:
   std::string name_;
   ModelOptions options_;
   std::vector<std::string> strategies_;
-  std::string strategy_ = "none";
-  std::optional<Segments> segments_;
+  Strategy strategy_;
+  std::map<OffloadTo, OffloadStore> stores_;  ///< of the strategies so far: what one has learned is for the next step
 };
 
 /// Seeded CPU generator of its own: the default one is not touched.
 at::Generator own_generator(uint64_t seed);
+/// Images with a class each.
+Batch random_images(const ModelOptions& options, uint64_t seed);
 
 /// A model that predicts the next token.
 class TextModel : public ModelBase {
@@ -63,7 +69,7 @@ class TextModel : public ModelBase {
   int64_t units_per_batch() const override { return options().batch * options().seq; }
 
  protected:
-  torch::Tensor next_token_loss(const torch::Tensor& logits, const Batch& batch) const {
+  torch::Tensor criterion(const torch::Tensor& logits, const Batch& batch) const override {
     return torch::cross_entropy_loss(logits.view({-1, options().vocab}), batch.target.reshape({-1}));
   }
 };

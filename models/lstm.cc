@@ -11,7 +11,8 @@ namespace {
 
 using State = std::tuple<torch::Tensor, torch::Tensor>;
 
-torch::Tensor run_layer(nn::LSTMImpl& layer, const torch::Tensor& x, bool per_chunk) {
+torch::Tensor run_layer(nn::LSTMImpl& layer, const torch::Tensor& x,
+                        const std::optional<CheckpointOptions>& per_chunk) {
   auto zeros = torch::zeros({1, x.size(0), layer.options.hidden_size()}, x.options());
   State state{zeros, zeros};
   std::vector<torch::Tensor> out;
@@ -35,13 +36,15 @@ LstmLanguageModelImpl::LstmLanguageModelImpl(int64_t vocab, int64_t hidden, int6
   for (int64_t i = 0; i < depth; ++i) layers_->push_back(nn::LSTM(nn::LSTMOptions(hidden, hidden).batch_first(true)));
 }
 
-torch::Tensor LstmLanguageModelImpl::forward(const torch::Tensor& tokens, LstmStrategy strategy) {
+torch::Tensor LstmLanguageModelImpl::forward(const torch::Tensor& tokens, LstmStrategy strategy,
+                                             const CheckpointOptions& options) {
+  const auto per_chunk = strategy == LstmStrategy::kPerBlock ? std::optional(options) : std::nullopt;
   std::optional<ModuleScope> scope(std::in_place, "tokens");
   auto x = tokens_->forward(tokens);
   for (size_t i = 0; i < layers_->size(); ++i) {
     scope.emplace("layers." + std::to_string(i));
     auto& lstm = *layers_[i]->as<nn::LSTM>();
-    x = checkpoint_if(strategy == LstmStrategy::kPerLayer, run_layer, lstm, x, strategy == LstmStrategy::kPerBlock);
+    x = checkpoint_if(strategy == LstmStrategy::kPerLayer, run_layer, lstm, x, per_chunk);
   }
   scope.emplace("head");
   return head_->forward(x);
@@ -52,15 +55,17 @@ namespace {
 class LstmModel final : public TextModel {
  public:
   LstmModel(const std::string& name, const ModelOptions& o)
-      : TextModel(name, o, {"none", "per_layer", "per_block"}), net_(o.vocab, o.width, o.depth) {}
+      : TextModel(name, o, {"none", "per_layer", "per_block", "selective"}), net_(o.vocab, o.width, o.depth) {}
 
   torch::nn::Module& module() override { return *net_; }
 
-  torch::Tensor loss(const Batch& batch) override {
-    const auto strategy = strategy_is("per_layer")   ? LstmStrategy::kPerLayer
-                          : strategy_is("per_block") ? LstmStrategy::kPerBlock
+ protected:
+  torch::Tensor forward(const Batch& batch) override {
+    const auto& per_block = block_options();
+    const auto strategy = per_block                  ? LstmStrategy::kPerBlock
+                          : strategy_is("per_layer") ? LstmStrategy::kPerLayer
                                                      : LstmStrategy::kNone;
-    return next_token_loss(net_->forward(batch.input, strategy), batch);
+    return net_->forward(batch.input, strategy, per_block.value_or(CheckpointOptions()));
   }
 
  private:

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "models/zoo.h"
+#include "refrain/checkpoint.h"
 
 namespace refrain::models {
 
@@ -18,8 +19,10 @@ inline constexpr int64_t kLstmChunk = 16;
 class LstmLanguageModelImpl : public torch::nn::Module {
  public:
   LstmLanguageModelImpl(int64_t vocab, int64_t hidden, int64_t depth);
-  /// @param tokens  int64 [batch, seq].  @return logits [batch, seq, vocab].
-  torch::Tensor forward(const torch::Tensor& tokens, LstmStrategy strategy = LstmStrategy::kNone);
+  /// @param tokens  int64 [batch, seq].  @param options  of the regions of `kPerBlock`.
+  /// @return logits [batch, seq, vocab].
+  torch::Tensor forward(const torch::Tensor& tokens, LstmStrategy strategy = LstmStrategy::kNone,
+                        const CheckpointOptions& options = {});
 
  private:
   torch::nn::Embedding tokens_;

@@ -29,10 +29,6 @@ class MlpModel final : public ModelBase {
 
   torch::nn::Module& module() override { return *net_; }
 
-  torch::Tensor loss(const Batch& batch) override {
-    return torch::mse_loss(net_->forward(batch.input, cut()), batch.target);
-  }
-
   Batch synthetic_batch(uint64_t seed) override {
     auto generator = own_generator(seed);
     auto input = torch::randn({options().batch, kMlpInput}, generator);
@@ -42,6 +38,12 @@ class MlpModel final : public ModelBase {
   std::string unit() const override { return "rows"; }
   int64_t units_per_batch() const override { return options().batch; }
   int64_t row_length() const override { return options().depth; }
+
+ protected:
+  torch::Tensor forward(const Batch& batch) override { return net_->forward(batch.input, cut()); }
+  torch::Tensor criterion(const torch::Tensor& output, const Batch& batch) const override {
+    return torch::mse_loss(output, batch.target);
+  }
 
  private:
   std::optional<Segments> cut() const {

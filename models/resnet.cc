@@ -1,15 +1,12 @@
 #include "models/resnet.h"
 
 #include "models/base.h"
+#include "models/layers.h"
 #include "refrain/error.h"
 
 namespace refrain::models {
 namespace nn = torch::nn;
 namespace {
-
-nn::Conv2d conv(int64_t in, int64_t out, int64_t kernel, int64_t stride = 1) {
-  return nn::Conv2d(nn::Conv2dOptions(in, out, kernel).stride(stride).padding(kernel / 2).bias(false));
-}
 
 nn::Sequential shortcut(int64_t in, int64_t out, int64_t stride) {
   nn::Sequential layers;
@@ -114,25 +111,24 @@ class ResNetModel final : public ModelBase {
 
   torch::nn::Module& module() override { return *net_; }
 
-  torch::Tensor loss(const Batch& batch) override {
-    const auto per_block = block_options();
-    const auto strategy = per_block                   ? ResNetStrategy::kPerBlock
-                          : strategy_is("per_stage")  ? ResNetStrategy::kPerStage
-                          : strategy_is("aggressive") ? ResNetStrategy::kAggressive
-                                                      : ResNetStrategy::kNone;
-    const auto logits = net_->forward(batch.input, strategy, per_block.value_or(CheckpointOptions()));
-    return torch::cross_entropy_loss(logits, batch.target);
-  }
-
-  Batch synthetic_batch(uint64_t seed) override {
-    auto generator = own_generator(seed);
-    auto input = torch::randn({options().batch, 3, options().image_size, options().image_size}, generator);
-    return {input, torch::randint(options().classes, {options().batch}, generator, torch::kLong)};
-  }
+  Batch synthetic_batch(uint64_t seed) override { return random_images(options(), seed); }
 
   std::string unit() const override { return "images"; }
   int64_t units_per_batch() const override { return options().batch; }
   int64_t least_batch() const override { return least_batch_of(options()); }
+
+ protected:
+  torch::Tensor forward(const Batch& batch) override {
+    const auto& per_block = block_options();
+    const auto strategy = per_block                   ? ResNetStrategy::kPerBlock
+                          : strategy_is("per_stage")  ? ResNetStrategy::kPerStage
+                          : strategy_is("aggressive") ? ResNetStrategy::kAggressive
+                                                      : ResNetStrategy::kNone;
+    return net_->forward(batch.input, strategy, per_block.value_or(CheckpointOptions()));
+  }
+  torch::Tensor criterion(const torch::Tensor& logits, const Batch& batch) const override {
+    return torch::cross_entropy_loss(logits, batch.target);
+  }
 
  private:
   ResNet net_;

@@ -100,10 +100,12 @@ class GptModel final : public TextModel {
 
   torch::nn::Module& module() override { return *net_; }
 
-  torch::Tensor loss(const Batch& batch) override {
-    return next_token_loss(net_->forward(batch.input, {block_options(), segments(), strategy_is("per_layer")}), batch);
-  }
   int64_t row_length() const override { return options().depth; }
+
+ protected:
+  torch::Tensor forward(const Batch& batch) override {
+    return net_->forward(batch.input, {block_options(), segments(), strategy_is("per_layer")});
+  }
 
  private:
   static BlockOptions block_of(const ModelOptions& o) {
@@ -120,11 +122,6 @@ class BlocksModel final : public ModelBase {
 
   torch::nn::Module& module() override { return *stack_; }
 
-  torch::Tensor loss(const Batch& batch) override {
-    auto x = batch.input.clone().requires_grad_();
-    x = run_stack(stack_, "", {block_options(), segments(), strategy_is("per_layer")}, std::move(x));
-    return x.pow(2).mean();
-  }
   int64_t row_length() const override { return options().depth; }
 
   Batch synthetic_batch(uint64_t seed) override {
@@ -133,6 +130,13 @@ class BlocksModel final : public ModelBase {
 
   std::string unit() const override { return "tokens"; }
   int64_t units_per_batch() const override { return options().batch * options().seq; }
+
+ protected:
+  torch::Tensor forward(const Batch& batch) override {
+    return run_stack(stack_, "", {block_options(), segments(), strategy_is("per_layer")},
+                     batch.input.clone().requires_grad_());
+  }
+  torch::Tensor criterion(const torch::Tensor& output, const Batch&) const override { return output.pow(2).mean(); }
 
  private:
   nn::ModuleList stack_;

@@ -64,10 +64,6 @@ class UNetModel final : public ModelBase {
 
   torch::nn::Module& module() override { return *net_; }
 
-  torch::Tensor loss(const Batch& batch) override {
-    return torch::binary_cross_entropy_with_logits(net_->forward(batch.input, strategy_is("per_block")), batch.target);
-  }
-
   Batch synthetic_batch(uint64_t seed) override {
     auto generator = own_generator(seed);
     auto input = torch::randn({options().batch, 3, options().image_size, options().image_size}, generator);
@@ -76,6 +72,12 @@ class UNetModel final : public ModelBase {
 
   std::string unit() const override { return "images"; }
   int64_t units_per_batch() const override { return options().batch; }
+
+ protected:
+  torch::Tensor forward(const Batch& batch) override { return net_->forward(batch.input, strategy_is("per_block")); }
+  torch::Tensor criterion(const torch::Tensor& logits, const Batch& batch) const override {
+    return torch::binary_cross_entropy_with_logits(logits, batch.target);
+  }
 
  private:
   UNet net_;

@@ -2,20 +2,21 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <mutex>
 
-#include "base/suggest.h"
 #include "models/base.h"
+#include "models/densenet.h"
 #include "models/lstm.h"
 #include "models/mlp.h"
+#include "models/ragged_lstm.h"
 #include "models/resnet.h"
+#include "models/treelstm.h"
 #include "models/transformer.h"
 #include "models/unet.h"
+#include "refrain/amp.h"
 #include "refrain/error.h"
 
 namespace refrain::models {
@@ -37,8 +38,11 @@ const std::vector<Preset>& presets() {
       {"blocks", make_blocks, {.batch = 8, .seq = 128, .depth = 8, .width = 256}},
       {"resnet18", make_resnet, {.batch = 8, .image_size = 128, .classes = 1000}},
       {"resnet50", make_resnet, {.batch = 8, .image_size = 128, .classes = 1000}},
+      {"densenet121", make_densenet, {.batch = 8, .image_size = 128, .classes = 1000}},
       {"unet", make_unet, {.batch = 4, .image_size = 64, .width = 16}},
       {"lstm", make_lstm, {.batch = 8, .seq = 64, .depth = 2, .width = 128, .vocab = 256}},
+      {"lstm-ragged", make_ragged_lstm, {.batch = 8, .seq = 64, .depth = 2, .width = 128, .vocab = 256}},
+      {"treelstm", make_treelstm, {.batch = 8, .seq = 24, .width = 128, .vocab = 256, .classes = 5}},
   };
   return all;
 }
@@ -86,31 +90,9 @@ ModelOptions resolve(const Preset& preset, const ModelOptions& asked) {
     sizes.dropout = asked.dropout;
   }
   sizes.seed = asked.seed;
+  sizes.amp = asked.amp;
+  sizes.offload_dir = asked.offload_dir;
   return sizes;
-}
-
-/// All of `known`, comma-separated, those most like `name` first.
-std::string list_known(const std::string& name, const std::vector<std::string>& known) {
-  auto names = nearest(name, known);
-  for (const auto& other : known) {
-    if (std::find(names.begin(), names.end(), other) == names.end()) names.push_back(other);
-  }
-  return fmt::format("{}", fmt::join(names, ", "));
-}
-
-/// The number of segments that `segments` or `segments:N` asks for.
-std::optional<int64_t> segments_asked(const std::string& strategy, int64_t layers) {
-  if (strategy == "segments") return suggest_segments(layers);
-  const std::string prefix = "segments:";
-  if (!strategy.starts_with(prefix) || strategy == "segments:N") return std::nullopt;
-  int64_t count = 0;
-  const char *begin = strategy.data() + prefix.size(), *end = strategy.data() + strategy.size();
-  const auto [stop, error] = std::from_chars(begin, end, count);
-  if (error != std::errc() || stop != end || count < 1 || count > layers) {
-    throw InvalidArgument(fmt::format("strategy '{}': expected segments:N with N from 1 to {}, the number of layers",
-                                      strategy, layers));
-  }
-  return count;
 }
 
 /// Seeds the default generator and puts its state back.
@@ -135,18 +117,33 @@ class DefaultGeneratorSeeded {
 
 at::Generator own_generator(uint64_t seed) { return at::detail::createCPUGenerator(seed); }
 
+Batch random_images(const ModelOptions& options, uint64_t seed) {
+  auto generator = own_generator(seed);
+  auto input = torch::randn({options.batch, 3, options.image_size, options.image_size}, generator);
+  return {input, torch::randint(options.classes, {options.batch}, generator, torch::kLong)};
+}
+
 void ModelBase::set_strategy(const std::string& strategy) {
-  const std::string& wanted = strategy == "checkpoint" ? "per_block" : strategy;
-  const int64_t layers = row_length();
-  const auto asked = layers > 0 ? segments_asked(wanted, layers) : std::nullopt;
-  auto known = strategies_;
-  if (layers > 0) known.insert(known.end(), {"per_layer", "segments", "segments:N"});
-  if (!asked && (wanted == "segments:N" || std::find(known.begin(), known.end(), wanted) == known.end())) {
-    throw InvalidArgument(
-        fmt::format("strategy '{}' for model {}: expected one of {}", strategy, name_, list_known(strategy, known)));
+  auto asked = parse_strategy(strategy, name_, strategies_, row_length());
+  if (asked.offload) {
+    const auto options = OffloadOptions().store(*asked.offload).directory(options_.offload_dir);
+    const auto found = stores_.find(*asked.offload);
+    asked.block->offload(found != stores_.end() ? found->second : stores_.emplace(*asked.offload, OffloadStore(options)).first->second);
   }
-  strategy_ = wanted;
-  segments_ = asked ? std::optional(Segments(*asked)) : std::nullopt;
+  strategy_ = std::move(asked);
+}
+
+const OffloadStore* ModelBase::offload_store() const {
+  return strategy_.offload ? &stores_.at(*strategy_.offload) : nullptr;
+}
+
+torch::Tensor ModelBase::loss(const Batch& batch) {
+  std::optional<AutocastScope> autocast;
+  if (options_.amp) autocast.emplace(batch.input.device(), *options_.amp);
+  auto output = forward(batch);
+  autocast.reset();
+  output = output.to(torch::kFloat);
+  return criterion(output, batch);
 }
 
 void ModelBase::set_batch(int64_t batch) {

@@ -113,7 +113,7 @@ int run_advise(const AdviseArgs& args) {
   chosen["code"] = code;
   Json config = config_json(*model);
   config["optimizer"] = args.optimizer;
-  std::string text = fmt::format("{}, batch {}, {}, all tensors of a training step within {}\n{}", model->name(), batch,
+  std::string text = fmt::format("{}, batch {}, {}, all tensors of a training step within {}\n{}", title(*model), batch,
                                  args.optimizer, format_bytes(limit), show(now, all, choice));
   for (const auto& reason : reasons) text += fmt::format("* {}\n", reason);
   Json document = document_json("advice", model->name(), config);

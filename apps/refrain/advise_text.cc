@@ -68,6 +68,7 @@ std::string sizes_of(const models::TrainableModel& model, int64_t batch) {
     if (value != 0) text += fmt::format(" --{} {}", name, value);
   }
   if (!(o.dropout < 0)) text += fmt::format(" --dropout {}", o.dropout);
+  if (o.amp) text += o.amp == torch::kHalf ? " --amp f16" : " --amp bf16";
   return text;
 }
 
@@ -107,10 +108,13 @@ std::string code_for(const models::TrainableModel& model, const std::string& str
   if (strategy == "none") return "x = model->forward(x);";
   if (strategy == "segments") return row(suggested);
   if (strategy.starts_with("segments:")) return row(strategy.substr(strategy.find(':') + 1));
-  if (strategy == "selective") {
-    return include +
-           "const auto options = refrain::CheckpointOptions().policy(refrain::save_compute_intensive());\n"
-           "for (auto& block : blocks) x = refrain::checkpoint(options, block, x);";
+  if (strategy.starts_with("selective")) {
+    const size_t colon = strategy.find(':');
+    const std::string policy = colon == std::string::npos ? "compute_intensive" : strategy.substr(colon + 1);
+    const bool is_jax = policy == "dots" || policy == "everything" || policy == "nothing";
+    return include + fmt::format("const auto options = refrain::CheckpointOptions().policy(refrain::{}());\n"
+                                 "for (auto& block : blocks) x = refrain::checkpoint(options, block, x);",
+                                 is_jax ? policy + "_saveable" : "save_" + policy);
   }
   if (strategy == "per_stage") return each("stage", "stages");
   if (strategy == "aggressive") {

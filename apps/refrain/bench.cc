@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "apps/refrain/html_file.h"
 #include "apps/refrain/measure.h"
 #include "apps/refrain/steps.h"
@@ -9,16 +11,32 @@
 namespace refrain::cli {
 namespace {
 
+/// Of one step.
+std::vector<std::string> offload_cells(const Measurement& seen) {
+  if (!seen.offload) return {"", "", ""};
+  const auto& stats = *seen.offload;
+  return {format_bytes(stats.written_bytes), format_bytes(stats.read_bytes),
+          fmt::format("{} ({:.1f})", stats.store_stalls + stats.fetch_stalls, stats.store_stall_ms + stats.fetch_stall_ms)};
+}
+
 std::string show(const std::vector<Measurement>& all) {
-  Table table({"strategy", "after forward", "peak", "peak saved", "ms/step", "added ms", "overhead", "replayed ops",
-               "bit-equal"});
+  const bool any_offload = std::any_of(all.begin(), all.end(), [](const auto& m) { return m.offload.has_value(); });
+  std::vector<std::string> columns{"strategy",   "after forward", "peak",         "peak saved", "ms/step",
+                                   "added ms",   "overhead",      "replayed ops", "bit-equal"};
+  if (any_offload) columns.insert(columns.end(), {"written", "read", "stalls, ms"});
+  Table table(columns);
   const auto& plain = all.front();
   for (const auto& seen : all) {
     const double added = median(seen.added_ms);
-    table.add({seen.strategy, format_bytes(seen.after_forward), format_bytes(seen.peak),
+    std::vector<std::string> row{seen.strategy, format_bytes(seen.after_forward), format_bytes(seen.peak),
                saved_percent(seen.peak, plain.peak), median_and_spread(seen.step_ms),
                fmt::format("{:.1f}", added), fmt::format("{:.0f} %", 100 * added / median(plain.step_ms)),
-               fmt::format("{}", seen.replayed_ops), seen.is_bit_equal ? "yes" : "NO"});
+               fmt::format("{}", seen.replayed_ops), seen.is_bit_equal ? "yes" : "NO"};
+    if (any_offload) {
+      const auto cells = offload_cells(seen);
+      row.insert(row.end(), cells.begin(), cells.end());
+    }
+    table.add(row);
   }
   return table.str();
 }
@@ -46,7 +64,7 @@ int run_bench(const BenchArgs& args) {
   document["strategies"] = strategies;
   publish(document,
           fmt::format("{}, {} {} a step, {} steps each, {} threads; bytes over the level before the step\n{}",
-                      model->name(), model->units_per_batch(), model->unit(), args.iters, at::get_num_threads(), show(all)),
+                      title(*model), model->units_per_batch(), model->unit(), args.iters, at::get_num_threads(), show(all)),
           args.json, args.html);
   return kOk;
 }

@@ -136,7 +136,7 @@ int run_breakdown(const BreakdownArgs& args) {
   document["rows"] = rows_json(rows);
   document["crossover_batch"] = crossover ? Json(*crossover) : Json();
   publish(document,
-          fmt::format("{}, {:L} parameters, strategy {}, {}\n\n{}{}\n", model->name(), parameters, args.strategy,
+          fmt::format("{}, {:L} parameters, strategy {}, {}\n\n{}{}\n", title(*model), parameters, args.strategy,
                       args.optimizer, show(rows), where),
           args.json, args.html);
   return kOk;

@@ -14,6 +14,7 @@ enum ExitCode : int {
   kBadInput = 2,     ///< nothing was run, nothing was written
   kOutOfMemory = 3,  ///< the memory limit, or the machine's memory, was reached
   kInternal = 4,     ///< anything else: a defect here or in LibTorch
+  kLostRank = 5,     ///< another rank of the job did not come, has ended or is late
 };
 
 /// A model and how to build it; 0 (dropout: negative) means the preset's own. Fields as in `models::ModelOptions`.
@@ -23,6 +24,8 @@ struct ModelArgs {
   double dropout = -1.0;
   uint64_t seed = 0;
   int threads = 0;  ///< 0: LibTorch's own choice
+  std::string offload_dir;  ///< of the strategy offload:disk; "": the system's temporary folder
+  std::string amp = "none";  ///< bf16, f16 or none: dtype of autocast in forward
 };
 
 struct EnvArgs {
@@ -57,12 +60,28 @@ struct TrainArgs {
   ModelArgs model;
   std::string data = "synthetic";
   std::string strategy = "none";
-  int64_t steps = 0;      ///< in all, those before `resume` included
+  int64_t steps = 0;      ///< in all, those before `resume` included; 0: as `epochs` says
+  int64_t epochs = 0;     ///< passes over the data, each in an order of its own; 0: random examples
   std::string optimizer;  ///< adam, adamw (default) or sgd
   double lr = 0.0;        ///< 0: the optimizer's default, or what `resume` holds
+  double weight_decay = -1.0;  ///< negative: the same
+  int ranks = 0;               ///< processes to train on; 0: those that a launcher started, else one
+  int64_t accumulate = 1;      ///< batches of each rank in a step
+  double clip_norm = 0.0;      ///< most of the gradients' joint norm; 0: any
+  std::string schedule = "constant";  ///< or cosine
+  int64_t warmup = 0;                 ///< steps in which the learning rate rises
+  double min_lr = 0.0;                ///< where cosine ends
   std::string memory_limit;
   std::string save, resume;
+  int64_t save_every = 0;  ///< steps between saves; 0: at the end only
   std::string json;
+  std::vector<std::string> command_line;  ///< to start ranks with
+};
+
+struct LaunchArgs {
+  int ranks = 0;
+  int port = 0;                      ///< 0: one that is free
+  std::vector<std::string> command;  ///< program and arguments
 };
 
 struct CompareArgs {
@@ -123,6 +142,7 @@ int run_verify(const VerifyArgs& args);
 int run_bench(const BenchArgs& args);
 int run_explain(const ExplainArgs& args);
 int run_train(const TrainArgs& args);
+int run_launch(const LaunchArgs& args);
 int run_compare(const CompareArgs& args);
 int run_breakdown(const BreakdownArgs& args);
 int run_timeline(const TimelineArgs& args);

@@ -76,7 +76,7 @@ int run_explain(const ExplainArgs& args) {
   const auto report = saved_tensors([&] { return model->loss(batch); });
 
   if (args.json != "-") {
-    fmt::print("{}, {} {} a step, strategy {}: what one forward leaves for backward\n{}", model->name(),
+    fmt::print("{}, {} {} a step, strategy {}: what one forward leaves for backward\n{}", title(*model),
                model->units_per_batch(), model->unit(), args.strategy, args.all ? report.text() : show_groups(report));
   }
   write_json(args.json, {{"model", model->name()},

@@ -27,7 +27,9 @@ constexpr const char* kFooter =
     "  1  verify, compare: not equal to the bit\n"
     "  2  bad input: nothing was run, nothing was written\n"
     "  3  out of memory: the memory limit, or the machine's memory, was reached; --save was not written\n"
-    "  4  anything else";
+    "  4  anything else\n"
+    "  5  another rank of the job did not come, has ended or is late\n"
+    "  launch, train --ranks: that of the rank that failed first; 128 + n if signal n ended it";
 
 /// One line on standard error.
 int fail(ExitCode code, const std::string& message) {
@@ -51,7 +53,7 @@ int run(int argc, char** argv) {
   app.set_version_flag("--version", std::string("refrain ") + REFRAIN_VERSION);
   app.footer(kFooter);
   app.require_subcommand(1);
-  refrain::cli::Commands commands(app);
+  refrain::cli::Commands commands(app, {argv, argv + argc});
   check_command_name(app, argc, argv);
   try {
     app.parse(argc, argv);
@@ -71,6 +73,8 @@ int main(int argc, char** argv) {
     return fail(ExitCode::kBadInput, error.what());
   } catch (const refrain::FormatError& error) {
     return fail(ExitCode::kBadInput, error.what());
+  } catch (const refrain::DistributedError& error) {
+    return fail(ExitCode::kLostRank, error.what());
   } catch (const c10::Error& error) {
     if (is_allocation_failure(error)) {
       return fail(ExitCode::kOutOfMemory,

@@ -50,7 +50,7 @@ int run_max_batch(const MaxBatchArgs& args) {
   document["rows"] = rows;
   publish(document,
           fmt::format("{}, {}, all tensors of a training step within {}; each batch tried, and one more\n{}",
-                      model->name(), args.optimizer, format_bytes(limit), show(all)),
+                      title(*model), args.optimizer, format_bytes(limit), show(all)),
           args.json, args.html);
   return kOk;
 }

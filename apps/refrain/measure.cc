@@ -32,9 +32,13 @@ double run_step(models::TrainableModel& model, const models::Batch& batch, Gradi
 void count_replays(models::TrainableModel& model, const models::Batch& batch, Gradients gradients, Measurement& seen) {
   const bool was_timing = set_op_timing(true);
   const TapeStats before = tape_stats();
+  model.set_strategy(seen.strategy);
+  const auto* store = model.offload_store();
+  if (store) store->reset_stats();
   run_step(model, batch, gradients, seen);
   const TapeStats after = tape_stats();
   set_op_timing(was_timing);
+  if (store) seen.offload = store->stats();
   seen.replayed_ops = after.replayed_ops - before.replayed_ops;
   seen.replayed_kernel_ms = static_cast<double>(after.replayed_forward_ns - before.replayed_forward_ns) / 1e6;
 }
@@ -79,8 +83,24 @@ void measure(models::TrainableModel& model, const models::Batch& batch, int iter
   drop_gradients(model.module());
 }
 
+namespace {
+
+Json offload_json(const OffloadStats& stats) {
+  return {{"values", stats.values},
+          {"written_bytes", stats.written_bytes},
+          {"read_bytes", stats.read_bytes},
+          {"refused", stats.refused},
+          {"prefetched", stats.prefetched},
+          {"store_stalls", stats.store_stalls},
+          {"store_stall_ms", stats.store_stall_ms},
+          {"fetch_stalls", stats.fetch_stalls},
+          {"fetch_stall_ms", stats.fetch_stall_ms}};
+}
+
+}  // namespace
+
 Json strategy_json(const Measurement& seen) {
-  return {{"name", seen.strategy},
+  Json json{{"name", seen.strategy},
           {"after_forward_bytes", seen.after_forward},
           {"peak_bytes", seen.peak},
           {"step_ms_median", median(seen.step_ms)},
@@ -90,6 +110,8 @@ Json strategy_json(const Measurement& seen) {
           {"replayed_ops", seen.replayed_ops},
           {"replayed_kernel_ms", seen.replayed_kernel_ms},
           {"bit_equal", seen.is_bit_equal}};
+  if (seen.offload) json["offload"] = offload_json(*seen.offload);
+  return json;
 }
 
 std::string saved_percent(Bytes bytes, Bytes plain) {

@@ -1,11 +1,13 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "apps/refrain/json_file.h"
 #include "models/zoo.h"
 #include "refrain/bytes.h"
+#include "refrain/offload.h"
 
 namespace refrain::cli {
 
@@ -16,6 +18,7 @@ struct Measurement {
   std::vector<double> step_ms = {}, added_ms = {};
   int64_t replayed_ops = 0;
   double replayed_kernel_ms = 0.0;
+  std::optional<OffloadStats> offload = {};  ///< of one step, if the strategy offloads
   bool is_bit_equal = false;
 };
 

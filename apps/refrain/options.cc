@@ -12,6 +12,7 @@ namespace {
 constexpr const char* kJsonHelp = "write the result as JSON to this file; '-' for standard output";
 constexpr const char* kHtmlHelp = "draw the result as one HTML page to this file; '-' for standard output";
 constexpr int64_t kManySteps = 1'000'000'000;
+constexpr int kMostRanks = 1024;
 
 /// CLI::Range lets NaN pass.
 const CLI::Validator kLearningRate(
@@ -43,6 +44,10 @@ void add_model_options(CLI::App& command, ModelArgs& model, const char* model_he
   command.add_option("--seed", model.seed, "of weights, data and dropout")->check(kSeed)->capture_default_str();
   command.add_option("--threads", model.threads, "compute threads; default: LibTorch's choice")
       ->check(CLI::Range(1, 1024));
+  command.add_option("--offload-dir", model.offload_dir, "folder for the file of strategy offload:disk; default: the system's for temporary files");
+  command.add_option("--amp", model.amp, "autocast in forward: bf16, f16 (train scales the loss) or none")
+      ->check(CLI::IsMember({"bf16", "f16", "none"}))
+      ->capture_default_str();
 }
 
 void add_optimizer_option(CLI::App& command, std::string& optimizer) {
@@ -81,7 +86,7 @@ std::vector<std::string> option_names(const CLI::App& app) {
 
 }  // namespace
 
-Commands::Commands(CLI::App& app) {
+Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
   env_ = app.add_subcommand("env", "Show the machine, LibTorch, and whether this LibTorch works as the tape needs");
   env_->add_option("--json", env_args_.json, kJsonHelp);
 
@@ -115,17 +120,46 @@ Commands::Commands(CLI::App& app) {
       ->capture_default_str();
   train_->add_option("--strategy", train_args_.strategy, "what to checkpoint")->capture_default_str();
   train_->add_option("--steps", train_args_.steps, "steps in all, those before --resume included")
-      ->required()
       ->check(CLI::Range(int64_t{1}, kManySteps));
+  train_->add_option("--epochs", train_args_.epochs, "passes over the data instead, each in a random order")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
   train_->add_option("--optimizer", train_args_.optimizer, "adam, adamw (default) or sgd (with momentum 0.9)")
       ->check(CLI::IsMember({"adam", "adamw", "sgd"}));
   train_->add_option("--lr", train_args_.lr, "learning rate; default: 0.001 for adamw, 0.01 for sgd")
       ->check(kLearningRate);
+  train_->add_option("--weight-decay", train_args_.weight_decay, "default: 0.01 for adamw, 0 for the others")
+      ->check(CLI::Range(0.0, 1.0));
+  train_->add_option("--schedule", train_args_.schedule, "of the learning rate: constant or cosine, down to --min-lr")
+      ->check(CLI::IsMember({"constant", "cosine"}))
+      ->capture_default_str();
+  train_->add_option("--warmup", train_args_.warmup, "first steps, in which the learning rate rises to --lr")
+      ->check(CLI::Range(int64_t{0}, kManySteps));
+  train_->add_option("--min-lr", train_args_.min_lr, "learning rate at the end of cosine; default: 0")
+      ->check(kLearningRate);
+  train_->add_option("--ranks", train_args_.ranks, "processes of this machine to train on, each with batches of its own")
+      ->check(CLI::Range(1, kMostRanks));
+  train_->add_option("--accumulate", train_args_.accumulate, "batches of each rank whose gradients make one step")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->capture_default_str();
+  train_->add_option("--clip-norm", train_args_.clip_norm, "scale gradients down to this norm of all of them together")
+      ->check(CLI::PositiveNumber);
   train_->add_option("--memory-limit", train_args_.memory_limit, "most bytes of tensors at any time, as '300MiB'");
   train_->add_option("--save", train_args_.save,
-                     "at the end, write weights, optimizer, step and generator to this file");
+                     "at the end, write weights, optimizer, step and generators to this file");
+  train_->add_option("--save-every", train_args_.save_every, "write it after every so many steps, too")
+      ->check(CLI::Range(int64_t{1}, kManySteps));
   train_->add_option("--resume", train_args_.resume, "go on from a file that --save wrote, to the bit");
   train_->add_option("--json", train_args_.json, kJsonHelp);
+
+  train_args_.command_line = std::move(command_line);
+
+  launch_ = app.add_subcommand("launch", "Run a program as several ranks on this machine, told so as torchrun tells it");
+  launch_->add_option("-n,--ranks", launch_args_.ranks, "how many processes")
+      ->required()
+      ->check(CLI::Range(1, kMostRanks));
+  launch_->add_option("--port", launch_args_.port, "where rank 0 listens; default: one that is free")
+      ->check(CLI::Range(1, 65535));
+  launch_->add_option("PROGRAM", launch_args_.command, "program and its arguments, after --")->required();
 
   compare_ = app.add_subcommand("compare", "Compare reports of 'train --json': memory, time, and losses to the bit");
   compare_->add_option("FILES", compare_args_.files, "two or more reports; the first is the reference")
@@ -192,6 +226,7 @@ int Commands::dispatch() const {
   if (*bench_) return run_bench(bench_args_);
   if (*explain_) return run_explain(explain_args_);
   if (*train_) return run_train(train_args_);
+  if (*launch_) return run_launch(launch_args_);
   if (*compare_) return run_compare(compare_args_);
   if (*breakdown_) return run_breakdown(breakdown_args_);
   if (*timeline_) return run_timeline(timeline_args_);

@@ -9,17 +9,19 @@ namespace refrain::cli {
 /// Adds all commands to `app`. The chosen one is run by `dispatch` after parsing.
 class Commands {
  public:
-  explicit Commands(CLI::App& app);
+  /// @param command_line  of this process, for commands that start it again.
+  Commands(CLI::App& app, std::vector<std::string> command_line);
   int dispatch() const;
 
  private:
-  CLI::App *env_, *verify_, *bench_, *explain_, *train_, *compare_, *breakdown_, *timeline_, *segments_, *max_batch_, *advise_,
-      *report_;
+  CLI::App *env_, *verify_, *bench_, *explain_, *train_, *launch_, *compare_, *breakdown_, *timeline_, *segments_, *max_batch_,
+      *advise_, *report_;
   EnvArgs env_args_;
   VerifyArgs verify_args_;
   BenchArgs bench_args_;
   ExplainArgs explain_args_;
   TrainArgs train_args_;
+  LaunchArgs launch_args_;
   CompareArgs compare_args_;
   BreakdownArgs breakdown_args_;
   TimelineArgs timeline_args_;

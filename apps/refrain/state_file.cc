@@ -4,14 +4,13 @@
 
 #include <sstream>
 
-#include "apps/refrain/steps.h"
 #include "base/atomic_file.h"
 #include "refrain/error.h"
 
 namespace refrain::cli {
 namespace {
 
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 constexpr const char* kExpected = "a file that 'refrain train --save' wrote";
 
 void check_same_run(const std::string& path, const Json& saved, const Json& wanted) {
@@ -28,31 +27,34 @@ void check_same_run(const std::string& path, const Json& saved, const Json& want
 }  // namespace
 
 void save_state(const std::string& path, const Json& run, const torch::nn::Module& module,
-                const torch::optim::Optimizer& optimizer, int64_t step) {
-  torch::serialize::OutputArchive archive, module_archive, optimizer_archive;
+                const torch::optim::Optimizer& optimizer, const GradScaler& scaler, const Position& position) {
+  torch::serialize::OutputArchive archive, module_archive, optimizer_archive, scaler_archive;
   module.save(module_archive);
   optimizer.save(optimizer_archive);
+  scaler.save(scaler_archive);
   archive.write("refrain_version", c10::IValue(kVersion));
   archive.write("run", c10::IValue(run.dump()));
-  archive.write("step", c10::IValue(step));
-  archive.write("generator", generator_state(), /*is_buffer=*/true);
+  archive.write("step", c10::IValue(position.step));
+  archive.write("lr", c10::IValue(position.lr));
+  archive.write("generators", torch::stack(position.generators), /*is_buffer=*/true);
   archive.write("module", module_archive);
   archive.write("optimizer", optimizer_archive);
+  archive.write("scaler", scaler_archive);
   std::ostringstream bytes;
   archive.save_to(bytes);
   write_file_atomically(path, bytes.str());
 }
 
-int64_t load_state(const std::string& path, const Json& run, torch::nn::Module& module,
-                   torch::optim::Optimizer& optimizer) {
+Position load_state(const std::string& path, const Json& run, torch::nn::Module& module,
+                    torch::optim::Optimizer& optimizer, GradScaler& scaler) {
   const std::string bytes = read_file(path, kExpected);
   if (bytes.empty())
     throw FormatError(fmt::format("'{}': found an empty file; expected {}; save again", path, kExpected));
   try {
-    torch::serialize::InputArchive archive, module_archive, optimizer_archive;
+    torch::serialize::InputArchive archive, module_archive, optimizer_archive, scaler_archive;
     archive.load_from(bytes.data(), bytes.size());
-    c10::IValue version, saved_run, step;
-    torch::Tensor generator;
+    c10::IValue version, saved_run, step, lr;
+    torch::Tensor generators;
     archive.read("refrain_version", version);
     if (version.toInt() != kVersion) {
       throw FormatError(fmt::format("'{}': found version {}; expected {}; use the refrain that saved it", path,
@@ -60,14 +62,16 @@ int64_t load_state(const std::string& path, const Json& run, torch::nn::Module& 
     }
     archive.read("run", saved_run);
     archive.read("step", step);
-    archive.read("generator", generator, /*is_buffer=*/true);
+    archive.read("lr", lr);
+    archive.read("generators", generators, /*is_buffer=*/true);
     archive.read("module", module_archive);
     archive.read("optimizer", optimizer_archive);
+    archive.read("scaler", scaler_archive);
     check_same_run(path, Json::parse(saved_run.toStringRef()), run);
     module.load(module_archive);
     optimizer.load(optimizer_archive);
-    set_generator_state(generator);
-    return step.toInt();
+    scaler.load(scaler_archive);
+    return {.step = step.toInt(), .lr = lr.toDouble(), .generators = generators.unbind()};
   } catch (const c10::OutOfMemoryError&) {
     throw;
   } catch (const c10::Error&) {

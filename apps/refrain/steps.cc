@@ -10,6 +10,15 @@
 #include <thread>
 
 namespace refrain::cli {
+namespace {
+
+std::optional<torch::ScalarType> amp_dtype(const std::string& name) {
+  if (name == "bf16") return torch::kBFloat16;
+  if (name == "f16") return torch::kHalf;
+  return std::nullopt;
+}
+
+}  // namespace
 
 std::unique_ptr<models::TrainableModel> build_model(const ModelArgs& args) {
   if (args.threads > 0) at::set_num_threads(args.threads);
@@ -23,6 +32,8 @@ std::unique_ptr<models::TrainableModel> build_model(const ModelArgs& args) {
   sizes.classes = args.classes;
   sizes.dropout = args.dropout;
   sizes.seed = args.seed;
+  sizes.amp = amp_dtype(args.amp);
+  sizes.offload_dir = args.offload_dir;
   return models::make_model(args.name, sizes);
 }
 
@@ -38,6 +49,23 @@ std::unique_ptr<torch::optim::Optimizer> make_optimizer(const std::string& kind,
   if (kind == "sgd") return std::make_unique<SGD>(parameters, SGDOptions(lr > 0 ? lr : 0.01).momentum(0.9));
   if (kind == "adam") return std::make_unique<Adam>(parameters, AdamOptions(lr > 0 ? lr : 0.001));
   return std::make_unique<AdamW>(parameters, AdamWOptions(lr > 0 ? lr : 0.001));
+}
+
+void set_learning_rate(torch::optim::Optimizer& optimizer, double value) {
+  for (auto& group : optimizer.param_groups()) group.options().set_lr(value);
+}
+
+void set_weight_decay(torch::optim::Optimizer& optimizer, double value) {
+  using namespace torch::optim;
+  for (auto& group : optimizer.param_groups()) {
+    if (auto* const sgd = dynamic_cast<SGDOptions*>(&group.options())) sgd->weight_decay(value);
+    if (auto* const adam = dynamic_cast<AdamOptions*>(&group.options())) adam->weight_decay(value);
+    if (auto* const adamw = dynamic_cast<AdamWOptions*>(&group.options())) adamw->weight_decay(value);
+  }
+}
+
+GradScaler make_scaler(const models::TrainableModel& model, GradScalerOptions options) {
+  return GradScaler(options.enabled(model.options().amp == torch::kHalf));
 }
 
 void drop_gradients(torch::nn::Module& module) {
@@ -56,6 +84,17 @@ void set_generator_state(const torch::Tensor& state) {
   generator.set_state(state);
 }
 
+namespace {
+
+const char* amp_name(torch::ScalarType dtype) { return dtype == torch::kHalf ? "f16" : "bf16"; }
+
+}  // namespace
+
+std::string title(const models::TrainableModel& model) {
+  const auto amp = model.options().amp;
+  return amp ? fmt::format("{} with {} autocast", model.name(), amp_name(*amp)) : model.name();
+}
+
 Json config_json(const models::TrainableModel& model) {
   const auto& o = model.options();
   Json json;
@@ -67,6 +106,7 @@ Json config_json(const models::TrainableModel& model) {
   }
   if (!(o.dropout < 0)) json["dropout"] = o.dropout;
   json["seed"] = o.seed;
+  if (o.amp) json["amp"] = amp_name(*o.amp);
   return json;
 }
 

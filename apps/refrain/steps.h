@@ -6,6 +6,7 @@
 #include "apps/refrain/commands.h"
 #include "apps/refrain/json_file.h"
 #include "models/zoo.h"
+#include "refrain/amp.h"
 #include "refrain/bytes.h"
 
 namespace refrain::cli {
@@ -19,11 +20,21 @@ std::vector<std::string> choose_strategies(models::TrainableModel& model, const 
 /// @param kind  adam, adamw, or sgd with momentum 0.9.  @param lr  0: 0.001, for sgd 0.01.
 std::unique_ptr<torch::optim::Optimizer> make_optimizer(const std::string& kind, double lr, torch::nn::Module& module);
 
+/// In all groups of parameters, whatever their optimizer.
+void set_learning_rate(torch::optim::Optimizer& optimizer, double value);
+void set_weight_decay(torch::optim::Optimizer& optimizer, double value);
+
+/// Scales the loss of a model whose forward is in float16; for the others it does nothing.
+GradScaler make_scaler(const models::TrainableModel& model, GradScalerOptions options = {});
+
 void drop_gradients(torch::nn::Module& module);
 
 /// The default CPU generator's state, and back.
 torch::Tensor generator_state();
 void set_generator_state(const torch::Tensor& state);
+
+/// Name of a model, and autocast if it has any: "gpt", "gpt with bf16 autocast".
+std::string title(const models::TrainableModel& model);
 
 /// Resolved sizes of a model, those it does not have left out.
 Json config_json(const models::TrainableModel& model);

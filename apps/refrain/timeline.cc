@@ -90,7 +90,7 @@ int run_timeline(const TimelineArgs& args) {
   if (args.json != "-" && args.html != "-" && args.trace != "-") {
     fmt::print("{}, {} {} a step, strategy {}, {}, {} threads: one training step\n{}\n"
                "watching took {:+.1f} % of a step of {:.1f} ms (medians of {} pairs)\n",
-               model->name(), model->units_per_batch(), model->unit(), args.strategy, args.optimizer,
+               title(*model), model->units_per_batch(), model->unit(), args.strategy, args.optimizer,
                at::get_num_threads(), report.text(), 100 * *report.measured_overhead, median(watched.plain_ms), args.iters);
   }
   if (args.trace == "-") {

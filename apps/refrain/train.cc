@@ -9,10 +9,13 @@
 
 #include "apps/refrain/data.h"
 #include "apps/refrain/failures.h"
+#include "apps/refrain/launch.h"
 #include "apps/refrain/progress.h"
+#include "apps/refrain/schedule.h"
 #include "apps/refrain/state_file.h"
 #include "apps/refrain/steps.h"
 #include "apps/refrain/trials.h"
+#include "refrain/data_parallel.h"
 #include "refrain/error.h"
 #include "refrain/memory.h"
 
@@ -24,65 +27,162 @@ struct Run {
   const TrainArgs& args;
   std::unique_ptr<models::TrainableModel> model = nullptr;
   std::unique_ptr<torch::optim::Optimizer> optimizer = nullptr;
+  GradScaler scaler = GradScaler();
   std::unique_ptr<DataSource> data = nullptr;
   std::optional<Bytes> limit = std::nullopt;
-  int64_t first_step = 0;
+  int64_t rank = 0, ranks = 1;
+  std::optional<ProcessGroup> group = std::nullopt;  ///< none with one rank
+  std::unique_ptr<DataParallel<torch::nn::Module>> parallel = nullptr;
+  Schedule schedule = {};
+  int64_t first_step = 0, last_step = 0;
   std::vector<float> losses = {};
   std::vector<double> step_ms = {};
   double total_ms = 0.0;
 
   int64_t steps_done() const { return first_step + static_cast<int64_t>(losses.size()); }
+  int64_t batches_per_step() const { return ranks * args.accumulate; }
   double units_per_second() const {
-    return 1e3 * static_cast<double>(model->units_per_batch()) * static_cast<double>(losses.size()) / total_ms;
+    const auto units = static_cast<double>(model->units_per_batch() * batches_per_step());
+    return 1e3 * units * static_cast<double>(losses.size()) / total_ms;
   }
 };
 
 /// What must agree on resuming, so that going on is going on.
 Json identity(const Run& run) {
-  return {{"model", run.model->name()},
-          {"sizes", config_json(*run.model)},
-          {"optimizer", run.args.optimizer.empty() ? "adamw" : run.args.optimizer}};
+  Json json{{"model", run.model->name()},
+            {"sizes", config_json(*run.model)},
+            {"optimizer", run.args.optimizer.empty() ? "adamw" : run.args.optimizer},
+            {"ranks", run.ranks},
+            {"accumulate", run.args.accumulate},
+            {"clip_norm", run.args.clip_norm},
+            {"order", run.args.epochs > 0 ? "by epoch" : "random"},
+            {"schedule", run.args.schedule},
+            {"warmup", run.args.warmup}};
+  if (run.args.schedule == "cosine") {
+    json["min_lr"] = run.args.min_lr;
+    json["steps"] = run.last_step;
+  }
+  return json;
 }
 
-Run prepare(const TrainArgs& args) {
+int64_t count_steps(const Run& run) {
+  const auto& args = run.args;
+  if (args.steps > 0) return args.steps;
+  const int64_t examples = run.data->examples();
+  if (examples == 0) {
+    throw InvalidArgument(
+        fmt::format("--epochs {}: data '{}' has no end; use --steps, or data from files", args.epochs, args.data));
+  }
+  const int64_t per_step = run.model->options().batch * run.batches_per_step();
+  return (args.epochs * examples + per_step - 1) / per_step;
+}
+
+/// Another one for each rank, that of the seed for rank 0.
+void seed_generator(const Run& run) {
+  torch::manual_seed(run.args.model.seed + static_cast<uint64_t>(run.rank) * 0x9e3779b97f4a7c15U);
+}
+
+void resume(Run& run) {
+  const auto position =
+      load_state(run.args.resume, identity(run), run.model->module(), *run.optimizer, run.scaler);
+  set_generator_state(position.generators.at(static_cast<size_t>(run.rank)));
+  run.first_step = position.step;
+  if (run.args.lr <= 0) run.schedule.base = position.lr;
+  if (run.first_step >= run.last_step) {
+    throw InvalidArgument(fmt::format("--steps {}: '{}' is at step {} already; expected more steps than that",
+                                      run.last_step, run.args.resume, run.first_step));
+  }
+}
+
+void check_options(const TrainArgs& args) {
+  if (args.steps == 0 && args.epochs == 0)
+    throw InvalidArgument("--steps is required, or --epochs for passes over the data");
+  if (args.steps > 0 && args.epochs > 0) throw InvalidArgument("--steps and --epochs: expected one of them");
+  if (args.save_every > 0 && args.save.empty())
+    throw InvalidArgument("--save-every: expected --save with it, the file to write");
+  if (args.min_lr > 0 && args.schedule != "cosine")
+    throw InvalidArgument("--min-lr: expected --schedule cosine with it; a constant rate stays");
   check_can_write(args.json, "--json");
   check_can_write(args.save, "--save");
+}
+
+Run prepare(const TrainArgs& args, const ProcessGroupOptions& place) {
+  check_options(args);
   install_memory_tracking();
-  Run run{.args = args};
+  Run run{.args = args, .rank = place.rank(), .ranks = place.world_size()};
   if (!args.memory_limit.empty()) run.limit = parse_bytes(args.memory_limit);
   run.model = build_model(args.model);
   run.model->set_strategy(args.strategy);
-  run.data = open_data(args.data, *run.model, args.model.seed);
+  run.data = open_data(args.data, *run.model, args.model.seed, args.epochs > 0 ? Order::kByEpoch : Order::kRandom);
   run.optimizer = make_optimizer(args.optimizer, args.lr, run.model->module());
-  torch::manual_seed(args.model.seed);
-  if (!args.resume.empty()) {
-    run.first_step = load_state(args.resume, identity(run), run.model->module(), *run.optimizer);
-    if (args.lr > 0) {
-      for (auto& group : run.optimizer->param_groups()) group.options().set_lr(args.lr);
-    }
-    if (run.first_step >= args.steps) {
-      throw InvalidArgument(fmt::format("--steps {}: '{}' is at step {} already; expected more steps than that",
-                                        args.steps, args.resume, run.first_step));
-    }
+  run.scaler = make_scaler(*run.model);
+  run.last_step = count_steps(run);
+  const bool falls = args.schedule == "cosine";
+  if (falls && args.warmup >= run.last_step) {
+    throw InvalidArgument(
+        fmt::format("--warmup {}: expected less than the {} steps of the run", args.warmup, run.last_step));
   }
+  run.schedule = {.base = run.optimizer->param_groups()[0].options().get_lr(),
+                  .least = args.min_lr,
+                  .warmup = args.warmup,
+                  .steps = falls ? run.last_step : 0};
+  seed_generator(run);
+  if (!args.resume.empty()) resume(run);
+  if (args.weight_decay >= 0) set_weight_decay(*run.optimizer, args.weight_decay);
   if (run.limit) check_fixed_cost(*run.limit, *run.model, *run.optimizer);
+  if (run.ranks > 1) {
+    run.group = init_process_group(place);
+    // one layout of buckets from the first step on, so that a resumed run adds in the same order
+    run.parallel = std::make_unique<DataParallel<torch::nn::Module>>(
+        run.model->module(), *run.group, DataParallelOptions().rebuild_buckets(false).gradient_as_bucket_view(true));
+  }
   return run;
+}
+
+/// By rank 0; the others say where their generators are.
+void save(const Run& run) {
+  if (run.args.save.empty()) return;
+  const auto mine = generator_state();
+  const Position position{.step = run.steps_done(),
+                          .lr = run.schedule.base,
+                          .generators = run.group ? run.group->all_gather(mine) : std::vector<torch::Tensor>{mine}};
+  if (run.rank != 0) return;
+  save_state(run.args.save, identity(run), run.model->module(), *run.optimizer, run.scaler, position);
+}
+
+/// One step, and the mean of its loss over ranks.
+float step(Run& run) {
+  const int64_t number = run.steps_done();
+  const auto batch = [&](int64_t i) {
+    return run.data->batch((number * run.args.accumulate + i) * run.ranks + run.rank);
+  };
+  set_learning_rate(*run.optimizer, run.schedule.at(number));
+  auto loss = train_step(*run.model, *run.optimizer, run.scaler,
+                         {.batch = batch,
+                          .accumulate = run.args.accumulate,
+                          .clip_norm = run.args.clip_norm,
+                          .parallel = run.parallel.get()});
+  if (!run.group) return loss.item<float>();
+  run.group->all_reduce(loss);
+  return loss.item<float>() / static_cast<float>(run.ranks);
 }
 
 void train(Run& run) {
   const MemoryLimit limit(run.limit.value_or(std::numeric_limits<Bytes>::max()));
   reset_peak_memory();
-  Progress progress(run.first_step, run.args.steps, run.args.json == "-");
-  while (run.steps_done() < run.args.steps) {
+  Progress progress(run.first_step, run.last_step, run.args.json == "-" || run.rank != 0);
+  while (run.steps_done() < run.last_step) {
     const auto begin = std::chrono::steady_clock::now();
-    const auto loss = train_step(*run.model, *run.optimizer, run.data->batch(run.steps_done()));
+    const float loss = step(run);
     const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
     run.step_ms.push_back(took.count());
     run.total_ms += took.count();
-    run.losses.push_back(loss.item<float>());
+    run.losses.push_back(loss);
     progress.update(run.steps_done(),
                     fmt::format("loss {:.4f}  {:.0f} {}/s  peak {}", run.losses.back(), run.units_per_second(),
                                 run.model->unit(), format_bytes(memory_stats().peak)));
+    const bool is_due = run.args.save_every > 0 && run.steps_done() % run.args.save_every == 0;
+    if (is_due && run.steps_done() < run.last_step) save(run);
   }
 }
 
@@ -101,12 +201,15 @@ Json report(const Run& run, const std::string& failure) {
   json["data"] = run.args.data;
   json["strategy"] = run.args.strategy;
   json["optimizer"] = run.args.optimizer.empty() ? "adamw" : run.args.optimizer;
+  json["ranks"] = run.ranks;
+  json["accumulate"] = run.args.accumulate;
   json["machine"] = machine_json();
   json["first_step"] = run.first_step;
   json["steps"] = run.steps_done();
   json["memory_limit_bytes"] = run.limit ? Json(*run.limit) : Json();
   json["peak_bytes"] = memory_stats().peak;
   json["step_ms_median"] = median(run.step_ms);
+  if (run.scaler.is_enabled()) json["loss_scale"] = run.scaler.get_scale();
   json["unit"] = run.model->unit();
   json["units_per_second"] = run.step_ms.empty() ? Json() : Json(run.units_per_second());
   json["losses"] = losses;
@@ -118,7 +221,7 @@ int stopped(const Run& run, const std::string& cause) {
   const std::string message = fmt::format(
       "out of memory: {} (step {}, strategy {}); raise --memory-limit, lower --batch{}", cause, run.steps_done() + 1,
       run.args.strategy, run.args.strategy == "none" ? ", or use --strategy per_block" : "");
-  write_json(run.args.json, report(run, message));
+  if (run.rank == 0) write_json(run.args.json, report(run, message));
   fmt::print(stderr, "refrain: {}\n", message);
   return kOutOfMemory;
 }
@@ -126,7 +229,18 @@ int stopped(const Run& run, const std::string& cause) {
 }  // namespace
 
 int run_train(const TrainArgs& args) {
-  Run run = prepare(args);
+  const auto place = ProcessGroupOptions::from_environment();
+  if (args.ranks > 1 && place.world_size() == 1) {
+    check_options(args);
+    auto command = args.command_line;
+    command[0] = "/proc/self/exe";
+    return launch({.ranks = args.ranks, .command = command, .echo = Echo::kRankZero});
+  }
+  if (args.ranks > 0 && args.ranks != place.world_size()) {
+    throw InvalidArgument(fmt::format("--ranks {}: a launcher has started this process as one of {}; leave it out",
+                                      args.ranks, place.world_size()));
+  }
+  Run run = prepare(args, place);
   try {
     train(run);
   } catch (const c10::Error& error) {
@@ -135,12 +249,11 @@ int run_train(const TrainArgs& args) {
   } catch (const std::bad_alloc&) {
     return stopped(run, "the system refused an allocation");
   }
-  if (!args.save.empty()) {
-    save_state(args.save, identity(run), run.model->module(), *run.optimizer, run.steps_done());
-  }
+  save(run);
+  if (run.rank != 0) return kOk;
   if (args.json != "-") {
     fmt::print("{} steps of {}, strategy {}: loss {:.4f} -> {:.4f}, {:.1f} ms/step, {:.0f} {}/s, peak {}{}\n",
-               run.losses.size(), run.model->name(), args.strategy, run.losses.front(), run.losses.back(),
+               run.losses.size(), title(*run.model), args.strategy, run.losses.front(), run.losses.back(),
                median(run.step_ms), run.units_per_second(), run.model->unit(), format_bytes(memory_stats().peak),
                run.limit ? " of " + format_bytes(*run.limit) : "");
   }

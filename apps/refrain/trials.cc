@@ -52,13 +52,29 @@ Bytes check_fixed_cost(Bytes limit, models::TrainableModel& model, const torch::
   return total;
 }
 
-torch::Tensor train_step(models::TrainableModel& model, torch::optim::Optimizer& optimizer, models::Batch batch) {
-  optimizer.zero_grad();
-  auto loss = model.loss(batch);
-  batch = {};
-  loss.backward();
-  optimizer.step();
-  return loss;
+torch::Tensor train_step(models::TrainableModel& model, torch::optim::Optimizer& optimizer, GradScaler& scaler,
+                         const StepPlan& plan) {
+  drop_gradients(model.module());  // zero_grad of LibTorch's optimizers refuses views of buckets
+  std::unique_ptr<NoSyncGuard> pause;
+  if (plan.parallel) pause.reset(new NoSyncGuard(plan.parallel->no_sync()));
+  torch::Tensor mean;
+  for (int64_t i = 0; i < plan.accumulate; ++i) {
+    if (i + 1 == plan.accumulate) pause.reset();
+    auto batch = plan.batch(i);
+    const auto forward = [&] { return model.loss(batch); };
+    auto loss = plan.parallel ? plan.parallel->run(forward) : forward();
+    batch = {};
+    if (plan.accumulate > 1) loss = loss / plan.accumulate;
+    scaler.scale(loss).backward();
+    mean = mean.defined() ? mean + loss.detach() : loss.detach();
+  }
+  if (plan.clip_norm > 0) {
+    scaler.unscale_(optimizer);
+    torch::nn::utils::clip_grad_norm_(model.module().parameters(), plan.clip_norm);
+  }
+  scaler.step(optimizer);
+  scaler.update();
+  return mean;
 }
 
 namespace {
@@ -95,7 +111,11 @@ void make_states(torch::optim::Optimizer& optimizer, torch::nn::Module& module) 
 }  // namespace
 
 Trials::Trials(models::TrainableModel& model, const std::string& optimizer, uint64_t seed, Bytes limit)
-    : model_(model), optimizer_(still_optimizer(optimizer, model.module())), seed_(seed), limit_(limit) {
+    : model_(model),
+      optimizer_(still_optimizer(optimizer, model.module())),
+      scaler_(make_scaler(model, GradScalerOptions().init_scale(1))),  // so that no step is skipped
+      seed_(seed),
+      limit_(limit) {
   fixed_bytes_ = check_fixed_cost(limit, model, *optimizer_);
   make_states(*optimizer_, model.module());
 }
@@ -111,10 +131,11 @@ Trial Trials::run_under(Bytes limit, const std::string& strategy, int64_t batch)
   model_.set_batch(batch);
   const Bytes before = memory_stats().current;
   Trial trial{.batch = batch};
+  const StepPlan plan{.batch = [this](int64_t) { return model_.synthetic_batch(seed_); }};
   reset_peak_memory();
   try {
     const MemoryLimit guard(limit);
-    on_own_thread([&] { train_step(model_, *optimizer_, model_.synthetic_batch(seed_)); });
+    on_own_thread([&] { train_step(model_, *optimizer_, scaler_, plan); });
     trial.fits = true;
   } catch (const c10::Error& error) {
     if (!is_allocation_failure(error)) throw;

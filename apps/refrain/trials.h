@@ -1,12 +1,15 @@
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "apps/refrain/json_file.h"
 #include "models/zoo.h"
+#include "refrain/amp.h"
 #include "refrain/bytes.h"
+#include "refrain/data_parallel.h"
 
 namespace refrain::cli {
 
@@ -18,8 +21,17 @@ Bytes parse_limit(const std::string& text);
 /// @return their sum.
 Bytes check_fixed_cost(Bytes limit, models::TrainableModel& model, const torch::optim::Optimizer& optimizer);
 
-/// zero_grad, forward, backward, step. @param batch  dropped after forward. @return the loss.
-torch::Tensor train_step(models::TrainableModel& model, torch::optim::Optimizer& optimizer, models::Batch batch);
+/// What a step is made of beside model, optimizer and scaler.
+struct StepPlan {
+  std::function<models::Batch(int64_t)> batch;            ///< by number, from 0; each is dropped after its forward
+  int64_t accumulate = 1;                                 ///< batches
+  double clip_norm = 0.0;                                 ///< 0: gradients stay as they are
+  DataParallel<torch::nn::Module>* parallel = nullptr;    ///< averages gradients over ranks
+};
+
+/// zero_grad, forward and backward of each batch, step. @return the mean of their losses on this rank, not scaled.
+torch::Tensor train_step(models::TrainableModel& model, torch::optim::Optimizer& optimizer, GradScaler& scaler,
+                         const StepPlan& plan);
 
 /// One training step. Bytes as `memory_stats()`: all tensors of the process.
 struct Trial {
@@ -50,6 +62,7 @@ class Trials {
 
   models::TrainableModel& model_;
   std::unique_ptr<torch::optim::Optimizer> optimizer_;
+  GradScaler scaler_;
   uint64_t seed_;
   Bytes limit_, fixed_bytes_;
 };

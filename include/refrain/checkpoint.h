@@ -10,7 +10,12 @@
 
 namespace refrain {
 
+namespace tape {
+class OffloadStore;
+}
+class OffloadStore;
 class OpContext;
+class RegionInputs;
 enum class CheckpointPolicy : int;
 /// What to do with the results of one operator; see refrain/selective.h.
 /// Threads: called on the thread that runs the region, without any lock; operators it runs are not recorded.
@@ -70,6 +75,22 @@ class CheckpointOptions {
   }
   const std::shared_ptr<const Policy>& policy() const { return policy_; }
 
+  /// Where `CheckpointPolicy::kOffload` puts bytes: see refrain/offload.h. Default: what `set_offload_store` says. Holds for this
+  /// region, not for regions opened inside it.
+  CheckpointOptions& offload(const OffloadStore& store);
+  const std::shared_ptr<tape::OffloadStore>& offload() const { return offload_; }
+
+  /// Where the tensors among the arguments are until backward: see `ActivationCheckpointing`, whose `options` set this, in
+  /// refrain/activation_checkpointing.h. Default, null: in memory. Holds for this region, not for regions opened inside it.
+  CheckpointOptions& inputs(std::shared_ptr<RegionInputs> value) {
+    inputs_ = std::move(value);
+    return *this;
+  }
+  const std::shared_ptr<RegionInputs>& inputs() const { return inputs_; }
+
+  /// The tensors among the arguments go to the `offload` store until backward: `inputs` with `cpu_checkpointing`. Default: false.
+  CheckpointOptions& offload_to_cpu(bool value);
+
   /// `kRerun` only: how two calls are compared. Default: `kDefault`. Cost of `kStrict`: about 0.3 us per operator.
   CheckpointOptions& determinism_check(DeterminismCheck value) {
     determinism_check_ = value;
@@ -102,6 +123,8 @@ class CheckpointOptions {
 
  private:
   std::shared_ptr<const Policy> policy_;
+  std::shared_ptr<tape::OffloadStore> offload_;
+  std::shared_ptr<RegionInputs> inputs_;
   ContextFunction context_fn_;
   CheckpointSource source_ = CheckpointSource::kReplay;
   DeterminismCheck determinism_check_ = DeterminismCheck::kDefault;
@@ -172,7 +195,16 @@ class RegionScope {
   RegionScope(const RegionScope&) = delete;
   RegionScope& operator=(const RegionScope&) = delete;
 
+  /// `CheckpointOptions::inputs` gets to know the tensors in an argument, before the function is called.
+  template <typename T>
+  void add_inputs(const T& argument) {
+    // `visit_tensors_in` wants to be able to change what it visits; this does not
+    visit_tensors_in(const_cast<T&>(argument),
+                     Overloaded{[&](at::Tensor& tensor) { add_input(tensor); }, [](at::Generator&) {}});
+  }
+
  private:
+  void add_input(const at::Tensor& tensor);
   void* region_ = nullptr;  ///< null with gradients disabled, or under a `NoCheckpointGuard`
 };
 
@@ -250,6 +282,7 @@ decltype(auto) checkpoint(const CheckpointOptions& options, F&& fn, Args&&... ar
   if (detail::reruns(options))
     return detail::checkpoint_rerun(options, std::forward<F>(fn), std::forward<Args>(args)...);
   detail::RegionScope region{options};
+  if (options.inputs()) (region.add_inputs(args), ...);
   return detail::call(std::forward<F>(fn), std::forward<Args>(args)...);
 }
 

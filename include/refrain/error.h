@@ -29,4 +29,16 @@ class CheckpointError : public Error {
   using Error::Error;
 };
 
+/// Bytes that were offloaded cannot be stored or read back: full disk, failing disk. Parameters are as they were.
+class OffloadError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// Processes that train together cannot go on: one did not come, has ended, is late, or brought something else.
+class DistributedError : public Error {
+ public:
+  using Error::Error;
+};
+
 }  // namespace refrain

@@ -32,6 +32,8 @@ class CheckpointSettings {
   /// For calls of forward from now on. Default: `CheckpointOptions()`.
   void checkpoint_options(CheckpointOptions options) { options_ = std::move(options); }
   const CheckpointOptions& checkpoint_options() const { return options_; }
+  /// Sets `CheckpointOptions::offload_to_cpu` of these: what forward is given goes to host memory until backward.
+  void offload_to_cpu(bool value) { options_.offload_to_cpu(value); }
 
   /// Disabled, forward is that of the plain module. Default: enabled.
   void enable() { enabled_ = true; }

@@ -1,14 +1,19 @@
 #pragma once
 
 /// Everything in one include.
+#include "refrain/activation_checkpointing.h"
+#include "refrain/amp.h"
 #include "refrain/breakdown.h"
 #include "refrain/bytes.h"
 #include "refrain/checkpoint.h"
+#include "refrain/data_parallel.h"
+#include "refrain/distributed.h"
 #include "refrain/error.h"
 #include "refrain/explain.h"
 #include "refrain/memory.h"
 #include "refrain/memory_tracker.h"
 #include "refrain/nn.h"
+#include "refrain/offload.h"
 #include "refrain/selective.h"
 #include "refrain/sequential.h"
 #include "refrain/tape.h"

@@ -27,7 +27,8 @@ enum class CheckpointPolicy : int {
   kPreferSave,
   kMustRecompute,
   kPreferRecompute,  ///< also what the ready policies answer for operators they do not name
-  kOffload,  ///< keep the bytes in host memory and fetch them in backward; those in host memory already: as `kMustSave`
+  /// Keep the bytes in the region's store (refrain/offload.h) and fetch them in backward; what the store declines: as `kMustSave`.
+  kOffload,
 };
 
 /// What a policy sees of a tensor.
@@ -78,6 +79,12 @@ Policy everything_saveable();
 Policy save_every_second_matmul();
 /// `kOffload` for these operators; names as for `save_ops`. @throws InvalidArgument likewise
 Policy offload_ops(const std::vector<std::string>& ops);
+/// `kOffload` for what `save_compute_intensive` saves; the rest, cheap to compute, is computed again.
+Policy offload_compute_intensive();
+/// `kOffload` for values named by `checkpoint_name`.
+Policy offload_only_these_names(const std::vector<std::string>& names);
+/// `kOffload` for operators whose results together have at least so many bytes. @throws InvalidArgument  below 0
+Policy offload_larger_than(int64_t bytes);
 /// Random operators, so that nothing is drawn again.
 Policy save_random();
 /// Values named by `checkpoint_name`.

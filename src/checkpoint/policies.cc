@@ -36,11 +36,15 @@ constexpr std::array kOtherCompute{"aten::convolution",
 
 bool in(std::string_view name, const auto& list) { return std::find(list.begin(), list.end(), name) != list.end(); }
 
-CheckpointPolicy save_if(bool condition) {
-  return condition ? CheckpointPolicy::kMustSave : CheckpointPolicy::kPreferRecompute;
+CheckpointPolicy answer_if(bool condition, CheckpointPolicy answer) {
+  return condition ? answer : CheckpointPolicy::kPreferRecompute;
 }
 
+CheckpointPolicy save_if(bool condition) { return answer_if(condition, CheckpointPolicy::kMustSave); }
+CheckpointPolicy offload_if(bool condition) { return answer_if(condition, CheckpointPolicy::kOffload); }
+
 bool matmul(std::string_view name) { return in(name, kMatmuls); }
+bool compute_intensive(std::string_view name) { return matmul(name) || in(name, kOtherCompute); }
 
 // Whether `path` is `prefix` or lies below it.
 bool below(std::string_view path, std::string_view prefix) {
@@ -70,6 +74,13 @@ Policy answer_ops(const char* caller, const std::vector<std::string>& ops, Check
   };
 }
 
+// `answer` for values with these names.
+Policy answer_names(const std::vector<std::string>& names, CheckpointPolicy answer) {
+  return [names = std::make_shared<Names>(names.begin(), names.end()), answer](const OpContext& op) {
+    return answer_if(!op.checkpoint_name().empty() && names->find(op.checkpoint_name()) != names->end(), answer);
+  };
+}
+
 }  // namespace
 
 Policy save_ops(const std::vector<std::string>& ops) { return answer_ops("save_ops", ops, CheckpointPolicy::kMustSave); }
@@ -81,7 +92,7 @@ Policy save_matmuls() {
 }
 
 Policy save_compute_intensive() {
-  return [](const OpContext& op) { return save_if(matmul(op.name()) || in(op.name(), kOtherCompute)); };
+  return [](const OpContext& op) { return save_if(compute_intensive(op.name())); };
 }
 
 Policy dots_saveable() { return save_matmuls(); }
@@ -102,10 +113,20 @@ Policy save_random() {
   return [](const OpContext& op) { return save_if(op.random()); };
 }
 
-Policy save_only_these_names(const std::vector<std::string>& names) {
-  return [names = std::make_shared<Names>(names.begin(), names.end())](const OpContext& op) {
-    return save_if(!op.checkpoint_name().empty() && names->find(op.checkpoint_name()) != names->end());
-  };
+Policy save_only_these_names(const std::vector<std::string>& names) { return answer_names(names, CheckpointPolicy::kMustSave); }
+
+Policy offload_only_these_names(const std::vector<std::string>& names) {
+  return answer_names(names, CheckpointPolicy::kOffload);
+}
+
+Policy offload_compute_intensive() {
+  return [](const OpContext& op) { return offload_if(compute_intensive(op.name())); };
+}
+
+Policy offload_larger_than(int64_t bytes) {
+  if (bytes < 0)
+    throw InvalidArgument(fmt::format("[refrain::offload_larger_than] found {}, expected a number of bytes >= 0.", bytes));
+  return [bytes](const OpContext& op) { return offload_if(op.checkpoint_name().empty() && op.output_bytes() >= bytes); };
 }
 
 Policy save_any_names_but_these(const std::vector<std::string>& names) {

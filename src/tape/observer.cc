@@ -303,6 +303,7 @@ class ReportWriter {
     const auto& value = *slot.value;
     if (value.lost) return "overwritten without a copy: backward will refuse";
     if (value.private_copy) return "copied before it was overwritten";
+    if (value.parked) return "an input of a region, in its store";
     if (value.held || !value.producer) return why_held(value, from);
     const auto again = value.offloaded ? "offloaded by policy" : "recomputed: " + operators(count_replays(slot.value));
     if (!resident_.contains(slot.value)) return again;

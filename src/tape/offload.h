@@ -12,6 +12,10 @@ class Offloaded {
   virtual ~Offloaded() = default;
   /// In memory of its own on the device they came from. May block. @throws if they cannot be read.
   virtual c10::Storage fetch() = 0;
+  /// Bytes that it takes on that device meanwhile.
+  virtual size_t bytes_on_device() const { return 0; }
+  /// Whether `fetch` is a collective call.
+  virtual bool needs_all_ranks() const { return false; }
 };
 
 /// Where a policy's `kOffload` puts bytes. Called without the tape's lock, from any thread.
@@ -22,10 +26,8 @@ class OffloadStore {
   virtual std::shared_ptr<Offloaded> store(const c10::Storage& bytes) = 0;
 };
 
-/// Host memory for bytes on a device; declines those in host memory.
-OffloadStore& host_store();
-/// The store in use. Default: `host_store`. Returns the old one. Not owned.
-OffloadStore& offload_store();
-OffloadStore& set_offload_store(OffloadStore& store);
+/// The store where none is named: `refrain::set_offload_store` sets it, and src/offload a first one. Setting returns the old one.
+std::shared_ptr<OffloadStore> offload_store();
+std::shared_ptr<OffloadStore> set_offload_store(std::shared_ptr<OffloadStore> store);
 
 }  // namespace refrain::tape

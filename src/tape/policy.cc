@@ -177,7 +177,7 @@ at::Tensor mark(const at::Tensor& x, CheckpointPolicy policy) {
   if (!region || !x.defined()) return x;
   std::shared_ptr<tape::Offloaded> offloaded;
   if (policy == CheckpointPolicy::kOffload && tape::has_plain_storage(x))
-    offloaded = tape::offload_store().store(x.storage());
+    offloaded = region->offload->store(x.storage());
   tape::TapeLock lock;
   auto* value = tape::produced_value(lock, x);
   if (!value) return x;

@@ -87,7 +87,7 @@ class BarrierPause {
 
 // Whether the bytes of this leaf must be copied before an operator overwrites them, as policy and bound allow.
 bool should_copy(TapeLock& lock, const Value& value, int32_t own_refs) {
-  if (!value.is_leaf() || value.op_refs <= own_refs || value.lost) return false;
+  if (!value.is_leaf() || value.op_refs <= own_refs || value.lost || value.parked) return false;
   auto& tape = lock.tape();
   return tape.leaf_write_policy == LeafWritePolicy::kCopy &&
          tape.stats.leaf_copy_bytes + static_cast<int64_t>(value.nbytes) <= tape.max_leaf_copy_bytes;
@@ -240,11 +240,9 @@ class Recording {
     });
   }
 
-  // `from_blob` and kin: the bytes belong to somebody who may free them before backward.
   void copy_if_borrowed(const at::Tensor& tensor) {
     const auto& storage = tensor.storage();
-    const auto& pointer = std::as_const(*storage.unsafeGetStorageImpl());
-    if (storage.nbytes() == 0 || pointer.data_ptr().get_context()) return;
+    if (!is_borrowed(storage)) return;
     {
       TapeLock lock;
       const auto* known = find_value(lock, storage.unsafeGetStorageImpl());
@@ -455,7 +453,7 @@ class Recording {
       auto* storage = tensor.storage().unsafeGetStorageImpl();
       for (const auto& [known, bytes] : offloaded_)
         if (known == storage) return;
-      offloaded_.emplace_back(storage, offload_store().store(tensor.storage()));
+      offloaded_.emplace_back(storage, op_->region->offload->store(tensor.storage()));
     });
   }
 

@@ -8,6 +8,7 @@
 #include "refrain/error.h"
 #include "tape/install.h"
 #include "tape/observer.h"
+#include "tape/region_inputs.h"
 #include "tape/slots.h"
 
 namespace refrain::tape {
@@ -20,7 +21,8 @@ std::atomic<bool> checkpointing_enabled{true};
 void close_if_done(TapeLock& lock, Region* region) {
   if (region->top->active || region->top->live_slots > 0) return;
   for (auto* value : region->values) {
-    if (value->holds > 0 && value->held && !value->stale && value->producer && !value->discard) {
+    const bool has_bytes = value->parked || (value->held && !value->stale);
+    if (value->holds > 0 && has_bytes && value->producer && !value->discard) {
       value->producer->outs[value->out].value = nullptr;
       lock.release(std::exchange(value->producer, nullptr));
       if (value->armed) disarm_alive(value);
@@ -57,6 +59,7 @@ void end_region(TapeLock& lock, ThreadState& thread, Region* region) {
   for (auto* value : region->values)
     if (value->map_owns && value->storage.expired()) unmap_value(lock, value);
   if (region->selective) release_unneeded(lock, region);
+  for (auto* value : std::exchange(region->inputs, {})) lock.release(value);
   close_if_done(lock, region);
   lock.release(region);
 }
@@ -98,11 +101,14 @@ Region* open_region(const CheckpointOptions& options) {
         "scope inside the function.");
   refuse_unsupported_modes();
   install();
+  auto work = options.inputs() ? options.inputs()->open(options) : nullptr;
   auto& thread = ThreadState::get();
   auto* region = new Region;
+  region->work = std::move(work);
   region->thread_state = std::make_unique<at::ThreadLocalState>();
   region->preserve_rng_state = options.preserve_rng_state();
   region->policy = options.policy();
+  region->offload = options.offload() ? options.offload() : offload_store();
   region->refs = 1;
   region->parent = thread.region;
   region->top = region->parent ? region->parent->top : region;
@@ -188,7 +194,7 @@ void release_unneeded(TapeLock& lock, Region* top) {
       op->mark = number;
       for (auto& ref : op->refs_in) {
         if (!ref.value || ref.value->mark == number) continue;
-        lock.discard(std::move(ref.value->offloaded));
+        if (!ref.value->parked) lock.discard(std::move(ref.value->offloaded));
         if (!ref.holds || !ref.value->saved) continue;
         ref.holds = false;
         unhold(lock, ref.value);
@@ -233,8 +239,14 @@ RegionScope::RegionScope(const CheckpointOptions& options) {
 
 RegionScope::~RegionScope() {
   if (!region_) return;
-  tape::close_region(static_cast<tape::Region*>(region_));
+  auto* region = static_cast<tape::Region*>(region_);
+  if (region->work) region->work->forward_ended();
+  tape::close_region(region);
   tape::leave_dispatch();
+}
+
+void RegionScope::add_input(const at::Tensor& tensor) {
+  if (region_) tape::add_input(static_cast<tape::Region*>(region_), tensor);
 }
 
 }  // namespace refrain::detail

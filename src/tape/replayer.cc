@@ -8,6 +8,7 @@
 #include <chrono>
 
 #include "refrain/error.h"
+#include "tape/region_inputs.h"
 #include "tape/running.h"
 #include "tape/storage_copy.h"
 
@@ -149,10 +150,10 @@ class Plan {
     if (ref.kept.defined() && moved) throw_changed(op, ref);
     auto* value = ref.value;
     if (!value) return;
-    if (value->is_leaf() && moved && !value->private_copy) throw_changed(op, ref);
+    if (value->is_leaf() && moved && !value->private_copy && !value->parked) throw_changed(op, ref);
     if (value->mark == number_) return;
-    auto bytes = moved && !value->is_leaf() ? c10::Storage() : resident(*value);
-    if (!bytes && !value->producer) throw_lost(*value, &op);
+    auto bytes = moved && !value->private_copy ? c10::Storage() : resident(*value);
+    if (!bytes && !value->producer && !value->parked) throw_lost(*value, &op);
     auto& planned = entry(value);
     planned.bytes = std::move(bytes);
     if (!planned.bytes && !planned.offloaded) todo.push_back(value->plan_index);
@@ -365,7 +366,8 @@ c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t ta
   for (auto* slot = region->slots; slot; slot = slot->in_region.next) {
     const bool unread = task >= 0 && slot->read_task != task;
     if (slot != asked && !unread) continue;
-    if (!slot->value || slot->filled || slot->value->is_leaf() || slot->value->unknown || resident(*slot->value)) continue;
+    if (!slot->value || slot->filled || slot->value->unknown || resident(*slot->value)) continue;
+    if (slot->value->is_leaf() && !slot->value->parked) continue;
     plan.want(slot->value);
     any = true;
   }
@@ -388,6 +390,7 @@ c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t ta
   try {
     plan.close(lock);
     lock.raw().unlock();
+    const RecomputeScope recompute(region->work.get());
     at::ThreadLocalStateGuard state(*region->thread_state);
     plan.run();
   } catch (...) {

@@ -15,6 +15,7 @@
 #include "refrain/checkpoint.h"
 #include "refrain/error.h"
 #include "tape/install.h"
+#include "tape/region_inputs.h"
 #include "tape/running.h"
 #include "tape/surroundings.h"
 #include "tape/tape.h"
@@ -122,7 +123,8 @@ thread_local std::optional<bool> thread_early_stop, thread_debug;
 class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
  public:
   explicit Rerun(const CheckpointOptions& options, bool early_stop, bool debug)
-      : check_(options.determinism_check()), early_stop_(early_stop), debug_(debug) {
+      : work(options.inputs() ? options.inputs()->open(options) : nullptr), check_(options.determinism_check()),
+        early_stop_(early_stop), debug_(debug) {
     if (options.preserve_rng_state()) surroundings_.add_default_generators();
     if (debug || check_ == DeterminismCheck::kStrict)
       trace_ = std::make_unique<OpTrace>(debug, surroundings_.autocast());
@@ -141,6 +143,12 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
   void remove(size_t index);
   at::Tensor get(size_t index);
 
+  void add_input(const at::Tensor& tensor) {
+    const ParkingScope parking(work.get(), tensor);
+    inputs.emplace_back(tensor);
+  }
+
+  const std::shared_ptr<RegionWork> work;  ///< of `CheckpointOptions::inputs`, or null
   std::vector<SavedInput> inputs;
   std::function<void(const detail::NextInput&)> again;
   ContextScope forward_scope, rerun_scope;
@@ -468,6 +476,7 @@ void Rerun::fill(int32_t task, size_t asked) {
     const bool look = refilling.stops_early || trace || Tape::get().pending_slots.load(std::memory_order_relaxed) > 0;
     if (look) c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
     const auto scope = rerun_scope ? rerun_scope() : nullptr;
+    const RecomputeScope recompute(work.get());
     size_t next = 0;
     try {
       again([&] { return std::move(tensors.at(next++)); });
@@ -586,7 +595,7 @@ RerunScope::RerunScope(const CheckpointOptions& options) : state_(std::make_uniq
     std::tie(state_->rerun->forward_scope, state_->rerun->rerun_scope) = context_fn();
 }
 
-void RerunScope::save_input(const at::Tensor& tensor) { state_->rerun->inputs.emplace_back(tensor); }
+void RerunScope::save_input(const at::Tensor& tensor) { state_->rerun->add_input(tensor); }
 
 void RerunScope::save_generator(const at::Generator& generator) {
   if (generator.defined()) state_->rerun->surroundings().add_generator(generator);
@@ -622,6 +631,7 @@ void refuse_base_class() {
 
 RerunScope::~RerunScope() {
   if (!state_->entered) return;
+  if (const auto& work = state_->rerun->work) work->forward_ended();
   auto& thread = tape::ThreadState::get();
   thread.saver = state_->outer_saver;
   thread.trace = state_->outer_trace;

@@ -22,6 +22,13 @@ Region* region_of_discarded(const at::Tensor& tensor, ThreadState& thread) {
 
 }  // namespace
 
+void throw_modified(const c10::VariableVersion& counter, uint32_t version) {
+  throw CheckpointError(fmt::format(
+      "[refrain::checkpoint] a saved tensor was modified in place: it is at version {}, expected version {}. "
+      "Modify a clone, or move the change after backward.",
+      counter.current_version(), version));
+}
+
 Slot::Slot(Region* r) : region(r) {}
 
 void Slot::join(TapeLock& lock) {
@@ -92,11 +99,7 @@ void Slot::call_pack_hook(const at::Tensor& tensor) {
 
 at::Tensor Slot::call_unpack_hook() {
   if (kept_.defined()) {
-    if (version_bumped())
-      throw CheckpointError(fmt::format(
-          "[refrain::checkpoint] a saved tensor was modified in place: it is at version {}, expected version {}. "
-          "Modify a clone, or move the change after backward.",
-          counter.current_version(), version));
+    if (version_bumped()) throw_modified(counter, version);
     return kept_;
   }
   TapeLock lock;

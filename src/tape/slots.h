@@ -41,4 +41,7 @@ class Slot final : public torch::autograd::SavedVariableHooks {
   at::Tensor kept_;            ///< tensors without a plain storage
 };
 
+/// A tensor that autograd saved, at `version`, was changed since. @throws CheckpointError
+[[noreturn]] void throw_modified(const c10::VariableVersion& counter, uint32_t version);
+
 }  // namespace refrain::tape

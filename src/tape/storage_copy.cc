@@ -3,25 +3,42 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/TensorOptions.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <algorithm>
 
 namespace refrain::tape {
 namespace {
 
-struct BelowTape {
-  c10::impl::ExcludeDispatchKeyGuard tape{c10::DispatchKey::Fake};
-  c10::impl::ExcludeDispatchKeyGuard autograd{c10::autograd_dispatch_keyset_with_ADInplaceOrView};
-};
-
-at::Tensor as_bytes(const c10::Storage& storage) {
-  const auto key = c10::computeDispatchKey(c10::kByte, c10::kStrided, storage.device());
-  auto impl = c10::make_intrusive<c10::TensorImpl>(c10::Storage(storage), c10::DispatchKeySet(key),
-                                                   caffe2::TypeMeta::Make<uint8_t>());
-  impl->set_sizes_contiguous({static_cast<int64_t>(storage.nbytes())});
-  return at::Tensor(std::move(impl));
+size_t overlap(const c10::Storage& whole, size_t begin, const c10::Storage& part) {
+  return begin < whole.nbytes() ? std::min(part.nbytes(), whole.nbytes() - begin) : 0;
 }
 
 }  // namespace
+
+at::Tensor byte_tensor(const c10::Storage& storage, size_t begin, size_t n) {
+  const auto key = c10::computeDispatchKey(c10::kByte, c10::kStrided, storage.device());
+  auto impl = c10::make_intrusive<c10::TensorImpl>(c10::Storage(storage), c10::DispatchKeySet(key),
+                                                   caffe2::TypeMeta::Make<uint8_t>());
+  impl->set_storage_offset(static_cast<int64_t>(begin));
+  impl->set_sizes_contiguous({static_cast<int64_t>(n)});
+  return at::Tensor(std::move(impl));
+}
+
+void copy_part_into(const c10::Storage& whole, size_t begin, const c10::Storage& part) {
+  const auto n = overlap(whole, begin, part);
+  BelowTape below;
+  if (n > 0) byte_tensor(whole, begin, n).copy_(byte_tensor(part, 0, n));
+}
+
+void copy_part_from(const c10::Storage& whole, size_t begin, const c10::Storage& part) {
+  const auto n = overlap(whole, begin, part);
+  BelowTape below;
+  if (n > 0) byte_tensor(part, 0, n).copy_(byte_tensor(whole, begin, n));
+}
+
+bool is_borrowed(const c10::Storage& storage) {
+  return storage.nbytes() > 0 && !std::as_const(*storage.unsafeGetStorageImpl()).data_ptr().get_context();
+}
 
 c10::Storage raw_storage(size_t nbytes, c10::Device device) {
   BelowTape below;
@@ -30,8 +47,7 @@ c10::Storage raw_storage(size_t nbytes, c10::Device device) {
 
 c10::Storage copy_storage_to(const c10::Storage& storage, c10::Device device) {
   auto copy = raw_storage(storage.nbytes(), device);
-  BelowTape below;
-  if (storage.nbytes() > 0) as_bytes(copy).copy_(as_bytes(storage));
+  copy_part_into(copy, 0, storage);
   return copy;
 }
 

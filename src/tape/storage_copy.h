@@ -1,8 +1,27 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/Storage.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 namespace refrain::tape {
+
+/// While it lives, operators of this thread are seen neither by the tape nor by autograd.
+class BelowTape {
+  c10::impl::ExcludeDispatchKeyGuard tape_{c10::DispatchKey::Fake};
+  c10::impl::ExcludeDispatchKeyGuard autograd_{c10::autograd_dispatch_keyset_with_ADInplaceOrView};
+};
+
+/// `n` bytes of a memory from byte `begin` on, as a tensor over them.
+at::Tensor byte_tensor(const c10::Storage& storage, size_t begin, size_t n);
+
+/// `part` is the memory of bytes `begin` and following of `whole`, as many as both have: copies them there, or from there.
+/// Unseen by the tape.
+void copy_part_into(const c10::Storage& whole, size_t begin, const c10::Storage& part);
+void copy_part_from(const c10::Storage& whole, size_t begin, const c10::Storage& part);
+
+/// `from_blob` and kin: the bytes belong to somebody who may free them.
+bool is_borrowed(const c10::Storage& storage);
 
 /// Uninitialised memory from LibTorch's allocator for `device`, unseen by the tape.
 c10::Storage raw_storage(size_t nbytes, c10::Device device);

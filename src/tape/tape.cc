@@ -137,7 +137,7 @@ Value* value_of(TapeLock& lock, const at::Tensor& tensor) {
 }
 
 void hold(TapeLock&, Value* value) {
-  if (value->holds++ == 0 && !value->held) {
+  if (value->holds++ == 0 && !value->held && !value->parked) {
     if (!value->stale) {
       if (auto strong = value->storage.lock()) value->held = c10::Storage(std::move(strong));
     }
@@ -179,7 +179,8 @@ void unmap_value(TapeLock& lock, Value* value) {
 }
 
 c10::Storage resident(const Value& value) {
-  if (value.lost) return {};
+  // whether all ranks fetch must not depend on who else has the bytes on one of them, a communication thread for one
+  if (value.lost || (value.parked && value.offloaded->needs_all_ranks())) return {};
   if (!value.private_copy && !value.is_leaf() && value.version_moved()) return {};
   if (value.held) return value.held;
   if (value.stale) return {};
@@ -207,8 +208,8 @@ Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* af
   before->stale = true;
   if (before->is_leaf() || (before->unknown && !after)) {
     before->unknown = false;
-    if (before->private_copy) {
-      // `held` is already the tape's own.
+    if (before->private_copy || before->parked) {
+      // The tape has bytes of its own.
     } else if (copy) {
       lock.discard(std::exchange(before->held, std::move(copy)));
       before->private_copy = true;

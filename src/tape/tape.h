@@ -32,6 +32,7 @@ class Saver {
 };
 
 class Observer;
+class RegionWork;
 
 /// One `checkpoint` call: what was saved in it, and whether somebody is refilling it.
 struct Region {
@@ -47,6 +48,9 @@ struct Region {
   bool active = true;       ///< its scope is still open
   bool preserve_rng_state = true;
   std::shared_ptr<const Policy> policy;
+  std::shared_ptr<OffloadStore> offload;  ///< for what `policy` offloads
+  std::shared_ptr<RegionWork> work;  ///< of `CheckpointOptions::inputs`, or null
+  std::vector<Value*> inputs;        ///< owned while it is active: what `work` was asked to store
   bool selective = false;   ///< on an outermost region: it or one inside has a policy
   int64_t judged = 0;                          ///< operators that `policy` was asked about
   std::unordered_map<std::string, int64_t> counts;  ///< of `OpContext::count`; this and `judged`: recording thread only

@@ -71,12 +71,13 @@ struct Value {
   bool saved = false;         ///< a policy keeps it: its bytes are held while anything refers to it, as a leaf's
   bool discard = false;       ///< other regions and autograd outside of regions recompute it rather than hold it
   bool armed = false;         ///< a raw-pointer barrier is set on the storage
+  bool parked = false;        ///< an input of a region: its bytes are in `offloaded`, and nobody holds them in memory
   Op* producer = nullptr;     ///< owned
   Region* region = nullptr;   ///< owned; null for leaves from outside
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;  ///< where the bytes are or last were; never owns
   c10::StorageImpl* key = nullptr;                     ///< entry in the storage map, or null
   c10::Storage held;
-  std::shared_ptr<Offloaded> offloaded;  ///< its bytes in another place, by a policy
+  std::shared_ptr<Offloaded> offloaded;  ///< its bytes in another place, by a policy or because it is `parked`
   size_t nbytes = 0;
   c10::VariableVersion counter;  ///< of the tensor that first carried the value
   uint32_t version = 0;

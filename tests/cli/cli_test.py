@@ -3,9 +3,12 @@
 import json
 import math
 import os
+import random
+import signal
 import struct
 import subprocess
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
@@ -52,7 +55,7 @@ class CliTest(unittest.TestCase):
 
 class HelpTest(CliTest):
     def test_help_everywhere_with_exit_codes(self):
-        for command in ([], ["env"], ["verify"], ["bench"], ["explain"], ["train"], ["compare"], ["report"],
+        for command in ([], ["env"], ["verify"], ["bench"], ["explain"], ["train"], ["launch"], ["compare"], ["report"],
                         ["segments"], ["max-batch"], ["advise"], ["breakdown"], ["timeline"]):
             self.assertIn("Exit codes:", self.succeed(*command, "--help"))
 
@@ -70,6 +73,16 @@ class BadInputTest(CliTest):
         self.refuse("train", "gpt", "--steps", "many", says=("--steps", "many"))
         self.refuse("train", "gpt", "--steps", 1, "--optimizer", "adagrad", says="adagrad")
         self.refuse("train", "gpt", "--steps", 1, "--lr", "nan", says="--lr")
+        self.refuse("train", "gpt", "--steps", 1, "--epochs", 1, says="--steps and --epochs")
+        self.refuse("train", "gpt", "--epochs", 2, says=("--epochs 2", "data 'synthetic' has no end"))
+        self.refuse("train", "gpt", "--steps", 9, "--schedule", "linear", says="--schedule")
+        self.refuse("train", "gpt", "--steps", 9, "--schedule", "cosine", "--warmup", 9, says="--warmup 9")
+        self.refuse("train", "gpt", "--steps", 9, "--min-lr", 0.1, says=("--min-lr", "--schedule cosine"))
+        self.refuse("train", "gpt", "--steps", 9, "--save-every", 2, says="expected --save with it")
+        self.refuse("train", "gpt", "--steps", 9, "--accumulate", 0, says="--accumulate")
+        self.refuse("train", "gpt", "--steps", 9, "--clip-norm", 0, says="--clip-norm")
+        self.refuse("train", "gpt", "--steps", 9, "--weight-decay", -1, says="--weight-decay")
+        self.refuse("train", "gpt", "--steps", 9, "--ranks", 0, says="--ranks")
         self.refuse("bench", "gpt", "--iters", -3, says="--iters")
         self.refuse("verify", "gpt", "--seed", -1, says="--seed")
         self.refuse("verify", "gpt", "--batch", 1.5, says="--batch")
@@ -214,6 +227,9 @@ class BadInputTest(CliTest):
         self.refuse(*train(state, model=["gptsmall"]), says="found sizes")
         self.refuse(*train(state, model=["mlp"]), says='found model "gptsmall", this run has "mlp"')
         self.refuse(*train(state, "--optimizer", "sgd"), says="found optimizer")
+        self.refuse(*train(state, "--accumulate", 2), says="found accumulate 1, this run has 2")
+        self.refuse(*train(state, "--ranks", 2), says="found ranks 1, this run has 2")
+        self.refuse(*train(state, "--schedule", "cosine"), says="found schedule")
         self.refuse("train", *SMALL_GPT, "--steps", 2, "--resume", state, says="at step 2 already")
 
     def test_reports_to_compare(self):
@@ -310,6 +326,215 @@ class TrainTest(CliTest):
             for data in ("cifar10", "mnist"):
                 report = self.train("images", "--steps", 2, "--data", f"{data}:{self.dir}", model=model)
                 self.assertTrue(all(map(math.isfinite, report["losses"])), (model, data))
+
+
+class FullLoopTest(CliTest):
+    """Several ranks, accumulation, clipping, schedules; resuming after a kill."""
+
+    train = TrainTest.train
+    ONE_THREAD = ["--threads", 1]
+
+    def test_ranks_are_batches_of_one_step(self):
+        args = ["--steps", 5, "--data", f"text:{self.text()}", "--lr", 0.01, "--dropout", 0, *self.ONE_THREAD]
+        joined = self.train("joined", *args, "--accumulate", 2)
+        ranks = self.train("ranks", *args, "--ranks", 2)
+        # halves of two gradients add up to the same bits in both
+        self.assertEqual(ranks["loss_bits"], joined["loss_bits"])
+        self.assertEqual((ranks["ranks"], ranks["accumulate"]), (2, 1))
+        both = self.train("both", *args, "--ranks", 2, "--accumulate", 2)
+        four = self.train("four", *args, "--accumulate", 4)
+        for a, b in zip(both["losses"], four["losses"]):
+            self.assertAlmostEqual(a, b, delta=1e-5)
+        self.assertNotEqual(both["loss_bits"], ranks["loss_bits"])
+
+    def test_strategies_give_the_same_losses_on_ranks(self):
+        args = ["--steps", 3, "--ranks", 2, "--accumulate", 2, "--dropout", 0.1, "--clip-norm", 0.5, *self.ONE_THREAD]
+        plain = self.train("plain", *args)
+        for strategy in ("per_block", "selective"):
+            self.assertEqual(self.train("other", *args, "--strategy", strategy)["loss_bits"], plain["loss_bits"])
+
+    def test_clipping_schedule_and_decay_have_effect(self):
+        args = ["--steps", 6, "--optimizer", "sgd", "--lr", 0.5, *self.ONE_THREAD]
+        seen = {name: self.train("run", *args, *more)["loss_bits"] for name, more in {
+            "plain": [], "clip": ["--clip-norm", 1e-3], "cosine": ["--schedule", "cosine"],
+            "warmup": ["--warmup", 3], "min": ["--schedule", "cosine", "--min-lr", 0.4],
+            "decay": ["--weight-decay", 0.1]}.items()}
+        self.assertEqual(len({tuple(bits) for bits in seen.values()}), len(seen))
+        for name, bits in seen.items():
+            self.assertEqual(bits[0], seen["plain"][0], name)  # the first loss is before any step
+
+    def test_epochs_see_every_example_once(self):
+        """While weights hardly move, the mean loss of an epoch does not depend on its order."""
+        self.file("data_batch_1.bin", b"".join(bytes([i]) + os.urandom(3072) for i in range(10)))
+        model = ["mlp", "--depth", 2, "--width", 16, "--batch", 2]
+        args = ["--data", f"cifar10:{self.dir}", "--lr", 1e-12, "--optimizer", "sgd"]
+
+        def means(report, steps):
+            losses = report["losses"]
+            return [sum(losses[i:i + steps]) / steps for i in range(0, len(losses), steps)]
+
+        report = self.train("epochs", *args, "--epochs", 3, model=model)
+        self.assertEqual(report["steps"], 15)
+        self.assertNotEqual(report["losses"][:5], report["losses"][5:10])
+        for mean in means(report, 5)[1:]:
+            self.assertAlmostEqual(mean, means(report, 5)[0], delta=1e-5)
+        random_means = means(self.train("random", *args, "--steps", 15, model=model), 5)
+        self.assertGreater(max(random_means) - min(random_means), 1e-4)
+        ranks = self.train("ranks", *args, "--epochs", 4, "--ranks", 2, model=model)
+        self.assertEqual(ranks["steps"], 10)
+        self.assertAlmostEqual(sum(ranks["losses"]) / 10, means(report, 5)[0], delta=1e-5)
+        text = self.train("text", "--epochs", 1, "--data", f"text:{self.text()}", "--batch", 2)
+        self.assertEqual(text["steps"], math.ceil((45 * 60 - 1) // 32 / 2))
+
+    def test_resume_with_everything_goes_on_to_the_bit(self):
+        for ranks in (1, 2):
+            args = ["--data", f"text:{self.text()}", "--strategy", "per_block", "--ranks", ranks, "--accumulate", 2, "--lr",
+                    0.003, "--clip-norm", 1, "--schedule", "cosine", "--warmup", 2, "--dropout", 0.1, "--steps", 8,
+                    "--amp", "bf16", "--save", self.dir / "state", *self.ONE_THREAD]
+            whole = self.train("whole", *args)
+            end = (self.dir / "state").read_bytes()
+            self.kill_at(4, *args, "--save-every", 3)
+            rest = self.train("rest", *args, "--resume", self.dir / "state")
+            self.assertIn(rest["first_step"], (3, 6))
+            self.assertEqual(rest["loss_bits"], whole["loss_bits"][rest["first_step"]:])
+            self.assertEqual((self.dir / "state").read_bytes(), end)
+
+    def kill_at(self, step, *args):
+        """Starts a run without a state file, and kills all of it in the middle of step `step` + 1 or a later one."""
+        (self.dir / "state").unlink(missing_ok=True)
+        run = subprocess.Popen([BIN, "train", *map(str, [*SMALL_GPT, *args])], stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.DEVNULL)
+        with run.stdout:
+            for line in run.stdout:
+                if line.startswith(f"step {step}/"):
+                    break
+            run.kill()
+            run.wait()
+
+    def test_resume_after_a_kill_at_any_moment(self):
+        """kill -9 after random times, often while the file is written; each time the run goes on from what is there."""
+        moment = random.Random(7)
+        for ranks in (1, 2):
+            state = self.dir / "state"
+            state.unlink(missing_ok=True)
+            args = [*SMALL_GPT, "--data", f"text:{self.text()}", "--steps", 30, "--ranks", ranks, "--dropout", 0.1,
+                    *self.ONE_THREAD]
+            whole = self.train("whole", *args[len(SMALL_GPT):])
+            kills = 0
+            while kills < 6:
+                resume = ["--resume", state] if state.exists() else []
+                run = subprocess.Popen([BIN, "train", *map(str, [*args, "--save", state, "--save-every", 1, *resume])],
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                try:
+                    run.wait(timeout=0.4 + moment.random() * (1.2 if ranks == 1 else 2.4))
+                except subprocess.TimeoutExpired:
+                    run.kill()
+                    kills += 1
+                error = run.communicate()[1]
+                if run.returncode == 0 or "is at step 30 already" in error:
+                    break
+                self.assertEqual(run.returncode, -9, error)
+            self.assertGreater(kills, 0)
+            if state.exists() and refrain("train", *args, "--resume", state).returncode == 2:
+                continue  # it was done
+            resume = ["--resume", state] if state.exists() else []
+            rest = self.train("rest", *args[len(SMALL_GPT):], *resume)
+            self.assertEqual(rest["loss_bits"], whole["loss_bits"][rest["first_step"]:])
+
+    def test_a_failing_rank_zero_is_the_one_that_is_named(self):
+        full = "/dev/full"
+        self.refuse("train", *SMALL_GPT, "--steps", 2, "--ranks", 2, "--save", full, says="--save")
+        self.refuse("train", *SMALL_GPT, "--steps", 2, "--ranks", 2, "--data", "text:/no/such", says="no such file")
+        self.refuse("train", *SMALL_GPT, "--steps", 2, "--ranks", 2, "--batch", 99999999, says="batch 99999999")
+
+
+class LaunchTest(CliTest):
+    def shell(self, *args, script, timeout=30):
+        return subprocess.run([BIN, "launch", *map(str, args), "--", "sh", "-c", script], capture_output=True, text=True,
+                              timeout=timeout)
+
+    def test_bad_input(self):
+        self.refuse("launch", "--", "true", says="-n")
+        self.refuse("launch", "-n", 0, "--", "true", says="-n")
+        self.refuse("launch", "-n", 2, says="PROGRAM")
+        self.refuse("launch", "-n", 2, "--", "/no/such/program", says=("'/no/such/program'", "No such file"))
+        self.refuse("launch", "-n", 2, "--", self.file("data"), says="Permission denied")
+
+    def test_ranks_know_who_they_are(self):
+        names = "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR $MASTER_PORT ${OMP_NUM_THREADS:+set}"
+        result = self.shell("-n", 3, script=f'echo "{names}"; echo "err $RANK" >&2; cat')
+        self.assertEqual(result.returncode, 0, result.stderr)
+        lines = sorted(result.stdout.splitlines())
+        ports = {line.split()[6] for line in lines}
+        self.assertEqual(len(ports), 1)
+        self.assertEqual(lines, [f"[{i}] {i} {i} 3 3 127.0.0.1 {min(ports)} set" for i in range(3)])
+        self.assertEqual(sorted(result.stderr.splitlines()), [f"[{i}] err {i}" for i in range(3)])
+        self.assertIn(" 4711 ", self.shell("-n", 1, "--port", 4711, script=f'echo "{names}"').stdout)
+
+    def test_a_rank_that_fails_ends_the_job_with_its_last_lines(self):
+        begin = time.monotonic()
+        result = self.shell("-n", 3, script='echo "all is well"; [ $RANK = 1 ] || exec sleep 60; '
+                                            'for i in $(seq 40); do echo "line $i" >&2; done; exit 7')
+        self.assertLess(time.monotonic() - begin, 4)
+        self.assertEqual(result.returncode, 7)
+        end = result.stderr.split("Last lines of rank 1:\n")[1].splitlines()
+        self.assertEqual(end[:-1], [f"  line {i}" for i in range(21, 41)])
+        self.assertEqual(end[-1], "refrain: rank 1 of 3 ended with exit code 7; the others were stopped")
+
+    def test_a_rank_that_is_killed(self):
+        result = self.shell("-n", 2, script="[ $RANK = 0 ] || kill -9 $$; exec sleep 60")
+        self.assertEqual(result.returncode, 137)
+        self.assertIn("refrain: rank 1 of 2 was ended by signal 9 (Killed)", result.stderr)
+
+    def test_the_first_cause_is_named(self):
+        result = self.shell("-n", 3, script="[ $RANK = 2 ] && kill -SEGV $$; exit 5")
+        self.assertEqual(result.returncode, 128 + 11)
+        result = self.shell("-n", 3, script="[ $RANK = 2 ] && exit 4; exit 5")
+        self.assertEqual(result.returncode, 4)
+
+    def test_ranks_that_will_not_stop_are_killed(self):
+        begin = time.monotonic()
+        result = self.shell("-n", 2, script="trap '' TERM; [ $RANK = 0 ] && exit 3; while :; do sleep 1; done")
+        self.assertEqual(result.returncode, 3)
+        self.assertLess(time.monotonic() - begin, 8)
+
+    def running(self, mark):
+        return subprocess.run(["pgrep", "-f", mark], capture_output=True, text=True).stdout.split()
+
+    def launch_sleepers(self, mark):
+        run = subprocess.Popen([BIN, "launch", "-n", "2", "--", "sh", "-c", f"echo up; sleep {mark}; true"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2):
+            self.assertRegex(run.stdout.readline(), r"\[\d\] up")
+        return run
+
+    def test_interrupted(self):
+        run = self.launch_sleepers("61.25")
+        run.send_signal(signal.SIGINT)
+        _, error = run.communicate(timeout=10)
+        self.assertEqual((run.returncode, error), (130, "refrain: stopped by signal 2 (Interrupt)\n"))
+        self.assertEqual(self.running("sleep 61.25"), [])
+
+    def test_no_rank_outlives_the_launcher(self):
+        run = self.launch_sleepers("61.5")
+        ranks = self.running("echo up; sleep 61.5; true")
+        run.kill()
+        run.communicate(timeout=10)
+        time.sleep(0.5)
+        left = set(self.running("echo up; sleep 61.5; true")) & set(ranks)
+        for pid in self.running("sleep 61.5"):  # of a shell: no rank, and not told
+            os.kill(int(pid), signal.SIGKILL)
+        self.assertEqual(left, set())
+
+    def test_training_by_launch_is_training_with_ranks(self):
+        args = ["train", *map(str, SMALL_GPT), "--steps", "3", "--threads", "1", "--json"]
+        self.succeed(*args, self.dir / "ranks.json", "--ranks", 2)
+        self.succeed("launch", "-n", 2, "--", BIN, *args, self.dir / "launch.json")
+        a, b = (json.loads((self.dir / f"{name}.json").read_text()) for name in ("ranks", "launch"))
+        self.assertEqual(a["loss_bits"], b["loss_bits"])
+        result = refrain("launch", "-n", 2, "--", BIN, *args, "-", "--ranks", 3)
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("--ranks 3: a launcher has started this process as one of 2", result.stderr)
 
 
 class LimitTest(CliTest):

@@ -125,6 +125,7 @@ struct Coverage {
   int64_t policy_in_rerun = 0;
   int64_t rerun_in_rerun = 0;
   int64_t called_again = 0;                   ///< functions
+  int64_t inputs_stored = 0, inputs_fetched = 0;
   int64_t answers[5] = {0, 0, 0, 0, 0};       ///< of policies, by `CheckpointPolicy`
   int64_t backwards[6] = {0, 0, 0, 0, 0, 0};  ///< programs by their number of backwards
   int64_t kinds[3] = {0, 0, 0};               ///< backwards by `Backward::Kind`

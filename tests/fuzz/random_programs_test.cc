@@ -54,6 +54,8 @@ std::vector<std::pair<std::string, int64_t>> counts(const Coverage& seen) {
                                                       {"debug", seen.debug},
                                                       {"without early stop", seen.run_to_the_end},
                                                       {"functions called again", seen.called_again},
+                                                      {"inputs stored", seen.inputs_stored},
+                                                      {"inputs fetched", seen.inputs_fetched},
                                                       {"policies said must save", seen.answers[0]},
                                                       {"prefer save", seen.answers[1]},
                                                       {"must recompute", seen.answers[2]},
@@ -107,7 +109,7 @@ CopyStore store;
 class RandomPrograms : public testing::Test {
  protected:
   static void SetUpTestSuite() {
-    tape::set_offload_store(store);
+    tape::set_offload_store({std::shared_ptr<void>(), &store});
     at::set_num_threads(1);
     install_memory_tracking();
     for (int signal : {SIGSEGV, SIGABRT, SIGFPE, SIGBUS}) std::signal(signal, report_crash);

@@ -5,9 +5,45 @@
 
 #include "machine.h"
 #include "refrain/selective.h"
+#include "tape/region_inputs.h"
+#include "tape/storage_copy.h"
 
 namespace refrain::fuzz {
 namespace {
+
+/// Copies region inputs, but for some.
+class CopiedInputs final : public RegionInputs {
+ public:
+  explicit CopiedInputs(bool by_all_ranks) : by_all_ranks_(by_all_ranks) {}
+  std::shared_ptr<tape::RegionWork> open(const CheckpointOptions&) override { return std::make_shared<Work>(by_all_ranks_); }
+
+ private:
+  struct Copy final : tape::Offloaded {
+    Copy(c10::Storage b, bool all) : bytes(std::move(b)), by_all_ranks(all) {}
+    c10::Storage fetch() override {
+      ++coverage().inputs_fetched;
+      return tape::clone_storage(bytes);
+    }
+    bool needs_all_ranks() const override { return by_all_ranks; }
+    c10::Storage bytes;
+    bool by_all_ranks;
+  };
+  struct Work final : tape::RegionWork {
+    explicit Work(bool all) : by_all_ranks(all) {}
+    void add_input(size_t) override {}
+    std::shared_ptr<tape::Offloaded> store(const c10::Storage& bytes) override {
+      if (bytes.nbytes() % 3 == 1) return nullptr;
+      ++coverage().inputs_stored;
+      return std::make_shared<Copy>(tape::clone_storage(bytes), by_all_ranks);
+    }
+    void forward_ended() noexcept override {}
+    void recompute_started() override {}
+    void recompute_ended() noexcept override {}
+    bool by_all_ranks;
+  };
+
+  bool by_all_ranks_;
+};
 
 constexpr CheckpointPolicy kAnswers[] = {CheckpointPolicy::kMustSave, CheckpointPolicy::kPreferSave,
                                          CheckpointPolicy::kMustRecompute, CheckpointPolicy::kPreferRecompute,
@@ -108,12 +144,15 @@ RegionOptions random_options(Rng& rng, bool in_rerun) {
   } else if (rng.chance(in_rerun ? 0.5 : 0.35)) {
     options.policy = random_policy(rng);
   }
+  if (rng.chance(0.3)) options.inputs = rng.chance(0.5) ? RegionOptions::kStored : RegionOptions::kByAllRanks;
   return options;
 }
 
 CheckpointOptions to_checkpoint_options(const RegionOptions& options) {
   CheckpointOptions made;
   if (options.has_policy()) made.policy(make_policy(options.policy));
+  if (options.inputs != RegionOptions::kInMemory)
+    made.inputs(std::make_shared<CopiedInputs>(options.inputs == RegionOptions::kByAllRanks));
   if (!options.rerun) return made;
   return made.source(CheckpointSource::kRerun)
       .determinism_check(options.strict ? DeterminismCheck::kStrict : DeterminismCheck::kDefault)
@@ -124,6 +163,8 @@ CheckpointOptions to_checkpoint_options(const RegionOptions& options) {
 std::string to_text(const RegionOptions& options) {
   std::string text;
   if (options.has_policy()) text += ", policy=" + to_text(options.policy);
+  if (options.inputs == RegionOptions::kStored) text += ", inputs stored";
+  if (options.inputs == RegionOptions::kByAllRanks) text += ", inputs stored by all ranks";
   if (options.rerun) text += ", rerun";
   if (options.rerun && options.strict) text += ", strict";
   if (options.rerun && !options.early_stop) text += ", no early stop";

@@ -24,6 +24,8 @@ struct RegionOptions {
   bool strict = false;
   bool early_stop = true;
   bool debug = false;
+  /// Inputs go to a store; `kByAllRanks`: to one that must be asked whether or not the bytes are in memory still.
+  enum Inputs { kInMemory, kStored, kByAllRanks } inputs = kInMemory;
 
   bool has_policy() const { return policy.first >= 0; }
 };

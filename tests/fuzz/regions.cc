@@ -100,7 +100,17 @@ void Machine::run_region(const Step& step) {
       run_pure_region(step);
     } else {
       std::vector<SlotPtr> returned;
-      std::vector<Tensor> results = call(options, [&] { return run_body(step, returned); });
+      // It reads the pool; as arguments, which go at once, they are only inputs to store.
+      std::vector<Tensor> inputs;
+      if (options.inputs != RegionOptions::kInMemory)
+        for (const SlotPtr& slot : choose_inputs(step)) inputs.push_back(slot->t);
+      std::vector<Tensor> results = call(
+          options,
+          [&](std::vector<Tensor> given) {
+            given.clear();
+            return run_body(step, returned);
+          },
+          std::move(inputs));
       for (size_t i = 0; i < results.size(); ++i) returned[i]->t = std::move(results[i]);
     }
   } catch (const UserStop&) {

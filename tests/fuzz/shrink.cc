@@ -45,7 +45,7 @@ Program unwrapped(Program program, const std::vector<size_t>& path) {
 void (*const kSimpler[])(RegionOptions&) = {
     [](RegionOptions& o) { o = RegionOptions(); },     [](RegionOptions& o) { o.policy.second = -1; },
     [](RegionOptions& o) { o.policy.scoped = false; }, [](RegionOptions& o) { o.strict = o.debug = false; },
-    [](RegionOptions& o) { o.early_stop = true; },
+    [](RegionOptions& o) { o.early_stop = true; },     [](RegionOptions& o) { o.inputs = RegionOptions::kInMemory; },
 };
 
 /// Without the inputs that nothing mentions.

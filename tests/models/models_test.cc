@@ -4,10 +4,13 @@
 #include <array>
 #include <cmath>
 
+#include "models/densenet.h"
 #include "models/lstm.h"
 #include "models/mlp.h"
+#include "models/ragged_lstm.h"
 #include "models/resnet.h"
 #include "models/transformer.h"
+#include "models/treelstm.h"
 #include "models/unet.h"
 #include "models/zoo.h"
 #include "refrain/error.h"
@@ -36,6 +39,7 @@ TEST(ModelsTest, ParameterCounts) {
   EXPECT_EQ(parameter_count(*make_model("mlp")), 10'496'000);       // the notebook, section 1.1
   EXPECT_EQ(parameter_count(*make_model("resnet18")), 11'689'512);  // torchvision
   EXPECT_EQ(parameter_count(*make_model("resnet50")), 25'557'032);
+  EXPECT_EQ(parameter_count(*make_model("densenet121")), 7'978'856);
   const auto block = [](int64_t d) { return 12 * d * d + 13 * d; };
   EXPECT_EQ(parameter_count(*make_model("blocks-small")), 12 * block(64));
   EXPECT_EQ(parameter_count(*make_model("blocks")), 8 * block(256));
@@ -52,6 +56,11 @@ TEST(ModelsTest, OutputShapes) {
   EXPECT_EQ(ResNet(std::array<int64_t, 4>{1, 1, 1, 1}, true, 7)->forward(torch::zeros({2, 3, 40, 40})).sizes(),
             torch::IntArrayRef({2, 7}));
   EXPECT_EQ(UNet(4)->forward(torch::zeros({2, 3, 16, 24})).sizes(), torch::IntArrayRef({2, 1, 16, 24}));
+  EXPECT_EQ(DenseNet(std::array<int64_t, 4>{1, 1, 1, 1}, 4, 7)->forward(torch::zeros({2, 3, 64, 64})).sizes(),
+            torch::IntArrayRef({2, 7}));
+  EXPECT_EQ(RaggedLstm(50, 16, 2)->forward(tokens, torch::tensor({20, 3})).sizes(), torch::IntArrayRef({2, 20, 50}));
+  EXPECT_EQ(TreeLstm(50, 16, 7)->forward(torch::tensor({{1, 2, -1, 3, -1}, {1, 2, 3, -1, -1}})).sizes(),
+            torch::IntArrayRef({2, 7}));
   EXPECT_EQ(Mlp(8, 5, 3)->forward(torch::zeros({2, 8})).sizes(), torch::IntArrayRef({2, 5}));
 }
 
@@ -63,6 +72,28 @@ TEST(ModelsTest, CausalBlocksDoNotSeeLaterTokens) {
   const auto x = gpt->forward(a), y = gpt->forward(b);
   EXPECT_TRUE(torch::allclose(x.narrow(1, 0, 7), y.narrow(1, 0, 7)));
   EXPECT_FALSE(torch::allclose(x.narrow(1, 7, 1), y.narrow(1, 7, 1)));
+}
+
+TEST(ModelsTest, WhatLiesBehindAnExamplesEndIsNotSeen) {
+  torch::NoGradGuard no_grad;
+  RaggedLstm net(50, 16, 2);
+  const auto lengths = torch::tensor({8, 3});
+  auto a = torch::randint(50, {2, 8}, torch::kLong), b = a.clone();
+  b[1].narrow(0, 3, 5) = 7;
+  EXPECT_TRUE(torch::equal(net->forward(a, lengths)[1].narrow(0, 0, 3), net->forward(b, lengths)[1].narrow(0, 0, 3)));
+}
+
+TEST(ModelsTest, TreesOfOneShapeAndOtherLeavesOrOtherShapesDiffer) {
+  torch::NoGradGuard no_grad;
+  TreeLstm net(50, 16, 7);
+  const auto out = net->forward(
+      torch::tensor({{1, 2, -1, 3, -1}, {1, 2, 3, -1, -1}, {1, 2, -1, 4, -1}, {1, 2, -1, 3, -1}}));
+  EXPECT_TRUE(torch::equal(out[0], out[3]));
+  EXPECT_FALSE(torch::allclose(out[0], out[1]));
+  EXPECT_FALSE(torch::allclose(out[0], out[2]));
+  const auto batch = make_model("treelstm", {.batch = 50, .seq = 9})->synthetic_batch(0);
+  EXPECT_TRUE(((batch.input == TreeLstmImpl::kJoin).sum(1) == 8).all().item<bool>());
+  EXPECT_GT(std::get<0>(torch::unique_dim(batch.input == TreeLstmImpl::kJoin, 0)).size(0), 20);
 }
 
 TEST(ModelsTest, ByteModelStartsAtTheLossOfGuessing) {
@@ -94,7 +125,7 @@ TEST(ModelsTest, SyntheticBatchHasThePresetsSize) {
 
 TEST(ModelsTest, EveryModelOffersNoneAndPerBlock) {
   for (const auto& name : model_names()) {
-    auto model = make_model(name, name.starts_with("resnet") ? ModelOptions{.image_size = 40} : ModelOptions{});
+    auto model = make_model(name, name.find("net") != std::string::npos ? ModelOptions{.image_size = 40} : ModelOptions{});
     const auto strategies = model->strategies();
     EXPECT_EQ(strategies.front(), "none") << name;
     EXPECT_NO_THROW(model->set_strategy("per_block")) << name;

@@ -120,8 +120,11 @@ INSTANTIATE_TEST_SUITE_P(Zoo, StrategiesTest,
                                          Case{"blocks", {.batch = 2, .seq = 32, .depth = 4, .width = 64}},
                                          Case{"resnet18", {.batch = 2, .image_size = 64, .classes = 10}},
                                          Case{"resnet50", {.batch = 2, .image_size = 64, .classes = 10}},
+                                         Case{"densenet121", {.batch = 2, .image_size = 32, .classes = 10}},
                                          Case{"unet", {.batch = 2, .image_size = 32, .width = 8}},
-                                         Case{"lstm", {.batch = 2, .seq = 40, .width = 32}}),
+                                         Case{"lstm", {.batch = 2, .seq = 40, .width = 32}},
+                                         Case{"lstm-ragged", {.batch = 4, .seq = 12, .width = 32}},
+                                         Case{"treelstm", {.batch = 3, .seq = 8, .width = 32}}),
                          [](const auto& info) {
                            std::string name = info.param.model;
                            for (char& ch : name) ch = ch == '-' ? '_' : ch;

@@ -42,11 +42,11 @@ class StringStore final : public refrain::tape::OffloadStore {
 struct Offload : TapeTest {
   void SetUp() override {
     TapeTest::SetUp();
-    refrain::tape::set_offload_store(store);
+    refrain::tape::set_offload_store({std::shared_ptr<void>(), &store});
   }
   void TearDown() override {
     TapeTest::TearDown();
-    refrain::tape::set_offload_store(refrain::tape::host_store());
+    refrain::reset_offload_store();
     EXPECT_EQ(store.live, 0) << "offloaded bytes that nobody needs";
   }
   static CheckpointOptions under(Policy policy) { return CheckpointOptions().policy(std::move(policy)); }
@@ -149,7 +149,7 @@ TEST_F(Offload, AFetchThatFailsIsAnErrorAndMayBeTriedAgain) {
 }
 
 TEST_F(Offload, HostMemoryIsKeptByTheDefaultStore) {
-  refrain::tape::set_offload_store(refrain::tape::host_store());
+  refrain::reset_offload_store();
   const auto replays = [](Policy policy) {
     return expect_same([&](Trial& run) {
       auto x = run.param({8, 8});

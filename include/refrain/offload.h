@@ -1,0 +1,184 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "refrain/bytes.h"
+
+/// Offload: bytes that backward will need leave memory in forward and come back in backward; nothing is computed again.
+///
+/// An `OffloadStore` says where they go. Give it to regions with `CheckpointOptions::offload`, where policies that answer
+/// `CheckpointPolicy::kOffload` use it (`offload_compute_intensive`, `offload_ops`, `offload_only_these_names`,
+/// `offload_larger_than` in refrain/selective.h); to everything with `set_offload_store`; or to plain code with `OffloadScope`.
+/// Parameters are never offloaded. Gradients are those of a plain run to the bit.
+namespace refrain {
+
+namespace offload {
+class Store;
+}
+namespace tape {
+class OffloadingSaver;
+}
+
+enum class OffloadTo {
+  kHost,  ///< host memory, for bytes of a device; those in host memory already stay where they are
+  kDisk,  ///< a scratch file
+};
+
+/// How an `OffloadStore` works. Setters chain: `OffloadOptions().store(OffloadTo::kDisk).directory("/scratch")`.
+class OffloadOptions {
+ public:
+  /// Default: kHost.
+  OffloadOptions& store(OffloadTo value) {
+    store_ = value;
+    return *this;
+  }
+  OffloadTo store() const { return store_; }
+
+  /// kDisk: folder of the scratch file, on the fastest disk there is. Default: the system's folder for temporary files.
+  ///
+  /// The file has no name: the system frees its space when the process ends, however it ends, and no other process can
+  /// come across it. `df` shows it, `ls` does not.
+  OffloadOptions& directory(std::filesystem::path value) {
+    directory_ = std::move(value);
+    return *this;
+  }
+  const std::filesystem::path& directory() const { return directory_; }
+
+  /// kDisk: bytes read ahead of backward, in the order in which the last step asked for them (the first step: last stored,
+  /// first read). They are in memory until backward takes them, so they may add as much to the peak. A value that is larger
+  /// is read ahead alone; 0 reads nothing ahead. Default: 32 MiB.
+  OffloadOptions& prefetch(Bytes value) {
+    prefetch_ = value;
+    return *this;
+  }
+  Bytes prefetch() const { return prefetch_; }
+
+  /// Smaller values are kept in memory. Default: 64 KiB.
+  OffloadOptions& min_bytes(Bytes value) {
+    min_bytes_ = value;
+    return *this;
+  }
+  Bytes min_bytes() const { return min_bytes_; }
+
+  /// kDisk: bytes in memory that wait to be written, at most; forward waits rather than exceed it. A value that is larger is
+  /// written while forward waits; 0 does so with all. Default: 64 MiB.
+  OffloadOptions& max_in_flight(Bytes value) {
+    max_in_flight_ = value;
+    return *this;
+  }
+  Bytes max_in_flight() const { return max_in_flight_; }
+
+  /// Whether bytes of a device pass through page-locked host memory, so that copies do not stop it. Default: true.
+  OffloadOptions& pin_memory(bool value) {
+    pin_memory_ = value;
+    return *this;
+  }
+  bool pin_memory() const { return pin_memory_; }
+
+  /// kDisk: zstd level 1 to 19, negative ones faster still; 0 does not compress. Floating-point activations hardly shrink, those
+  /// after ReLU do. Default: 0.
+  OffloadOptions& compress(int level) {
+    compress_ = level;
+    return *this;
+  }
+  int compress() const { return compress_; }
+
+  /// kDisk: largest size of the file. What does not fit is kept in memory. Default: the disk's.
+  OffloadOptions& capacity(Bytes value) {
+    capacity_ = value;
+    return *this;
+  }
+  Bytes capacity() const { return capacity_; }
+
+  /// kDisk: whether a value that finds no room is an error of the forward that stores it, and a failed write one of the next store
+  /// or `flush` (`OffloadError`). Default: false: the value is kept in memory and counted as refused, and `OffloadStats::problem`
+  /// says why (LibTorch's warning handler too, once).
+  OffloadOptions& strict(bool value) {
+    strict_ = value;
+    return *this;
+  }
+  bool strict() const { return strict_; }
+
+ private:
+  OffloadTo store_ = OffloadTo::kHost;
+  std::filesystem::path directory_;
+  Bytes prefetch_ = 32_MiB;
+  Bytes min_bytes_ = 64_KiB;
+  Bytes max_in_flight_ = 64_MiB;
+  Bytes capacity_ = INT64_MAX;
+  int compress_ = 0;
+  bool pin_memory_ = true;
+  bool strict_ = false;
+};
+
+/// Sums since construction or `reset_stats`, but for the last four, which are the state now.
+struct OffloadStats {
+  int64_t values = 0;         ///< taken
+  Bytes value_bytes = 0;
+  int64_t refused = 0;        ///< no room, or the write failed: kept in memory. Those under `min_bytes` are not counted
+  Bytes refused_bytes = 0;
+  Bytes written_bytes = 0;    ///< after compression; values that die before their turn are never written
+  Bytes read_bytes = 0;
+  int64_t fetches = 0;        ///< times that backward asked for a value
+  int64_t prefetched = 0;     ///< of these, read ahead by then or in time
+  int64_t store_stalls = 0;   ///< times that forward waited for `max_in_flight`
+  double store_stall_ms = 0;
+  int64_t fetch_stalls = 0;   ///< times that backward waited for bytes from the disk
+  double fetch_stall_ms = 0;
+  Bytes in_flight_bytes = 0;  ///< in memory, to be written
+  Bytes stored_bytes = 0;     ///< in the file (kHost: in host memory)
+  Bytes file_bytes = 0;       ///< size of the file: it never shrinks
+  std::string problem;        ///< the last refusal or failed read; "" for none
+};
+
+/// A place for bytes. Copies are the same store; it lives as long as one of them, or something in it, does.
+/// Threads: any.
+class OffloadStore {
+ public:
+  /// @throws InvalidArgument  for a number below 0, a level that zstd does not have, or `compress` in a build without zstd.
+  /// @throws OffloadError     if no file can be made in `directory`.
+  /// Cost: kDisk starts two threads.
+  explicit OffloadStore(const OffloadOptions& options = {});
+  explicit OffloadStore(std::shared_ptr<offload::Store> store) : store_(std::move(store)) {}
+
+  /// Waits until nothing is in flight: memory is then what it will be until backward. @throws OffloadError  if `strict`.
+  void flush() const;
+  OffloadStats stats() const;
+  void reset_stats() const;
+
+  const std::shared_ptr<offload::Store>& get() const { return store_; }
+
+ private:
+  std::shared_ptr<offload::Store> store_;
+};
+
+/// The store of regions that name none, and of `ActivationCheckpointingOptions::cpu_checkpointing`. Default: kHost with a
+/// `min_bytes` of 0. Threads: any; for what is stored from now on.
+void set_offload_store(const OffloadStore& store);
+void reset_offload_store();
+
+/// While it lives, what autograd saves on this thread outside of `checkpoint` regions goes into `store`, and comes back when
+/// backward reads it. The counterpart of `torch.autograd.graph.save_on_cpu`.
+///
+/// A storage that several operators save is stored once; views bring it back whole. Kept in memory as they are: parameters
+/// and their views, `from_blob` memory, sparse and other tensors without a plain storage, and what the store declines. Memory
+/// falls with the last handle of yours. A saved tensor that is changed in place afterwards: if it is in the store, backward
+/// gets its old bytes, where plain autograd refuses; else the same error (`CheckpointError`).
+/// Does nothing inside a region, whose policy decides, nor with gradients disabled. Nests: the innermost store is used.
+/// Threads: its own; backward may run on any, before or after the scope ends.
+class OffloadScope {
+ public:
+  explicit OffloadScope(const OffloadStore& store);
+  ~OffloadScope();
+  OffloadScope(const OffloadScope&) = delete;
+  OffloadScope& operator=(const OffloadScope&) = delete;
+
+ private:
+  std::unique_ptr<tape::OffloadingSaver> saver_;
+};
+
+}  // namespace refrain

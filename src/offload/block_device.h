@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+namespace refrain::offload {
+
+/// Where a `BlockFile` keeps its bytes. Threads: any, on parts that do not overlap; `grow` by one at a time.
+/// All calls throw std::system_error if the system refuses.
+class BlockDevice {
+ public:
+  virtual ~BlockDevice() = default;
+  /// Reserves room, so that writing below `size` cannot find the disk full. `size` is larger than before.
+  virtual void grow(int64_t size) = 0;
+  /// @returns bytes written from the start of `bytes`, at least 1.
+  virtual size_t write(const char* bytes, size_t nbytes, int64_t offset) = 0;
+  /// @returns bytes read, 0 at the end.
+  virtual size_t read(char* bytes, size_t nbytes, int64_t offset) = 0;
+  /// For messages: "the offload file in `/tmp`".
+  virtual std::string name() const = 0;
+};
+
+/// A file without a name in `directory` (the system's temporary one if empty): gone with the process, whatever ends it.
+/// @throws OffloadError
+std::unique_ptr<BlockDevice> open_scratch_file(const std::filesystem::path& directory);
+
+}  // namespace refrain::offload

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace refrain::offload {
+
+/// Foretells in which order values will be fetched: as in the step before, where a value is known by its place in the order
+/// of storing. A value that was not fetched then: the ones stored before it, last first. Wrong guesses are allowed.
+class FetchOrder {
+ public:
+  /// @returns the place of a value that is being stored.
+  int64_t stored() { return stored_++; }
+
+  void fetched(int64_t place) {
+    if (place >= kMost) return;
+    const auto at = static_cast<size_t>(place);
+    if (seen_.size() <= at) seen_.resize(at + 1);
+    if (seen_[at]) return;
+    seen_[at] = true;
+    now_.push_back(place);
+  }
+
+  /// No value of this step is left.
+  void step_ended() {
+    if (!now_.empty()) {
+      last_ = std::move(now_);
+      position_.assign(seen_.size(), -1);
+      for (size_t i = 0; i < last_.size(); ++i) position_[static_cast<size_t>(last_[i])] = static_cast<int64_t>(i);
+    }
+    now_.clear();
+    seen_.clear();
+    stored_ = 0;
+  }
+
+  /// Calls `visit` with the places that should follow `place`, until it returns false.
+  template <typename Visit>
+  void visit_after(int64_t place, const Visit& visit) const {
+    const int64_t position = place < static_cast<int64_t>(position_.size()) ? position_[static_cast<size_t>(place)] : -1;
+    if (position < 0) {
+      while (place > 0 && visit(--place)) continue;
+      return;
+    }
+    for (size_t i = static_cast<size_t>(position) + 1; i < last_.size() && visit(last_[i]); ++i) continue;
+  }
+
+ private:
+  // a store that never becomes empty
+  static constexpr int64_t kMost = int64_t{1} << 20;
+  int64_t stored_ = 0;
+  std::vector<int64_t> last_, now_;
+  std::vector<int64_t> position_;  ///< in `last_`, by place; -1 for none
+  std::vector<bool> seen_;         ///< in `now_`, by place
+};
+
+}  // namespace refrain::offload

@@ -1,0 +1,174 @@
+// `OffloadScope`: plain code, without a region.
+#include <thread>
+
+#include "refrain/memory.h"
+#include "tests/offload/fake_disk.h"
+#include "tests/tape/support.h"
+
+namespace refrain_test {
+namespace {
+
+using refrain::OffloadOptions;
+using refrain::OffloadScope;
+using refrain::OffloadStore;
+
+struct PlainOffload : TapeTest {
+  void SetUp() override {
+    TapeTest::SetUp();
+    refrain::install_memory_tracking();
+  }
+  void TearDown() override {
+    TapeTest::TearDown();
+    EXPECT_EQ(store.stats().stored_bytes, 0) << "offloaded bytes that nobody needs";
+  }
+  /// What `program` leaves behind, in a scope around its forward and backward.
+  void expect_same_in_scope(const Program& program) {
+    const auto want = execute(program, false);
+    const Live before = live();
+    std::vector<std::pair<std::string, std::string>> got;
+    {
+      const OffloadScope scope(store);
+      got = execute(program, false);
+    }
+    EXPECT_EQ(live(), before);
+    EXPECT_EQ(want, got);
+    EXPECT_GT(store.stats().fetches, 0) << "nothing was offloaded: this test tests nothing";
+  }
+  FakeDisk disk;
+  OffloadStore store = disk.store(OffloadOptions().min_bytes(0));
+};
+
+TEST_F(PlainOffload, GradientsAreThoseOfAPlainRun) {
+  expect_same_in_scope([](Trial& run) {
+    auto x = run.param({2, 3, 8, 8}), w = run.param({4, 3, 3, 3}), v = run.param({16, 64}), b = run.param({16});
+    auto mean = torch::zeros({4}), var = torch::ones({4});
+    auto h = torch::batch_norm(torch::conv2d(x, w, {}, 1, 1), {}, {}, mean, var, true, 0.1, 1e-5, false).relu_();
+    h = torch::max_pool2d(torch::dropout(h, 0.2, true), 2);
+    h = torch::linear(h.flatten(1), v, b);
+    run.note("mean", mean);
+    return (h.softmax(1) * h).sum();
+  });
+}
+
+TEST_F(PlainOffload, ManyBackwardsAndDoubleBackward) {
+  expect_same_in_scope([](Trial& run) {
+    auto x = run.param({8, 8});
+    auto loss = x.mm(x).sin().mm(x).exp().sum();
+    auto g = torch::autograd::grad({loss}, {x}, {}, true, true)[0];
+    loss.backward({}, true);
+    g.pow(2).sum().backward({}, true);
+    return loss;
+  });
+}
+
+TEST_F(PlainOffload, MemoryFallsByWhatIsStored) {
+  store = disk.store(OffloadOptions().min_bytes(16384));
+  auto x = torch::randn({64, 64}).requires_grad_(), w = torch::randn({64, 64}).requires_grad_();
+  const auto fn = [&] { return x.mm(w).sin().mm(w).exp().sum(); };
+  fn().backward();
+  refrain::MemoryScope memory;
+  auto loss = fn();
+  const auto plain = memory.current();
+  loss.backward();
+  loss.reset();
+  {
+    const OffloadScope scope(store);
+    loss = fn();
+  }
+  store.flush();
+  EXPECT_EQ(store.stats().stored_bytes, 3 * 16384);
+  EXPECT_EQ(memory.current(), plain - 3 * 16384);
+  loss.backward();
+}
+
+TEST_F(PlainOffload, OneStorageIsStoredOnceAndParametersNever) {
+  auto x = torch::randn({8, 8}).requires_grad_(), w = torch::randn({8, 8}).requires_grad_();
+  {
+    const OffloadScope scope(store);
+    auto h = x.mm(w.t());      // saves the parameter, and a view of the other
+    EXPECT_EQ(store.stats().values, 0);
+    (h.sin() + h.cos() + h.t().exp().log()).sum();
+  }
+  EXPECT_EQ(store.stats().values, 2) << "h and exp's result";
+}
+
+TEST_F(PlainOffload, NothingIsFetchedWhileTheTensorIsThere) {
+  auto x = torch::randn({8, 8}).requires_grad_();
+  const OffloadScope scope(store);
+  const auto h = x * 2;
+  h.sin().sum().backward();
+  EXPECT_EQ(store.stats().values, 1);
+  EXPECT_EQ(store.stats().fetches, 0);
+}
+
+TEST_F(PlainOffload, AWriteInPlaceGivesTheOldBytesOrPlainsError) {
+  auto x = torch::ones({8}).requires_grad_();
+  const OffloadScope scope(store);
+  auto h = x * 2;
+  auto loss = h.sin().sum();
+  {
+    torch::NoGradGuard no_grad;
+    h.fill_(50);
+  }
+  loss.backward();
+  expect_bit_equal(x.grad(), 2 * torch::cos(torch::full({8}, 2.0F)));
+
+  loss = (x * x).sum();  // a parameter is kept, not stored
+  {
+    torch::NoGradGuard no_grad;
+    x.fill_(50);
+  }
+  const auto why = message_of<refrain::CheckpointError>([&] { loss.backward(); });
+  EXPECT_NE(why.find("a saved tensor was modified in place"), std::string::npos) << why;
+}
+
+TEST_F(PlainOffload, AWriteOnAnotherThreadIsNoticed) {
+  auto x = torch::ones({8}).requires_grad_();
+  Tensor loss, h;
+  {
+    const OffloadScope scope(store);
+    h = x * 2;
+    loss = h.sin().sum();
+  }
+  std::thread([&] {
+    torch::NoGradGuard no_grad;
+    h.fill_(50);
+  }).join();
+  loss.backward();
+  expect_bit_equal(x.grad(), 2 * torch::cos(torch::full({8}, 2.0F)));
+}
+
+TEST_F(PlainOffload, RegionsInsideDecideThemselvesAndScopesNest) {
+  auto other = disk.store(OffloadOptions().min_bytes(0));
+  auto x = torch::randn({8, 8}).requires_grad_();
+  const OffloadScope scope(store);
+  auto h = x * 2;
+  auto k = refrain::checkpoint([&] {
+    const OffloadScope ignored(other);
+    return h.sin().exp();
+  });
+  EXPECT_EQ(store.stats().values, 0);
+  EXPECT_EQ(other.stats().values, 0);
+  {
+    const OffloadScope inner(other);
+    k = k.sin();
+  }
+  EXPECT_EQ(other.stats().values, 1);
+  k = k.cos();
+  EXPECT_EQ(store.stats().values, 1);
+  k.sum().backward();
+  const auto got = x.grad().clone();
+  x.mutable_grad().reset();
+  (x * 2).sin().exp().sin().cos().sum().backward();
+  expect_bit_equal(got, x.grad());
+}
+
+TEST_F(PlainOffload, WithoutGradientsNothingIsStored) {
+  const OffloadScope scope(store);
+  torch::NoGradGuard no_grad;
+  torch::randn({8, 8}).requires_grad_().sin();
+  EXPECT_EQ(store.stats().values, 0);
+}
+
+}  // namespace
+}  // namespace refrain_test
