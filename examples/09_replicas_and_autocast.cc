@@ -1,13 +1,13 @@
 // Section 9: checkpointing with data parallel replicas, with mixed precision, and all of it together.
 //
 // Replicas are threads of one process here, each with a copy of the model and its share of the batch.
-#include <ATen/autocast_mode.h>
 #include <refrain/refrain.h>
 #include <torch/torch.h>
 
 #include <cstdio>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -46,20 +46,6 @@ bool agree(const std::vector<torch::Tensor>& a, const std::vector<torch::Tensor>
   }
   return a.size() == b.size();
 }
-
-/// While it lives, LibTorch's autocast is on for the CPU; the dtype's exponent range is float's, so no loss scaling.
-class Bfloat16Scope {
- public:
-  Bfloat16Scope() {
-    at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
-    at::autocast::set_autocast_enabled(at::kCPU, true);
-    at::autocast::increment_nesting();
-  }
-  ~Bfloat16Scope() {
-    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
-    at::autocast::set_autocast_enabled(at::kCPU, false);
-  }
-};
 
 // 9.1: regions belong to the thread that opened them, so there is nothing to set up.
 bool replicas() {
@@ -112,7 +98,8 @@ bool together() {
     for (const auto& micro : x.chunk(row.micro_batches)) {
       torch::Tensor loss;
       {
-        std::unique_ptr<Bfloat16Scope> autocast(row.bfloat16 ? new Bfloat16Scope : nullptr);
+        std::optional<refrain::AutocastScope> autocast;
+        if (row.bfloat16) autocast.emplace(torch::kCPU, torch::kBFloat16);
         loss = loss_of(net, micro, row.checkpointed) / row.micro_batches;
       }
       loss.backward();  // outside autocast, as in Python; operators that run again see the autocast of forward
@@ -128,24 +115,27 @@ bool together() {
   return same_bits && rows[0].peak > rows[1].peak && rows[1].peak > rows[2].peak && rows[2].peak > rows[3].peak;
 }
 
-// A loop as in the notebook: forward under autocast, backward, Adam.
-bool training() {
+// A loop as in the notebook: forward under autocast, backward, Adam. bfloat16 has float's range of exponents; float16 has not,
+// so its loss is scaled. A scaler that is not enabled does nothing.
+bool training(torch::ScalarType dtype) {
   auto net = make_net();
   torch::optim::Adam adam(net->parameters(), 1e-2);
   const auto x = torch::randn({64, kWidth});
+  refrain::GradScaler scaler(refrain::GradScalerOptions().enabled(dtype == torch::kHalf));
   double first = 0, last = 0;
   for (int i = 0; i < 5; ++i) {
     torch::Tensor loss;
     {
-      Bfloat16Scope autocast;
+      refrain::AutocastScope autocast(torch::kCPU, dtype);
       loss = torch::mse_loss(refrain::checkpoint_sequential(net, 4, x), x);
     }
     adam.zero_grad();
-    loss.backward();
-    adam.step();
+    scaler.scale(loss).backward();
+    scaler.step(adam);
+    scaler.update();
     last = loss.item<double>();
     if (i == 0) first = last;
-    std::printf("  step %d: loss %.4f\n", i, last);
+    std::printf("  %s, step %d: loss %.4f\n", c10::toString(dtype), i, last);
   }
   return last < first;
 }
@@ -154,7 +144,8 @@ bool training() {
 
 int main() {
   torch::manual_seed(0);
-  const bool parallel = replicas(), smaller = together(), learns = training();
+  const bool parallel = replicas(), smaller = together(),
+             learns = training(torch::kBFloat16) && training(torch::kHalf);
   if (!parallel) std::printf("FAILED: replicas have other gradients\n");
   if (!smaller) std::printf("FAILED: gradients differ, or a step of the table saves nothing\n");
   if (!learns) std::printf("FAILED: the loss does not fall\n");

@@ -1,7 +1,6 @@
 // Section 12: ResNet-50 with four strategies, the largest batch of each, and a training loop.
 //
 // The model with its strategies is models/resnet.cc: `ResNetImpl::forward` shows where regions go.
-#include <ATen/autocast_mode.h>
 #include <refrain/refrain.h>
 #include <torch/torch.h>
 
@@ -10,6 +9,7 @@
 #include <chrono>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -140,18 +140,17 @@ bool train(int64_t samples, int64_t batch, int64_t size, int epochs, bool bfloat
   const Images data(samples, size, 10);
   torch::optim::AdamW optimizer(net->parameters(), torch::optim::AdamWOptions(1e-3));
   std::printf("12.5  aggressive, batch %ld, %s\n", batch, bfloat16 ? "bfloat16 autocast" : "float32");
-  at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
   double first = 0, mean = 0;
   for (int epoch = 1; epoch <= epochs; ++epoch) {
     refrain::reset_peak_memory();
     mean = 0;
     for (const auto& indices : torch::randperm(samples).split(batch)) {
       optimizer.zero_grad();
-      at::autocast::set_autocast_enabled(at::kCPU, bfloat16);
+      std::optional<refrain::AutocastScope> autocast;
+      if (bfloat16) autocast.emplace(torch::kCPU, torch::kBFloat16);
       auto logits = net->forward(data.x.index_select(0, indices), ResNetStrategy::kAggressive);
       auto loss = torch::cross_entropy_loss(logits, data.target.index_select(0, indices));
-      at::autocast::set_autocast_enabled(at::kCPU, false);
-      at::autocast::clear_cache();
+      autocast.reset();
       loss.backward();
       optimizer.step();
       mean += loss.item<double>() * static_cast<double>(batch) / static_cast<double>(samples);

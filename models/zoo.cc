@@ -127,8 +127,9 @@ void ModelBase::set_strategy(const std::string& strategy) {
   auto asked = parse_strategy(strategy, name_, strategies_, row_length());
   if (asked.offload) {
     const auto options = OffloadOptions().store(*asked.offload).directory(options_.offload_dir);
-    const auto found = stores_.find(*asked.offload);
-    asked.block->offload(found != stores_.end() ? found->second : stores_.emplace(*asked.offload, OffloadStore(options)).first->second);
+    auto found = stores_.find(*asked.offload);
+    if (found == stores_.end()) found = stores_.emplace(*asked.offload, OffloadStore(options)).first;
+    asked.block->offload(found->second);
   }
   strategy_ = std::move(asked);
 }

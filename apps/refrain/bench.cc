@@ -16,7 +16,8 @@ std::vector<std::string> offload_cells(const Measurement& seen) {
   if (!seen.offload) return {"", "", ""};
   const auto& stats = *seen.offload;
   return {format_bytes(stats.written_bytes), format_bytes(stats.read_bytes),
-          fmt::format("{} ({:.1f})", stats.store_stalls + stats.fetch_stalls, stats.store_stall_ms + stats.fetch_stall_ms)};
+          fmt::format("{} ({:.1f})", stats.store_stalls + stats.fetch_stalls,
+                      stats.store_stall_ms + stats.fetch_stall_ms)};
 }
 
 std::string show(const std::vector<Measurement>& all) {

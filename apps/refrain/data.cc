@@ -52,7 +52,7 @@ class Sampler {
     std::iota(shuffled_.begin(), shuffled_.end(), uint64_t{0});
     auto generator = generator_of(seed_, epoch);
     // not std::shuffle, which differs between standard libraries
-    for (uint64_t last = examples_ - 1; last > 0; --last) std::swap(shuffled_[last], shuffled_[generator() % (last + 1)]);
+    for (uint64_t end = examples_; end > 1; --end) std::swap(shuffled_[end - 1], shuffled_[generator() % end]);
     epoch_ = epoch;
   }
 
@@ -81,7 +81,8 @@ class TextData final : public DataSource {
         batch_(batch),
         seq_(seq),
         stride_(order == Order::kRandom ? 1 : static_cast<uint64_t>(seq)),
-        sampler_(order == Order::kRandom ? text_.size() - static_cast<uint64_t>(seq) : static_cast<uint64_t>(examples()),
+        sampler_(order == Order::kRandom ? text_.size() - static_cast<uint64_t>(seq_)
+                                         : static_cast<uint64_t>(examples()),
                  batch, seed, order) {}
 
   int64_t examples() const override { return (static_cast<int64_t>(text_.size()) - 1) / seq_; }

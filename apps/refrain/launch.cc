@@ -159,8 +159,9 @@ class Launcher {
     const bool started = ::read(failure.from, &error, sizeof(error)) != sizeof(error);
     close(failure.from);
     if (started) return;
-    throw InvalidArgument(fmt::format("launch '{}': it cannot be started: {}; expected a program and its arguments after --",
-                                      job_.command[0], std::generic_category().message(error)));
+    throw InvalidArgument(
+        fmt::format("launch '{}': it cannot be started: {}; expected a program and its arguments after --",
+                    job_.command[0], std::generic_category().message(error)));
   }
 
   /// In the new process. Only this thread is there.
@@ -293,8 +294,8 @@ class Launcher {
       return 128 + signal;
     }
     if (all || !said_why) {
-      fmt::print(stderr, "refrain: rank {} of {} ended with exit code {}; the others were stopped\n", number, job_.ranks,
-                 WEXITSTATUS(status));
+      fmt::print(stderr, "refrain: rank {} of {} ended with exit code {}; the others were stopped\n", number,
+                 job_.ranks, WEXITSTATUS(status));
     }
     return WEXITSTATUS(status);
   }

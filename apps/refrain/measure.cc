@@ -83,8 +83,6 @@ void measure(models::TrainableModel& model, const models::Batch& batch, int iter
   drop_gradients(model.module());
 }
 
-namespace {
-
 Json offload_json(const OffloadStats& stats) {
   return {{"values", stats.values},
           {"written_bytes", stats.written_bytes},
@@ -96,8 +94,6 @@ Json offload_json(const OffloadStats& stats) {
           {"fetch_stalls", stats.fetch_stalls},
           {"fetch_stall_ms", stats.fetch_stall_ms}};
 }
-
-}  // namespace
 
 Json strategy_json(const Measurement& seen) {
   Json json{{"name", seen.strategy},

@@ -44,6 +44,9 @@ void measure(models::TrainableModel& model, const models::Batch& batch, int iter
 /// An element of `strategies` in docs/design/report.md.
 Json strategy_json(const Measurement& seen);
 
+/// Member `offload` of such an element, and of a training report.
+Json offload_json(const OffloadStats& stats);
+
 /// Part of `plain` that `bytes` is less, in percent: "64 %".
 std::string saved_percent(Bytes bytes, Bytes plain);
 /// Median and half the distance of the quartiles: "12.3 ± 0.2".

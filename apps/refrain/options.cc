@@ -44,7 +44,8 @@ void add_model_options(CLI::App& command, ModelArgs& model, const char* model_he
   command.add_option("--seed", model.seed, "of weights, data and dropout")->check(kSeed)->capture_default_str();
   command.add_option("--threads", model.threads, "compute threads; default: LibTorch's choice")
       ->check(CLI::Range(1, 1024));
-  command.add_option("--offload-dir", model.offload_dir, "folder for the file of strategy offload:disk; default: the system's for temporary files");
+  command.add_option("--offload-dir", model.offload_dir,
+                     "folder for the file of strategy offload:disk; default: the system's for temporary files");
   command.add_option("--amp", model.amp, "autocast in forward: bf16, f16 (train scales the loss) or none")
       ->check(CLI::IsMember({"bf16", "f16", "none"}))
       ->capture_default_str();

@@ -4,8 +4,8 @@
 
 namespace refrain::cli {
 
-/// The learning rate over a run. It rises in equal parts over the first `warmup` steps; then it stays, or falls along half a
-/// cosine to `least`, which it would reach one step after the last.
+/// The learning rate over a run. It rises in equal parts over the first `warmup` steps; then it stays, or falls along
+/// half a cosine to `least`, which it would reach one step after the last.
 /// Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, without restarts.
 struct Schedule {
   double base = 0.0, least = 0.0;

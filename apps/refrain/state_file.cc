@@ -71,7 +71,10 @@ Position load_state(const std::string& path, const Json& run, torch::nn::Module&
     module.load(module_archive);
     optimizer.load(optimizer_archive);
     scaler.load(scaler_archive);
-    return {.step = step.toInt(), .lr = lr.toDouble(), .generators = generators.unbind()};
+    Position position{.step = step.toInt(), .lr = lr.toDouble()};
+    // a generator wants its state at the beginning of a storage
+    for (const auto& state : generators.unbind()) position.generators.push_back(state.clone());
+    return position;
   } catch (const c10::OutOfMemoryError&) {
     throw;
   } catch (const c10::Error&) {

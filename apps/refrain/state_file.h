@@ -23,7 +23,8 @@ struct Position {
 void save_state(const std::string& path, const Json& run, const torch::nn::Module& module,
                 const torch::optim::Optimizer& optimizer, const GradScaler& scaler, const Position& position);
 
-/// Reads it back. Module, optimizer and scaler are touched only once the file is known to be whole and of the same `run`.
+/// Reads it back. Module, optimizer and scaler are touched only once the file is known to be whole and of the same
+/// `run`.
 /// @throws FormatError if the file is missing, empty, cut short or not one that `save_state` wrote.
 /// @throws InvalidArgument if it is of another run: names the field and both values.
 Position load_state(const std::string& path, const Json& run, torch::nn::Module& module,

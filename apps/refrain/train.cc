@@ -9,6 +9,7 @@
 
 #include "apps/refrain/data.h"
 #include "apps/refrain/failures.h"
+#include "apps/refrain/measure.h"
 #include "apps/refrain/launch.h"
 #include "apps/refrain/progress.h"
 #include "apps/refrain/schedule.h"
@@ -198,6 +199,7 @@ Json report(const Run& run, const std::string& failure) {
   if (!failure.empty()) json["message"] = failure;
   json["model"] = run.model->name();
   json["config"] = config_json(*run.model);
+  if (const auto* store = run.model->offload_store()) json["offload"] = offload_json(store->stats());
   json["data"] = run.args.data;
   json["strategy"] = run.args.strategy;
   json["optimizer"] = run.args.optimizer.empty() ? "adamw" : run.args.optimizer;

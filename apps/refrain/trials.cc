@@ -118,6 +118,7 @@ Trials::Trials(models::TrainableModel& model, const std::string& optimizer, uint
       limit_(limit) {
   fixed_bytes_ = check_fixed_cost(limit, model, *optimizer_);
   make_states(*optimizer_, model.module());
+  scaler_.scale(torch::zeros({}));  // makes its tensors
 }
 
 Trial Trials::run(const std::string& strategy, int64_t batch) { return run_under(limit_, strategy, batch); }

@@ -17,23 +17,25 @@ class InputArchive;
 class OutputArchive;
 }  // namespace torch::serialize
 
-/// Mixed precision: LibTorch's operators can cast their arguments (autocast), but its C++ API has neither the scope that
-/// switches that on and off nor the scaling of the loss that float16 needs. Regions work under both: what runs again in
-/// backward sees the autocast of forward, and casts of weights that autocast caches are shared by the regions of a scope.
+/// Mixed precision: LibTorch's operators can cast their arguments (autocast), but its C++ API has neither the scope
+/// that switches that on and off nor the scaling of the loss that float16 needs. Regions work under both: what runs
+/// again in backward sees the autocast of forward, and casts of weights that autocast caches are shared by the regions
+/// of a scope.
 namespace refrain {
 
 /// While it lives, operators of one device type run in a smaller dtype where LibTorch's autocast lists say so.
 ///
-/// Put it around forward and loss, not around backward, which runs in the dtypes of forward by itself. Scopes nest, also
-/// those of different device types; each restores what it found. The outermost to end, of all device types, empties the
-/// cache of cast weights: without that the next step would compute with the weights of this one.
+/// Put it around forward and loss, not around backward, which runs in the dtypes of forward by itself. Scopes nest,
+/// also those of different device types; each restores what it found. The outermost to end, of all device types,
+/// empties the cache of cast weights: without that the next step would compute with the weights of this one.
 /// Threads: its own only; destroy it on the thread that made it. Cost: under 1 us.
 /// Source: torch.autocast.
 class AutocastScope {
  public:
   /// @param device         of which the type counts: `at::kCPU`, `tensor.device()`.
   /// @param dtype          `at::kBFloat16` or `at::kHalf`.
-  /// @param cache_enabled  whether a weight that requires a gradient is cast once in the scope. Default: as it is outside.
+  /// @param cache_enabled  whether a weight that requires a gradient is cast once in the scope. Default: as it is
+  ///         outside.
   /// @throws InvalidArgument  for a device type without autocast, or another dtype; Python warns and goes on without.
   AutocastScope(at::Device device, at::ScalarType dtype, std::optional<bool> cache_enabled = std::nullopt);
   /// A scope without autocast inside of one with it, for operators that need all digits: cast what comes in.
@@ -81,8 +83,8 @@ class GradScalerOptions {
   }
   int64_t growth_interval() const { return growth_interval_; }
 
-  /// With `false`, `scale` returns its argument, `step` only steps, and the others do nothing: one training loop for all
-  /// dtypes. Default: true.
+  /// With `false`, `scale` returns its argument, `step` only steps, and the others do nothing: one training loop for
+  /// all dtypes. Default: true.
   GradScalerOptions& enabled(bool value) {
     enabled_ = value;
     return *this;
@@ -104,8 +106,8 @@ struct GradScalerState {
   bool operator==(const GradScalerState&) const = default;
 };
 
-/// Multiplies the loss, so that small float16 gradients do not become 0, and divides the gradients before the optimizer uses
-/// them; skips the step, and lowers the scale, where one of them is inf or NaN.
+/// Multiplies the loss, so that small float16 gradients do not become 0, and divides the gradients before the optimizer
+/// uses them; skips the step, and lowers the scale, where one of them is inf or NaN.
 ///
 /// ```
 /// scaler.scale(loss).backward();
@@ -114,8 +116,8 @@ struct GradScalerState {
 /// scaler.update();
 /// ```
 /// With several optimizers: `step` for each, then one `update`. Weights and their gradients are float32 (or bfloat16);
-/// only what autocast casts is float16. The scale is a tensor on the device of the first loss, and nothing but `step` waits
-/// for a device. Threads: none of its own; not to be shared.
+/// only what autocast casts is float16. The scale is a tensor on the device of the first loss, and nothing but `step`
+/// waits for a device. Threads: none of its own; not to be shared.
 /// Source: torch.amp.GradScaler; tests/train compares both step by step.
 class GradScaler {
  public:
@@ -130,8 +132,8 @@ class GradScaler {
 
   /// Divides the gradients of this optimizer's parameters by the scale, in place, and notes whether one is inf or NaN.
   /// `step` calls it where you did not. Sparse gradients: their values.
-  /// @throws InvalidArgument  if nothing was scaled yet; the second time since `update`; after `step`; for float16 gradients,
-  ///         before any gradient is touched.
+  /// @throws InvalidArgument  if nothing was scaled yet; the second time since `update`; after `step`; for float16
+  ///         gradients, before any gradient is touched.
   void unscale_(torch::optim::Optimizer& optimizer);
 
   /// Steps if no gradient was inf or NaN. @return whether it stepped.
@@ -147,8 +149,8 @@ class GradScaler {
   void update();
   /// Sets the scale instead. @param new_scale  finite and above 0.
   void update(double new_scale);
-  /// The same without waiting for the device. @param new_scale  one floating point element without gradient; its value is not
-  /// looked at.
+  /// The same without waiting for the device. @param new_scale  one floating point element without gradient; its value
+  /// is not looked at.
   void update(const at::Tensor& new_scale);
 
   /// 1 if not enabled. Waits for the device.
@@ -178,7 +180,7 @@ class GradScaler {
   /// Of one optimizer since the last update.
   struct Checks {
     Stage stage = Stage::kReady;
-    std::vector<std::pair<at::Device, at::Tensor>> found_inf = {};  ///< 0 or more; a float for each device with gradients
+    std::vector<std::pair<at::Device, at::Tensor>> found_inf = {};  ///< a float above 0 if so, by device of gradients
   };
 
   void require_scale(const char* what) const;

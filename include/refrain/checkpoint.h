@@ -80,15 +80,16 @@ class CheckpointOptions {
   CheckpointOptions& offload(const OffloadStore& store);
   const std::shared_ptr<tape::OffloadStore>& offload() const { return offload_; }
 
-  /// Where the tensors among the arguments are until backward: see `ActivationCheckpointing`, whose `options` set this, in
-  /// refrain/activation_checkpointing.h. Default, null: in memory. Holds for this region, not for regions opened inside it.
+  /// Where the tensors among the arguments are until backward: see `ActivationCheckpointing`, whose `options` set this,
+  /// in refrain/activation_checkpointing.h. Default, null: in memory. Holds for this region, not for those inside it.
   CheckpointOptions& inputs(std::shared_ptr<RegionInputs> value) {
     inputs_ = std::move(value);
     return *this;
   }
   const std::shared_ptr<RegionInputs>& inputs() const { return inputs_; }
 
-  /// The tensors among the arguments go to the `offload` store until backward: `inputs` with `cpu_checkpointing`. Default: false.
+  /// The tensors among the arguments go to the `offload` store until backward: `inputs` with `cpu_checkpointing`.
+  /// Default: false.
   CheckpointOptions& offload_to_cpu(bool value);
 
   /// `kRerun` only: how two calls are compared. Default: `kDefault`. Cost of `kStrict`: about 0.3 us per operator.

@@ -17,8 +17,8 @@ namespace refrain {
 /// How gradients are averaged. Setters chain. The same on all ranks.
 class DataParallelOptions {
  public:
-  /// Gradients go over the network in buckets of about this many bytes, each as soon as backward has filled it; the first
-  /// to be filled is of at most `first_bucket_cap`. Smaller ones start earlier, larger ones cost less each.
+  /// Gradients go over the network in buckets of about this many bytes, each as soon as backward has filled it; the
+  /// first to be filled is of at most `first_bucket_cap`. Smaller ones start earlier, larger ones cost less each.
   /// Default: 25 MiB, and 1 MiB. Range: 1 byte (a bucket for each parameter) up.
   DataParallelOptions& bucket_cap(Bytes value) {
     bucket_cap_ = value;
@@ -32,9 +32,9 @@ class DataParallelOptions {
   Bytes first_bucket_cap() const { return first_bucket_cap_; }
 
   /// After the first step, put gradients into buckets in the order in which backward made them. Default: true. With
-  /// `false` they stay in the order of `parameters()`, backwards, from the first step on: for three or more ranks the order of
-  /// additions follows from the layout, so a run that is resumed goes on to the bit only with `false`. Without effect
-  /// under `find_unused_parameters`, which never rebuilds.
+  /// `false` they stay in the order of `parameters()`, backwards, from the first step on: for three or more ranks the
+  /// order of additions follows from the layout, so a run that is resumed goes on to the bit only with `false`. Without
+  /// effect under `find_unused_parameters`, which never rebuilds.
   DataParallelOptions& rebuild_buckets(bool value) {
     rebuild_buckets_ = value;
     return *this;
@@ -50,16 +50,16 @@ class DataParallelOptions {
   bool broadcast_buffers() const { return broadcast_buffers_; }
 
   /// Some parameters may get no gradient in a step. Default: false, and then such a step is an error at the next
-  /// forward. Costs a walk over the graph and a copy of the outputs in each step. A parameter that no rank used keeps its
-  /// gradient.
+  /// forward. Costs a walk over the graph and a copy of the outputs in each step. A parameter that no rank used keeps
+  /// its gradient.
   DataParallelOptions& find_unused_parameters(bool value) {
     find_unused_parameters_ = value;
     return *this;
   }
   bool find_unused_parameters() const { return find_unused_parameters_; }
 
-  /// Every step uses the parameters that the first one uses, in the same way. Default: false. The first step then reduces
-  /// only at its end; later ones know what is unused without a walk.
+  /// Every step uses the parameters that the first one uses, in the same way. Default: false. The first step then
+  /// reduces only at its end; later ones know what is unused without a walk.
   DataParallelOptions& static_graph(bool value) {
     static_graph_ = value;
     return *this;
@@ -128,11 +128,11 @@ class NoSyncGuard {
 
 /// Trains one model on all ranks of a group: `DataParallel model(net, group); model(x).sum().backward();`.
 ///
-/// Construction gives every rank the parameters and buffers of rank 0. Each backward after a forward of this object leaves
-/// in `grad()` of every parameter the mean over ranks: the gradient of the joined batch if shares are of one size and the
-/// loss is a mean. Buckets go over the network while backward still runs. Make the optimizer from the module's own
-/// parameters, whose names stay as they are. Regions inside the module, of both sources, and shared weights need nothing:
-/// a gradient is reduced once, however often a function runs again.
+/// Construction gives every rank the parameters and buffers of rank 0. Each backward after a forward of this object
+/// leaves in `grad()` of every parameter the mean over ranks: the gradient of the joined batch if shares are of one
+/// size and the loss is a mean. Buckets go over the network while backward still runs. Make the optimizer from the
+/// module's own parameters, whose names stay as they are. Regions inside the module, of both sources, and shared
+/// weights need nothing: a gradient is reduced once, however often a function runs again.
 ///
 /// With gradients disabled a forward is a plain call and communicates nothing, so that one rank may evaluate alone.
 /// @tparam M  class of the module (`torch::nn::LinearImpl`); left to the compiler.
@@ -142,18 +142,18 @@ class NoSyncGuard {
 template <typename M>
 class DataParallel {
  public:
-  /// @param module  a module holder, a `std::shared_ptr` to a module, or a module, which must outlive this if nothing owns
-  ///                it. Its parameters and buffers stay the same objects from now on.
+  /// @param module  a module holder, a `std::shared_ptr` to a module, or a module, which must outlive this if nothing
+  ///                owns it. Its parameters and buffers stay the same objects from now on.
   /// @throws InvalidArgument   if an option is out of range or no parameter requires a gradient.
-  /// @throws DistributedError  on all ranks, if models or options differ: names the first parameter, buffer or option that
-  ///                           does, and the ranks.
+  /// @throws DistributedError  on all ranks, if models or options differ: names the first parameter, buffer or option
+  ///                           that does, and the ranks.
   template <detail::ModuleLike Module>
   explicit DataParallel(Module&& module, const ProcessGroup& group, const DataParallelOptions& options = {})
       : module_(detail::owned(detail::module_of(module))),
         reduction_(std::make_shared<detail::GradientReduction>(*module_, group, options)) {}
 
-  /// `refrain::call(module, args...)`: its forward, in regions where modules are marked. Tensors are found in results as
-  /// `checkpoint` finds them in arguments.
+  /// `refrain::call(module, args...)`: its forward, in regions where modules are marked. Tensors are found in results
+  /// as `checkpoint` finds them in arguments.
   /// @throws InvalidArgument  if the last backward left a parameter without a gradient: names it.
   /// @throws DistributedError  from here or from backward, if a rank has ended or is late.
   template <typename... Args>

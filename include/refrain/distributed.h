@@ -19,7 +19,8 @@ namespace refrain {
 
 /// One process of a group. Copies share the group; its connections end with the last of them.
 ///
-/// Every rank calls the same collectives in the same order. Tensors are dense, of the same sizes and dtype on all ranks.
+/// Every rank calls the same collectives in the same order. Tensors are dense, of the same sizes and dtype on all
+/// ranks.
 /// @throws DistributedError  from each of them, if a rank has ended or is later than the group's timeout: names the
 ///                           call, this rank and what LibTorch saw. The group is of no use after that.
 /// Threads: one at a time.
@@ -40,8 +41,8 @@ class ProcessGroup {
   void broadcast(at::Tensor tensor, int64_t root = 0) const;
   /// The tensor of each rank, by rank.
   std::vector<at::Tensor> all_gather(const at::Tensor& tensor) const;
-  /// Overwrites `whole`, contiguous and of size() times the elements of `part`, with the parts of the ranks, one after the
-  /// other.
+  /// Overwrites `whole`, contiguous and of size() times the elements of `part`, with the parts of the ranks, one after
+  /// the other.
   void all_gather_into(at::Tensor whole, at::Tensor part) const;
   /// The text of each rank, by rank; any lengths.
   std::vector<std::string> all_gather(const std::string& text) const;
@@ -132,8 +133,8 @@ class ProcessGroupOptions {
 /// @throws InvalidArgument   if an option is out of range.
 /// @throws DistributedError  if not all came in time (names those missing), two say they are the same rank, they
 ///                           disagree on the size of the world, or the address cannot be used.
-/// A second call makes a second group; all ranks make it. From the first on the process ignores SIGPIPE, unless it has a handler of
-/// its own: Gloo would end it by that when another rank ends.
+/// A second call makes a second group; all ranks make it. From the first on the process ignores SIGPIPE, unless it has
+/// a handler of its own: Gloo would end it by that when another rank ends.
 ProcessGroup init_process_group(const ProcessGroupOptions& options = ProcessGroupOptions::from_environment());
 
 }  // namespace refrain

@@ -10,10 +10,10 @@
 
 /// Offload: bytes that backward will need leave memory in forward and come back in backward; nothing is computed again.
 ///
-/// An `OffloadStore` says where they go. Give it to regions with `CheckpointOptions::offload`, where policies that answer
-/// `CheckpointPolicy::kOffload` use it (`offload_compute_intensive`, `offload_ops`, `offload_only_these_names`,
-/// `offload_larger_than` in refrain/selective.h); to everything with `set_offload_store`; or to plain code with `OffloadScope`.
-/// Parameters are never offloaded. Gradients are those of a plain run to the bit.
+/// An `OffloadStore` says where they go. Give it to regions with `CheckpointOptions::offload`, where policies that
+/// answer `CheckpointPolicy::kOffload` use it (`offload_compute_intensive`, `offload_ops`, `offload_only_these_names`,
+/// `offload_larger_than` in refrain/selective.h); to everything with `set_offload_store`; or to plain code with
+/// `OffloadScope`. Parameters are never offloaded. Gradients are those of a plain run to the bit.
 namespace refrain {
 
 namespace offload {
@@ -48,9 +48,9 @@ class OffloadOptions {
   }
   const std::filesystem::path& directory() const { return directory_; }
 
-  /// kDisk: bytes read ahead of backward, in the order in which the last step asked for them (the first step: last stored,
-  /// first read). They are in memory until backward takes them, so they may add as much to the peak. A value that is larger
-  /// is read ahead alone; 0 reads nothing ahead. Default: 32 MiB.
+  /// kDisk: bytes read ahead of backward, in the order in which the last step asked for them (the first step: last
+  /// stored, first read). They are in memory until backward takes them, so they may add as much to the peak. A value
+  /// that is larger is read ahead alone; 0 reads nothing ahead. Default: 32 MiB.
   OffloadOptions& prefetch(Bytes value) {
     prefetch_ = value;
     return *this;
@@ -64,8 +64,8 @@ class OffloadOptions {
   }
   Bytes min_bytes() const { return min_bytes_; }
 
-  /// kDisk: bytes in memory that wait to be written, at most; forward waits rather than exceed it. A value that is larger is
-  /// written while forward waits; 0 does so with all. Default: 64 MiB.
+  /// kDisk: bytes in memory that wait to be written, at most; forward waits rather than exceed it. A value that is
+  /// larger is written while forward waits; 0 does so with all. Default: 64 MiB.
   OffloadOptions& max_in_flight(Bytes value) {
     max_in_flight_ = value;
     return *this;
@@ -79,8 +79,8 @@ class OffloadOptions {
   }
   bool pin_memory() const { return pin_memory_; }
 
-  /// kDisk: zstd level 1 to 19, negative ones faster still; 0 does not compress. Floating-point activations hardly shrink, those
-  /// after ReLU do. Default: 0.
+  /// kDisk: zstd level 1 to 19, negative ones faster still; 0 does not compress. Floating-point activations hardly
+  /// shrink, those after ReLU do. Default: 0.
   OffloadOptions& compress(int level) {
     compress_ = level;
     return *this;
@@ -94,9 +94,9 @@ class OffloadOptions {
   }
   Bytes capacity() const { return capacity_; }
 
-  /// kDisk: whether a value that finds no room is an error of the forward that stores it, and a failed write one of the next store
-  /// or `flush` (`OffloadError`). Default: false: the value is kept in memory and counted as refused, and `OffloadStats::problem`
-  /// says why (LibTorch's warning handler too, once).
+  /// kDisk: whether a value that finds no room is an error of the forward that stores it, and a failed write one of the
+  /// next store or `flush` (`OffloadError`). Default: false: the value is kept in memory and counted as refused, and
+  /// `OffloadStats::problem` says why (LibTorch's warning handler too, once).
   OffloadOptions& strict(bool value) {
     strict_ = value;
     return *this;
@@ -139,13 +139,14 @@ struct OffloadStats {
 /// Threads: any.
 class OffloadStore {
  public:
-  /// @throws InvalidArgument  for a number below 0, a level that zstd does not have, or `compress` in a build without zstd.
-  /// @throws OffloadError     if no file can be made in `directory`.
+  /// @throws InvalidArgument  for a number below 0, a level that zstd does not have, `compress` in a build without zstd,
+  ///                          or a `directory` in which no file can be made.
   /// Cost: kDisk starts two threads.
   explicit OffloadStore(const OffloadOptions& options = {});
   explicit OffloadStore(std::shared_ptr<offload::Store> store) : store_(std::move(store)) {}
 
-  /// Waits until nothing is in flight: memory is then what it will be until backward. @throws OffloadError  if `strict`.
+  /// Waits until nothing is in flight: memory is then what it will be until backward. @throws OffloadError  if
+  /// `strict`.
   void flush() const;
   OffloadStats stats() const;
   void reset_stats() const;
@@ -156,18 +157,18 @@ class OffloadStore {
   std::shared_ptr<offload::Store> store_;
 };
 
-/// The store of regions that name none, and of `ActivationCheckpointingOptions::cpu_checkpointing`. Default: kHost with a
-/// `min_bytes` of 0. Threads: any; for what is stored from now on.
+/// The store of regions that name none, and of `ActivationCheckpointingOptions::cpu_checkpointing`. Default: kHost with
+/// a `min_bytes` of 0. Threads: any; for what is stored from now on.
 void set_offload_store(const OffloadStore& store);
 void reset_offload_store();
 
-/// While it lives, what autograd saves on this thread outside of `checkpoint` regions goes into `store`, and comes back when
-/// backward reads it. The counterpart of `torch.autograd.graph.save_on_cpu`.
+/// While it lives, what autograd saves on this thread outside of `checkpoint` regions goes into `store`, and comes back
+/// when backward reads it. The counterpart of `torch.autograd.graph.save_on_cpu`.
 ///
-/// A storage that several operators save is stored once; views bring it back whole. Kept in memory as they are: parameters
-/// and their views, `from_blob` memory, sparse and other tensors without a plain storage, and what the store declines. Memory
-/// falls with the last handle of yours. A saved tensor that is changed in place afterwards: if it is in the store, backward
-/// gets its old bytes, where plain autograd refuses; else the same error (`CheckpointError`).
+/// A storage that several operators save is stored once; views bring it back whole. Kept in memory as they are:
+/// parameters and their views, `from_blob` memory, sparse and other tensors without a plain storage, and what the store
+/// declines. Memory falls with the last handle of yours. A saved tensor that is changed in place afterwards: if it is
+/// in the store, backward gets its old bytes, where plain autograd refuses; else the same error (`CheckpointError`).
 /// Does nothing inside a region, whose policy decides, nor with gradients disabled. Nests: the innermost store is used.
 /// Threads: its own; backward may run on any, before or after the scope ends.
 class OffloadScope {

@@ -24,7 +24,7 @@ class BlockDevice {
 };
 
 /// A file without a name in `directory` (the system's temporary one if empty): gone with the process, whatever ends it.
-/// @throws OffloadError
+/// @throws InvalidArgument  if the system refuses.
 std::unique_ptr<BlockDevice> open_scratch_file(const std::filesystem::path& directory);
 
 }  // namespace refrain::offload

@@ -31,19 +31,20 @@ BlockFile::Block BlockFile::reserve(size_t nbytes) {
   if (!place) {
     const int64_t least = size_ + size - extents_.free_before(size_);
     if (least > capacity_)
-      throw OffloadError(fmt::format("[refrain::offload] {} has no room for {}: it would be larger than its capacity of {}. Raise "
-                                     "OffloadOptions::capacity or offload less.",
-                                     device_->name(), format_bytes(size), format_bytes(capacity_)));
+      throw OffloadError(fmt::format(
+          "[refrain::offload] {} has no room for {}: it would be larger than its capacity of {}. Raise "
+          "OffloadOptions::capacity or offload less.",
+          device_->name(), format_bytes(size), format_bytes(capacity_)));
     try {
       grow(std::min(std::max(least, size_ + kGrowth), capacity_ / 4096 * 4096));
     } catch (const std::system_error&) {
       try {
         grow(least);
       } catch (const std::system_error& error) {
-        throw OffloadError(fmt::format("[refrain::offload] {} has no room for {}: {} ({} in use). Free some space, set "
-                                       "OffloadOptions::directory to another disk, or offload less.",
-                                       device_->name(), format_bytes(size), error.code().message(),
-                                       format_bytes(size_ - extents_.free_bytes())));
+        throw OffloadError(fmt::format(
+            "[refrain::offload] {} has no room for {}: {} ({} in use). Free some space, set OffloadOptions::directory "
+            "to another disk, or offload less.",
+            device_->name(), format_bytes(size), error.code().message(), format_bytes(size_ - extents_.free_bytes())));
       }
     }
     place = extents_.take(size);
@@ -78,9 +79,9 @@ void BlockFile::write_all(const Block& block, const char* bytes) {
     try {
       done += device_->write(bytes + done, block.stored - done, offset);
     } catch (const std::system_error& error) {
-      throw OffloadError(fmt::format("[refrain::offload] cannot write {} bytes at {} of {}: {}. Set OffloadOptions::directory to another "
-                                     "disk.",
-                                     block.stored - done, offset, device_->name(), error.code().message()));
+      throw OffloadError(fmt::format(
+          "[refrain::offload] cannot write {} bytes at {} of {}: {}. Set OffloadOptions::directory to another disk.",
+          block.stored - done, offset, device_->name(), error.code().message()));
     }
   }
 }
@@ -98,8 +99,8 @@ void BlockFile::read(const Block& block, void* bytes) {
                       (smaller.empty() || decompress(smaller, static_cast<char*>(bytes), block.nbytes));
   if (!intact)
     throw OffloadError(fmt::format(
-        "[refrain::offload] {} bytes at {} of {} are not those that were written: their checksum is {:016x}, expected {:016x}. "
-        "Parameters and optimizer state are as before this backward: run the step again, and look for another disk "
+        "[refrain::offload] {} bytes at {} of {} are not those that were written: their checksum is {:016x}, expected "
+        "{:016x}. Parameters and optimizer state are as before this backward: run the step again, and look for another disk "
         "(OffloadOptions::directory).",
         block.stored, block.place.offset, device_->name(), found, block.checksum));
 }
@@ -107,8 +108,8 @@ void BlockFile::read(const Block& block, void* bytes) {
 void BlockFile::read_all(const Block& block, char* bytes) {
   const auto fail = [&](const std::string& why) {
     throw OffloadError(fmt::format(
-        "[refrain::offload] cannot read {} bytes at {} of {}: {}. Parameters and optimizer state are as before this backward: "
-        "run the step again, or set OffloadOptions::directory to another disk.",
+        "[refrain::offload] cannot read {} bytes at {} of {}: {}. Parameters and optimizer state are as before this "
+        "backward: run the step again, or set OffloadOptions::directory to another disk.",
         block.stored, block.place.offset, device_->name(), why));
   };
   for (size_t done = 0; done < block.stored;) {

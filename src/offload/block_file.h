@@ -11,8 +11,8 @@
 
 namespace refrain::offload {
 
-/// Values on a `BlockDevice`: reserved, written once, read any number of times, freed. What is read is what was written, or an
-/// error. Threads: any; one at a time for each block.
+/// Values on a `BlockDevice`: reserved, written once, read any number of times, freed. What is read is what was
+/// written, or an error. Threads: any; one at a time for each block.
 class BlockFile {
  public:
   struct Block {

@@ -13,8 +13,9 @@ void check_level(int level) {
   // the levels above need far more memory than a value has
   constexpr int kMost = 19;
   if (level < ZSTD_minCLevel() || level > kMost)
-    throw InvalidArgument(fmt::format("[refrain::offload] compress is {}, expected a zstd level from {} to {}, or 0 for none.", level,
-                                      ZSTD_minCLevel(), kMost));
+    throw InvalidArgument(
+        fmt::format("[refrain::offload] compress is {}, expected a zstd level from {} to {}, or 0 for none.", level,
+                    ZSTD_minCLevel(), kMost));
 }
 
 std::string compressed(const char* bytes, size_t nbytes, int level) {
@@ -36,9 +37,10 @@ namespace refrain::offload {
 
 void check_level(int level) {
   if (level != 0)
-    throw InvalidArgument(fmt::format("[refrain::offload] compress is {}, but this library was built without zstd. Install "
-                                      "libzstd-dev and build it again, or use 0.",
-                                      level));
+    throw InvalidArgument(fmt::format(
+        "[refrain::offload] compress is {}, but this library was built without zstd. Install libzstd-dev and build it "
+        "again, or use 0.",
+        level));
 }
 
 std::string compressed(const char*, size_t, int) { return {}; }

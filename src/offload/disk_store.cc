@@ -24,8 +24,8 @@ enum class State {
   kStuck,    ///< could not be written: in memory for good
 };
 
-/// A value in the store. Guarded by the store's mutex, but for what a thread does with the memory that it took or, while it
-/// is `kWriting` or `is_read`, with the block.
+/// A value in the store. Guarded by the store's mutex, but for what a thread does with the memory that it took or,
+/// while it is `kWriting` or `is_read`, with the block.
 struct Entry {
   BlockFile::Block block;
   c10::Device device = c10::kCPU;
@@ -139,7 +139,7 @@ class DiskStore final : public Store, public std::enable_shared_from_this<DiskSt
   std::thread writer_, reader_;
 };
 
-// --- forward ----------------------------------------------------------------------------------------------------------
+// --- forward ---------------------------------------------------------------------------------------------------------
 
 std::shared_ptr<tape::Offloaded> DiskStore::store(const c10::Storage& bytes) {
   const auto nbytes = static_cast<Bytes>(bytes.nbytes());
@@ -164,7 +164,8 @@ std::shared_ptr<tape::Offloaded> DiskStore::store(const c10::Storage& bytes) {
   }
   // From here on it goes with the handle.
   auto handle = std::make_shared<OnDisk>(shared_from_this(), entry);
-  auto memory = waits && bytes.device().is_cpu() ? HostBytes::sharing(bytes) : HostBytes::copy_of(bytes, options_.pin_memory());
+  const bool shares = waits && bytes.device().is_cpu();
+  auto memory = shares ? HostBytes::sharing(bytes) : HostBytes::copy_of(bytes, options_.pin_memory());
   Lock lock(mutex_);
   entry->memory = std::move(memory);
   queue_.push_back(entry);
@@ -201,7 +202,7 @@ void DiskStore::refuse(Bytes nbytes, const std::string& why) {
     stats_.refused_bytes += nbytes;
     is_first = std::exchange(stats_.problem, why).empty();
   }
-  if (is_first) TORCH_WARN(why, " What does not fit is kept in memory.");
+  if (is_first && !options_.strict()) TORCH_WARN(why, " What does not fit is kept in memory.");
 }
 
 void DiskStore::throw_if_failed() {
@@ -232,18 +233,19 @@ void DiskStore::write_queued() {
       stats_.written_bytes += static_cast<Bytes>(entry->block.stored);
       memory = std::exchange(entry->memory, {});
       entry->state = State::kWritten;
+      free_if_dropped(*entry);
       lock.unlock();
       memory = {};  // before `flush` returns
       lock.lock();
     } else {
       entry->state = State::kStuck;
+      free_if_dropped(*entry);
       lock.unlock();
       refuse(entry->nbytes(), problem);
       lock.lock();
       failed_write_ = problem;
     }
     in_flight_ -= entry->nbytes();
-    free_if_dropped(*entry);
     changed_.notify_all();
   }
 }
@@ -269,7 +271,7 @@ void DiskStore::free_if_dropped(const Entry& entry) {
   if (entry.is_dropped && !entry.is_read && entry.state != State::kWriting) file_.free(entry.block);
 }
 
-// --- backward ---------------------------------------------------------------------------------------------------------
+// --- backward --------------------------------------------------------------------------------------------------------
 
 c10::Storage DiskStore::fetch(const EntryPtr& entry) {
   std::vector<HostBytes> unwanted;  // freed without the lock

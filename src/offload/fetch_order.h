@@ -5,8 +5,9 @@
 
 namespace refrain::offload {
 
-/// Foretells in which order values will be fetched: as in the step before, where a value is known by its place in the order
-/// of storing. A value that was not fetched then: the ones stored before it, last first. Wrong guesses are allowed.
+/// Foretells in which order values will be fetched: as in the step before, where a value is known by its place in the
+/// order of storing. A value that was not fetched then: the ones stored before it, last first. Wrong guesses are
+/// allowed.
 class FetchOrder {
  public:
   /// @returns the place of a value that is being stored.
@@ -36,7 +37,8 @@ class FetchOrder {
   /// Calls `visit` with the places that should follow `place`, until it returns false.
   template <typename Visit>
   void visit_after(int64_t place, const Visit& visit) const {
-    const int64_t position = place < static_cast<int64_t>(position_.size()) ? position_[static_cast<size_t>(place)] : -1;
+    const bool is_new = place >= static_cast<int64_t>(position_.size());
+    const int64_t position = is_new ? -1 : position_[static_cast<size_t>(place)];
     if (position < 0) {
       while (place > 0 && visit(--place)) continue;
       return;

@@ -23,7 +23,8 @@ c10::Stream copy_stream(c10::Device device) {
   std::lock_guard lock(mutex);
   const auto found = streams->find(device);
   if (found != streams->end()) return found->second;
-  return streams->emplace(device, c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device)).first->second;
+  const auto stream = c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device);
+  return streams->emplace(device, stream).first->second;
 }
 
 // Between a device and host memory, after what the device's current stream does now.
@@ -62,7 +63,8 @@ HostBytes HostBytes::room(size_t nbytes, c10::Device device, bool pin) {
     return made;
   }
   const tape::BelowTape below;
-  made.host_ = at::empty({static_cast<int64_t>(nbytes)}, at::TensorOptions().dtype(at::kByte).pinned_memory(true)).storage();
+  const auto pinned = at::TensorOptions().dtype(at::kByte).pinned_memory(true);
+  made.host_ = at::empty({static_cast<int64_t>(nbytes)}, pinned).storage();
   return made;
 }
 

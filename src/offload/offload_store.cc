@@ -15,7 +15,9 @@ std::shared_ptr<offload::Store> make_store(const OffloadOptions& options) {
                                                  {"max_in_flight", options.max_in_flight()},
                                                  {"capacity", options.capacity()}};
   for (const auto& [name, bytes] : sizes)
-    if (bytes < 0) throw InvalidArgument(fmt::format("[refrain::offload] {} is {}, expected a number of bytes >= 0.", name, bytes));
+    if (bytes < 0)
+      throw InvalidArgument(
+          fmt::format("[refrain::offload] {} is {}, expected a number of bytes >= 0.", name, bytes));
   offload::check_level(options.compress());
   if (options.store() == OffloadTo::kHost) return offload::make_host_store(options);
   return offload::make_disk_store(options, offload::open_scratch_file(options.directory()));

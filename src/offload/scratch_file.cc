@@ -21,9 +21,10 @@ class ScratchFile final : public BlockDevice {
     fd_ = ::mkostemp(path.data(), O_CLOEXEC);
     if (fd_ < 0) {
       const int error = errno;
-      throw OffloadError(fmt::format("[refrain::offload] cannot make a file in `{}`: {}. Expected a folder that exists and may be "
-                                     "written to; set OffloadOptions::directory.",
-                                     directory_.string(), std::generic_category().message(error)));
+      throw InvalidArgument(fmt::format(
+          "[refrain::offload] cannot make a file in `{}`: {}. Expected a folder that exists and may be written to; set "
+          "OffloadOptions::directory.",
+          directory_.string(), std::generic_category().message(error)));
     }
     ::unlink(path.c_str());
   }

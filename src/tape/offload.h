@@ -26,7 +26,8 @@ class OffloadStore {
   virtual std::shared_ptr<Offloaded> store(const c10::Storage& bytes) = 0;
 };
 
-/// The store where none is named: `refrain::set_offload_store` sets it, and src/offload a first one. Setting returns the old one.
+/// The store where none is named: `refrain::set_offload_store` sets it, and src/offload a first one. Setting returns
+/// the old one.
 std::shared_ptr<OffloadStore> offload_store();
 std::shared_ptr<OffloadStore> set_offload_store(std::shared_ptr<OffloadStore> store);
 

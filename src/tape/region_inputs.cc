@@ -32,20 +32,23 @@ void park(TapeLock& lock, Value* value) {
 // @returns  its value, retained; null if it is left alone.
 Value* stored(const at::Tensor& tensor, RegionWork& work, const Region* region) {
   Value* value = nullptr;
+  bool in_store = false;
   {
     TapeLock lock;
     settle(lock, ThreadState::get());
     value = value_of(lock, tensor);
     const bool own = region && value->region && value->region->top == region->top;
     if (own || value->unknown || value->discard || value->private_copy) return nullptr;
-    if (region && std::find(region->inputs.begin(), region->inputs.end(), value) != region->inputs.end()) return nullptr;
+    if (region && std::find(region->inputs.begin(), region->inputs.end(), value) != region->inputs.end())
+      return nullptr;
     retain(value);
-    if (value->offloaded && !value->parked) park(lock, value);
+    in_store = static_cast<bool>(value->offloaded);
+    if (in_store && !value->parked) park(lock, value);
   }
   std::shared_ptr<Offloaded> bytes;
   try {
     work.add_input(value->nbytes);
-    if (!value->parked) bytes = work.store(tensor.storage());
+    if (!in_store) bytes = work.store(tensor.storage());
   } catch (...) {
     TapeLock lock;
     lock.release(value);

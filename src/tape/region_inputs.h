@@ -35,9 +35,9 @@ class RecomputeScope {
   RegionWork* work_;
 };
 
-/// A tensor among the arguments of `region`, which has `work`: its value is parked before the function runs, and whatever
-/// reads it holds no memory. Left alone: parameters and their views, what the same outermost region computes, discarded
-/// outputs, borrowed bytes, tensors without a plain storage.
+/// A tensor among the arguments of `region`, which has `work`: its value is parked before the function runs, and
+/// whatever reads it holds no memory. Left alone: parameters and their views, what the same outermost region computes,
+/// discarded outputs, borrowed bytes, tensors without a plain storage.
 void add_input(Region* region, const at::Tensor& tensor);
 
 /// Parks the tensor that autograd saves with them; one that must be left alone is kept. `work` must live until then.

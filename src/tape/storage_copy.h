@@ -15,7 +15,7 @@ class BelowTape {
 /// `n` bytes of a memory from byte `begin` on, as a tensor over them.
 at::Tensor byte_tensor(const c10::Storage& storage, size_t begin, size_t n);
 
-/// `part` is the memory of bytes `begin` and following of `whole`, as many as both have: copies them there, or from there.
+/// `part` has the bytes `begin` and following of `whole`, as many as both have: copies them there, or from there.
 /// Unseen by the tape.
 void copy_part_into(const c10::Storage& whole, size_t begin, const c10::Storage& part);
 void copy_part_from(const c10::Storage& whole, size_t begin, const c10::Storage& part);

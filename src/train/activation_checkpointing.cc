@@ -25,7 +25,9 @@ void wait_for_accelerator() {
 class Stopwatch {
  public:
   void start() { start_ = std::chrono::steady_clock::now(); }
-  double ms() const { return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_).count(); }
+  double ms() const {
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_).count();
+  }
 
  private:
   std::chrono::steady_clock::time_point start_;
@@ -47,8 +49,8 @@ class ActivationCheckpointing::Inputs final : public RegionInputs, public std::e
     if (options.partition_activations()) {
       if (!group)
         throw InvalidArgument(
-            "[refrain::ActivationCheckpointing] partition_activations without a process group. Pass the ranks that compute the "
-            "same activations: ActivationCheckpointing(options, group).");
+            "[refrain::ActivationCheckpointing] partition_activations without a process group. Pass the ranks that "
+            "compute the same activations: ActivationCheckpointing(options, group).");
       partition_.emplace(*group);
     }
   }
@@ -171,7 +173,8 @@ class ActivationCheckpointing::Inputs final : public RegionInputs, public std::e
 ActivationCheckpointing::ActivationCheckpointing(const ActivationCheckpointingOptions& options)
     : inputs_(std::make_shared<Inputs>(options, nullptr)) {}
 
-ActivationCheckpointing::ActivationCheckpointing(const ActivationCheckpointingOptions& options, const ProcessGroup& group)
+ActivationCheckpointing::ActivationCheckpointing(const ActivationCheckpointingOptions& options,
+                                                 const ProcessGroup& group)
     : inputs_(std::make_shared<Inputs>(options, &group)) {}
 
 CheckpointOptions ActivationCheckpointing::options(CheckpointOptions base) const { return base.inputs(inputs_); }

@@ -18,7 +18,9 @@ std::string line(const RegionProfile& region, std::string_view name, size_t widt
 }  // namespace
 
 std::string ActivationReport::text() const {
-  const auto name = [](const RegionProfile& region) { return region.scope.empty() ? "(no ModuleScope)" : region.scope; };
+  const auto name = [](const RegionProfile& region) {
+    return region.scope.empty() ? "(no ModuleScope)" : region.scope;
+  };
   std::string text;
   if (!regions.empty()) {
     RegionProfile sum;
@@ -32,8 +34,8 @@ std::string ActivationReport::text() const {
       sum.input_bytes += region.input_bytes;
       sum.kept_bytes += region.kept_bytes;
     }
-    text += fmt::format("{:<{}}  {:>6}  {:>10}  {:>10}  {:>12}  {:>10}  {:>10}\n", "region", width, "calls", "forward ms",
-                        "recomputes", "recompute ms", "inputs", "kept");
+    text += fmt::format("{:<{}}  {:>6}  {:>10}  {:>10}  {:>12}  {:>10}  {:>10}\n", "region", width, "calls",
+                        "forward ms", "recomputes", "recompute ms", "inputs", "kept");
     for (const auto& region : regions) text += line(region, name(region), width);
     text += line(sum, "all", width);
   }
@@ -47,13 +49,13 @@ std::string ActivationReport::json() const {
   std::vector<std::string> region_rows, arena_rows;
   for (const auto& region : regions)
     region_rows.push_back(fmt::format(
-        "{{\"scope\":{},\"calls\":{},\"recomputes\":{},\"forward_ms\":{:.6f},\"recompute_ms\":{:.6f},\"input_bytes\":{},"
-        "\"kept_bytes\":{}}}",
+        "{{\"scope\":{},\"calls\":{},\"recomputes\":{},\"forward_ms\":{:.6f},\"recompute_ms\":{:.6f},"
+        "\"input_bytes\":{},\"kept_bytes\":{}}}",
         json_string(region.scope), region.calls, region.recomputes, region.forward_ms, region.recompute_ms,
         region.input_bytes, region.kept_bytes));
   for (const auto& arena : arenas)
-    arena_rows.push_back(fmt::format("{{\"slot_bytes\":{},\"slots\":{},\"in_use\":{},\"most_used\":{}}}", arena.slot_bytes,
-                                     arena.slots, arena.in_use, arena.most_used));
+    arena_rows.push_back(fmt::format("{{\"slot_bytes\":{},\"slots\":{},\"in_use\":{},\"most_used\":{}}}",
+                                     arena.slot_bytes, arena.slots, arena.in_use, arena.most_used));
   return fmt::format("{{\"regions\":[{}],\"arenas\":[{}]}}", fmt::join(region_rows, ","), fmt::join(arena_rows, ","));
 }
 

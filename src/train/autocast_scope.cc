@@ -9,7 +9,8 @@ namespace {
 
 at::Device checked(at::Device device) {
   if (at::autocast::is_autocast_available(device.type())) return device;
-  throw InvalidArgument(fmt::format("[refrain::AutocastScope] device type {}: LibTorch has no autocast for it; leave it out.",
+  throw InvalidArgument(fmt::format("[refrain::AutocastScope] device type {}: LibTorch has no autocast for it; leave "
+                                    "the scope out.",
                                     c10::DeviceTypeName(device.type(), true)));
 }
 

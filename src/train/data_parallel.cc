@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <sstream>
+#include <torch/csrc/distributed/c10d/logger.hpp>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 #include <unordered_set>
 
@@ -92,8 +93,8 @@ class Reducer final : public c10d::Reducer {
   void keep_layout() { has_rebuilt_bucket_ = true; }
 };
 
-/// Makes one node of all outputs: those that the loss does not use get an undefined gradient instead of none, so that the
-/// reducer hears of the parameters behind them.
+/// Makes one node of all outputs: those that the loss does not use get an undefined gradient instead of none, so that
+/// the reducer hears of the parameters behind them.
 struct Tie : torch::autograd::Function<Tie> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
                                                 at::TensorList outputs) {
@@ -134,6 +135,7 @@ struct GradientReduction::State {
   std::vector<Tensor> parameters, buffers;
   std::unordered_map<c10::TensorImpl*, std::string> names;
   std::shared_ptr<Reducer> reducer;
+  std::shared_ptr<c10d::Logger> logger;
   bool sync = true;
   bool starts_step = true;   ///< the last forward's gradients were reduced, so the next is the first of a step
   bool saw_static = false;   ///< a step of a static graph has begun
@@ -165,7 +167,8 @@ void GradientReduction::State::make_reducer() {
   const auto sparse = parameters_with_sparse_gradient(module);
   std::vector<bool> expect_sparse;
   for (const auto& parameter : parameters) expect_sparse.push_back(sparse.contains(parameter.unsafeGetTensorImpl()));
-  const auto first = static_cast<size_t>(options.first_bucket_cap()), others = static_cast<size_t>(options.bucket_cap());
+  const auto first = static_cast<size_t>(options.first_bucket_cap());
+  const auto others = static_cast<size_t>(options.bucket_cap());
   auto layout = std::get<0>(c10d::compute_bucket_assignment_by_size(parameters, {first, others}, expect_sparse));
   std::reverse(layout.begin(), layout.end());  // backward begins at the last parameters
   reducer = std::make_shared<Reducer>(parameters, layout, traffic->group.c10d(), expect_sparse, options.bucket_cap(),
@@ -175,6 +178,8 @@ void GradientReduction::State::make_reducer() {
                                       std::vector<int64_t>());
   if (options.static_graph()) reducer->set_static_graph();
   if (!options.rebuild_buckets()) reducer->keep_layout();
+  logger = std::make_shared<c10d::Logger>(reducer);  // the reducer tells it when other parameters are unused, unchecked
+  reducer->set_logger(logger);
   reducer->register_comm_hook(std::make_unique<MeanOverRanks>(traffic));
 }
 
@@ -189,8 +194,8 @@ void GradientReduction::State::explain_unfinished(const c10::Error& error) const
     missing.push_back(names.at(parameters[index].unsafeGetTensorImpl()));
   }
   throw InvalidArgument(fmt::format(
-      "[refrain::DataParallel] the last backward on rank {} of {} gave no gradient to: {}. The loss must depend on every "
-      "parameter through outputs of this object; else set find_unused_parameters(true).",
+      "[refrain::DataParallel] the last backward on rank {} of {} gave no gradient to: {}. The loss must depend on "
+      "every parameter through outputs of this object; else set find_unused_parameters(true).",
       traffic->group.rank(), traffic->group.size(), fmt::join(missing, ", ")));
 }
 

@@ -39,7 +39,8 @@ const std::vector<std::pair<std::string, Setter>>& keys() {
        [](Options& o, const std::string& k, const json& v) { o.partition_activations(read_bool(k, v)); }},
       {"contiguous_memory_optimization",
        [](Options& o, const std::string& k, const json& v) { o.contiguous_memory_optimization(read_bool(k, v)); }},
-      {"cpu_checkpointing", [](Options& o, const std::string& k, const json& v) { o.cpu_checkpointing(read_bool(k, v)); }},
+      {"cpu_checkpointing",
+       [](Options& o, const std::string& k, const json& v) { o.cpu_checkpointing(read_bool(k, v)); }},
       {"number_checkpoints",
        [](Options& o, const std::string& k, const json& v) { o.number_checkpoints(read_count(k, v)); }},
       {"synchronize_checkpoint_boundary",
@@ -72,8 +73,8 @@ ActivationCheckpointingOptions ActivationCheckpointingOptions::from_deepspeed_js
   }
   if (document.is_object() && document.contains(kSection)) document = json(document[kSection]);
   if (!document.is_object())
-    refuse(fmt::format("found {}, expected an object: a DeepSpeed configuration or its \"{}\" section.", document.dump(),
-                       kSection));
+    refuse(fmt::format("found {}, expected an object: a DeepSpeed configuration or its \"{}\" section.",
+                       document.dump(), kSection));
   ActivationCheckpointingOptions options;
   for (const auto& [key, value] : document.items()) setter_of(key)(options, key, value);
   return options;

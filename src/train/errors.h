@@ -19,8 +19,9 @@ inline std::string first_line(const std::exception& error) {
 
 /// What a failed collective means to this rank. @param where  as "[refrain::ProcessGroup] barrier".
 inline DistributedError lost_rank(const std::string& where, int64_t rank, int64_t size, const std::exception& cause) {
-  return DistributedError(fmt::format("{} failed on rank {} of {}: {}; another rank has ended or is late: see what it said.",
-                                      where, rank, size, first_line(cause)));
+  return DistributedError(
+      fmt::format("{} failed on rank {} of {}: {}; another rank has ended or is late: see what it said.", where, rank,
+                  size, first_line(cause)));
 }
 
 }  // namespace refrain

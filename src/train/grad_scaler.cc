@@ -47,7 +47,8 @@ class Replicas {
   at::Tensor& on(at::Device device) {
     for (auto& [where, tensor] : all_)
       if (where == device) return tensor;
-    return all_.emplace_back(device, first_.to(device, first_.scalar_type(), /*non_blocking=*/true, /*copy=*/true)).second;
+    auto copy = first_.to(device, first_.scalar_type(), /*non_blocking=*/true, /*copy=*/true);
+    return all_.emplace_back(device, std::move(copy)).second;
   }
   std::vector<std::pair<at::Device, at::Tensor>> take() && { return std::move(all_); }
 
@@ -131,7 +132,8 @@ void GradScaler::unscale_(torch::optim::Optimizer& optimizer) {
   // float divisions round differently from device to device
   Replicas inverse(scale_.to(at::kDouble).reciprocal().to(at::kFloat)), found_inf(at::zeros_like(scale_));
   for (const auto& group : groups) {
-    at::_amp_foreach_non_finite_check_and_unscale_(group.gradients, found_inf.on(group.device), inverse.on(group.device));
+    at::_amp_foreach_non_finite_check_and_unscale_(group.gradients, found_inf.on(group.device),
+                                                   inverse.on(group.device));
   }
   checks = {Stage::kUnscaled, std::move(found_inf).take()};
 }
@@ -154,7 +156,7 @@ bool GradScaler::step(torch::optim::Optimizer& optimizer) {
 }
 
 at::Tensor GradScaler::step(torch::optim::Optimizer& optimizer, std::function<at::Tensor()> closure) {
-  if (enabled_) refuse("step", "found a closure, whose gradients nobody would divide by the scale; call step without one");
+  if (enabled_) refuse("step", "found a closure, whose gradients nobody would divide; call step without one");
   return optimizer.step(std::move(closure));
 }
 
@@ -219,7 +221,7 @@ std::optional<GradScalerState> GradScaler::state() const {
 
 void GradScaler::load_state(const std::optional<GradScalerState>& state) {
   if (!enabled_) return;
-  if (!state) refuse("load_state", "found no state, as a scaler that is not enabled has; expected one of an enabled scaler");
+  if (!state) refuse("load_state", "found no state, as of a scaler that is not enabled; expected one of an enabled one");
   check_scale("scale", state->scale);
   check_growth_factor(state->growth_factor);
   check_backoff_factor(state->backoff_factor);

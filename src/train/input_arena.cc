@@ -49,7 +49,8 @@ class InputArena::Shelf {
     constexpr size_t kAlignment = 64;
     const size_t stride = (nbytes_ + kAlignment - 1) / kAlignment * kAlignment;
     const auto block = tape::raw_storage(stride * static_cast<size_t>(slots_), device_);
-    for (int64_t i = slots_; i-- > 0;) free_.push_back({block, stride * static_cast<size_t>(i)});  // the first is taken first
+    // the first place is taken first
+    for (int64_t i = slots_; i-- > 0;) free_.push_back({block, stride * static_cast<size_t>(i)});
   }
 
   const size_t nbytes_;

@@ -16,7 +16,8 @@ uint64_t mixed(uint64_t state, uint64_t word) {
   return state ^ (state >> 29);
 }
 
-// In all likelihood another number where the bytes are others. On a device a sum of its words, which does not see their order.
+// In all likelihood another number where the bytes are others. On a device a sum of its words, which does not see their
+// order.
 uint64_t fingerprint(const c10::Storage& storage) {
   const size_t n = storage.nbytes();
   if (!storage.device().is_cpu()) {
@@ -53,7 +54,8 @@ struct Identity {
 
 class Part final : public tape::Offloaded {
  public:
-  Part(const ProcessGroup& group, int64_t number, const c10::Storage& bytes, const PartitionedInputs::StorePart& store_part)
+  Part(const ProcessGroup& group, int64_t number, const c10::Storage& bytes,
+       const PartitionedInputs::StorePart& store_part)
       : group_(group),
         device_(bytes.device()),
         identity_{number, static_cast<int64_t>(bytes.nbytes()), static_cast<int64_t>(fingerprint(bytes))},
@@ -75,8 +77,8 @@ class Part final : public tape::Offloaded {
       return whole;
     } catch (const DistributedError& error) {
       throw DistributedError(fmt::format(
-          "{} Backward was bringing back region input {} ({} bytes), of which each of {} ranks keeps a part. All of them must run "
-          "the same regions, forward and backward, in the same order.",
+          "{} Backward was bringing back region input {} ({} bytes), of which each of {} ranks keeps a part. All of "
+          "them must run the same regions, forward and backward, in the same order.",
           error.what(), identity_.number, identity_.nbytes, group_.size()));
     }
   }
@@ -95,12 +97,13 @@ class Part final : public tape::Offloaded {
       if (theirs == identity_) continue;
       if (theirs.number != identity_.number || theirs.nbytes != identity_.nbytes)
         throw DistributedError(fmt::format(
-            "[refrain::partition_activations] ranks ask for different region inputs: rank {} for input {} ({} bytes), rank {} "
-            "for input {} ({} bytes).",
+            "[refrain::partition_activations] ranks ask for different region inputs: rank {} for input {} ({} bytes), "
+            "rank {} for input {} ({} bytes).",
             group_.rank(), identity_.number, identity_.nbytes, rank, theirs.number, theirs.nbytes));
       throw DistributedError(fmt::format(
-          "[refrain::partition_activations] ranks {} and {} have different bytes in a region input. Only ranks that compute the "
-          "same activations, as those of tensor parallelism, can share them; for others use cpu_checkpointing.",
+          "[refrain::partition_activations] ranks {} and {} have different bytes in a region input. Only ranks that "
+          "compute the same activations, as those of tensor parallelism, can share them; for others use "
+          "cpu_checkpointing.",
           group_.rank(), rank));
     }
   }

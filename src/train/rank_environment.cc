@@ -35,8 +35,8 @@ std::optional<int64_t> number_of(const char* name, int64_t least, int64_t most) 
   const auto [end, error] = std::from_chars(all.data(), all.data() + all.size(), number);
   if (error != std::errc() || end != all.data() + all.size() || number < least || number > most) {
     throw InvalidArgument(fmt::format(
-        "[refrain::init_process_group] the environment variable {} is '{}': expected a whole number from {} to {}.", name,
-        text, least, most));
+        "[refrain::init_process_group] the environment variable {} is '{}': expected a whole number from {} to {}.",
+        name, text, least, most));
   }
   return number;
 }
@@ -62,8 +62,8 @@ ProcessGroupOptions ProcessGroupOptions::from_environment() {
     const auto here = number_of(names.local_world_size, 1, options.world_size_);
     if (here && *here < options.world_size_ && !value_of("MASTER_ADDR")) {
       throw InvalidArgument(fmt::format(
-          "[refrain::init_process_group] {} of {} ranks are on this machine and the environment variable MASTER_ADDR is "
-          "not set: expected the address of rank 0's machine in it.",
+          "[refrain::init_process_group] {} of {} ranks are on this machine and the environment variable MASTER_ADDR "
+          "is not set: expected the address of rank 0's machine in it.",
           *here, options.world_size_));
     }
     break;

@@ -79,13 +79,13 @@ void arrive(c10d::Store& store, const ProcessGroupOptions& options) {
   const std::string size = std::to_string(options.world_size());
   const std::string theirs = store.compareSet("size", "", size);
   if (theirs != size) {
-    throw DistributedError(fmt::format("{} rank {} was told of a world of {} and another rank of {}: start all with the "
-                                       "same number.",
+    throw DistributedError(fmt::format("{} rank {} was told of a world of {} and another rank of {}: start all with "
+                                       "the same number.",
                                        kWhere, options.rank(), size, theirs));
   }
   if (store.add(key_of(options.rank()), 1) != 1) {
-    throw DistributedError(fmt::format("{} two processes at {} say that they are rank {} of {}: give each its own RANK, or "
-                                       "each job its own MASTER_PORT.",
+    throw DistributedError(fmt::format("{} two processes at {} say that they are rank {} of {}: give each its own "
+                                       "RANK, or each job its own MASTER_PORT.",
                                        kWhere, place(options), options.rank(), size));
   }
 }
@@ -95,10 +95,11 @@ void arrive(c10d::Store& store, const ProcessGroupOptions& options) {
   for (int64_t rank = 0; rank < options.world_size(); ++rank) {
     if (!store.check({key_of(rank)})) missing.push_back(rank);
   }
-  throw DistributedError(fmt::format("{} rank{} {} of {} did not come to {} within {} (rank {} waited): see whether {}.",
-                                     kWhere, missing.size() == 1 ? "" : "s", fmt::join(missing, ", "),
-                                     options.world_size(), place(options), seconds(options.rendezvous_timeout()),
-                                     options.rank(), missing.size() == 1 ? "it was started" : "they were started"));
+  const bool one = missing.size() == 1;
+  throw DistributedError(fmt::format(
+      "{} rank{} {} of {} did not come to {} within {} (rank {} waited): see whether {} started.", kWhere,
+      one ? "" : "s", fmt::join(missing, ", "), options.world_size(), place(options),
+      seconds(options.rendezvous_timeout()), options.rank(), one ? "it was" : "they were"));
 }
 
 /// Waits for all others.
@@ -139,8 +140,8 @@ c10::intrusive_ptr<c10d::ProcessGroup> connect(const Store& store, const Process
     group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, gloo);
     return group;
   } catch (const std::exception& error) {
-    throw DistributedError(fmt::format("{} rank {} of {} met the others at {} and could not connect to one of them: {}; "
-                                       "see whether it ended, or name an interface in GLOO_SOCKET_IFNAME.",
+    throw DistributedError(fmt::format("{} rank {} of {} met the others at {} and could not connect to one of them: "
+                                       "{}; see whether it ended, or name an interface in GLOO_SOCKET_IFNAME.",
                                        kWhere, rank, size, place(options), first_line(error)));
   }
 }

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import struct
 import subprocess
@@ -387,58 +388,52 @@ class FullLoopTest(CliTest):
         self.assertEqual(text["steps"], math.ceil((45 * 60 - 1) // 32 / 2))
 
     def test_resume_with_everything_goes_on_to_the_bit(self):
+        state = self.dir / "state"
         for ranks in (1, 2):
             args = ["--data", f"text:{self.text()}", "--strategy", "per_block", "--ranks", ranks, "--accumulate", 2, "--lr",
                     0.003, "--clip-norm", 1, "--schedule", "cosine", "--warmup", 2, "--dropout", 0.1, "--steps", 8,
-                    "--amp", "bf16", "--save", self.dir / "state", *self.ONE_THREAD]
+                    "--amp", "f16", "--weight-decay", 0.1, *self.ONE_THREAD]
             whole = self.train("whole", *args)
-            end = (self.dir / "state").read_bytes()
-            self.kill_at(4, *args, "--save-every", 3)
-            rest = self.train("rest", *args, "--resume", self.dir / "state")
+            state.unlink(missing_ok=True)
+            self.killed(4, 0, *args, "--save", state, "--save-every", 3)
+            rest = self.train("rest", *args, "--resume", state)
             self.assertIn(rest["first_step"], (3, 6))
             self.assertEqual(rest["loss_bits"], whole["loss_bits"][rest["first_step"]:])
-            self.assertEqual((self.dir / "state").read_bytes(), end)
 
-    def kill_at(self, step, *args):
-        """Starts a run without a state file, and kills all of it in the middle of step `step` + 1 or a later one."""
-        (self.dir / "state").unlink(missing_ok=True)
+    def killed(self, step, delay, *args, rank=None):
+        """Kills a run `delay` seconds after it has done `step` steps: all of it, or one of its ranks."""
         run = subprocess.Popen([BIN, "train", *map(str, [*SMALL_GPT, *args])], stdout=subprocess.PIPE, text=True,
-                               stderr=subprocess.DEVNULL)
-        with run.stdout:
-            for line in run.stdout:
-                if line.startswith(f"step {step}/"):
-                    break
+                               stderr=subprocess.PIPE)
+        for line in run.stdout:
+            done = re.match(r"step (\d+)/", line)
+            if done and int(done[1]) >= step:
+                break
+        time.sleep(delay)
+        if rank is None:
             run.kill()
-            run.wait()
+        else:
+            ranks = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
+            self.assertEqual(len(ranks), 2)
+            os.kill(int(ranks[rank]), signal.SIGKILL)
+        _, error = run.communicate(timeout=20)
+        self.assertEqual(run.returncode, -9 if rank is None else 137, error)
+        if rank is not None:
+            self.assertIn(f"refrain: rank {rank} of 2 was ended by signal 9", error)
 
-    def test_resume_after_a_kill_at_any_moment(self):
-        """kill -9 after random times, often while the file is written; each time the run goes on from what is there."""
-        moment = random.Random(7)
-        for ranks in (1, 2):
-            state = self.dir / "state"
+    def test_resume_after_kills_at_random_moments(self):
+        """With a file after each step, a kill often comes while it is written; the run goes on from what is there."""
+        chance = random.Random(7)
+        state = self.dir / "state"
+        for ranks, kills in ((1, (None,) * 5), (2, (None, 0, 1, None, 1))):
             state.unlink(missing_ok=True)
-            args = [*SMALL_GPT, "--data", f"text:{self.text()}", "--steps", 30, "--ranks", ranks, "--dropout", 0.1,
-                    *self.ONE_THREAD]
-            whole = self.train("whole", *args[len(SMALL_GPT):])
-            kills = 0
-            while kills < 6:
-                resume = ["--resume", state] if state.exists() else []
-                run = subprocess.Popen([BIN, "train", *map(str, [*args, "--save", state, "--save-every", 1, *resume])],
-                                       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-                try:
-                    run.wait(timeout=0.4 + moment.random() * (1.2 if ranks == 1 else 2.4))
-                except subprocess.TimeoutExpired:
-                    run.kill()
-                    kills += 1
-                error = run.communicate()[1]
-                if run.returncode == 0 or "is at step 30 already" in error:
-                    break
-                self.assertEqual(run.returncode, -9, error)
-            self.assertGreater(kills, 0)
-            if state.exists() and refrain("train", *args, "--resume", state).returncode == 2:
-                continue  # it was done
-            resume = ["--resume", state] if state.exists() else []
-            rest = self.train("rest", *args[len(SMALL_GPT):], *resume)
+            args = ["--data", f"text:{self.text()}", "--steps", 400, "--ranks", ranks, "--dropout", 0.1, *self.ONE_THREAD]
+            whole = self.train("whole", *args)
+            resume = []
+            for i, rank in enumerate(kills):
+                self.killed(60 * i + 20, chance.random() * 0.05, *args, "--save", state, "--save-every", 1, *resume, rank=rank)
+                resume = ["--resume", state]
+            rest = self.train("rest", *args, *resume)
+            self.assertGreater(rest["first_step"], 250)
             self.assertEqual(rest["loss_bits"], whole["loss_bits"][rest["first_step"]:])
 
     def test_a_failing_rank_zero_is_the_one_that_is_named(self):
@@ -454,8 +449,8 @@ class LaunchTest(CliTest):
                               timeout=timeout)
 
     def test_bad_input(self):
-        self.refuse("launch", "--", "true", says="-n")
-        self.refuse("launch", "-n", 0, "--", "true", says="-n")
+        self.refuse("launch", "--", "true", says="--ranks")
+        self.refuse("launch", "-n", 0, "--", "true", says="--ranks")
         self.refuse("launch", "-n", 2, says="PROGRAM")
         self.refuse("launch", "-n", 2, "--", "/no/such/program", says=("'/no/such/program'", "No such file"))
         self.refuse("launch", "-n", 2, "--", self.file("data"), says="Permission denied")
@@ -535,6 +530,80 @@ class LaunchTest(CliTest):
         result = refrain("launch", "-n", 2, "--", BIN, *args, "-", "--ranks", 3)
         self.assertEqual(result.returncode, 2)
         self.assertIn("--ranks 3: a launcher has started this process as one of 2", result.stderr)
+
+
+class AmpTest(CliTest):
+    def test_strategies_change_no_bit(self):
+        for amp in ("bf16", "f16"):
+            for strategy in ("all", "selective:matmuls"):
+                self.succeed("verify", *SMALL_GPT, "--amp", amp, "--strategy", strategy)
+
+    def test_bench_compares_under_the_same_autocast(self):
+        bench = ["bench", *SMALL_GPT, "--strategies", "none,checkpoint,selective:matmuls", "--iters", 1, "--warmup", 0]
+        plain, mixed = (json.loads(self.succeed(*bench, *more, "--json", "-")) for more in ([], ["--amp", "bf16"]))
+        self.assertNotIn("amp", plain["config"])
+        self.assertEqual(mixed["config"]["amp"], "bf16")
+        self.assertEqual([s["name"] for s in mixed["strategies"]], ["none", "checkpoint", "selective:matmuls"])
+        self.assertTrue(all(s["bit_equal"] for s in mixed["strategies"]))
+        self.assertLess(mixed["strategies"][0]["after_forward_bytes"], plain["strategies"][0]["after_forward_bytes"])
+        self.assertIn("gptsmall with bf16 autocast", self.succeed(*bench, "--amp", "bf16"))
+
+    def test_float16_trains_with_a_scaled_loss_and_resumes_to_the_bit(self):
+        def train(name, steps, *more):
+            report = self.dir / f"{name}.json"
+            self.succeed("train", *SMALL_GPT, "--amp", "f16", "--steps", steps, "--json", report, *more)
+            return json.loads(report.read_text())
+
+        state = self.dir / "state"
+        whole, first = train("whole", 6), train("first", 3, "--save", state)
+        rest = train("rest", 6, "--resume", state)
+        self.assertEqual(whole["loss_bits"], first["loss_bits"] + rest["loss_bits"])
+        self.assertEqual(whole["loss_scale"], rest["loss_scale"])
+        self.refuse("train", *SMALL_GPT, "--steps", 6, "--resume", state, says=('"amp":"f16"', "give the same options"))
+
+    def test_other_commands(self):
+        limit = ["--memory-limit", "12MiB", "--strategies", "none,checkpoint"]
+        for command, *more in (["explain"], ["timeline", "--iters", 1], ["breakdown"], ["max-batch", *limit]):
+            document = json.loads(self.succeed(command, *SMALL_GPT, "--amp", "f16", *more, "--json", "-"))
+            self.assertEqual(document["config"]["amp"], "f16", command)
+
+    def test_bad_input(self):
+        self.refuse("bench", *SMALL_GPT, "--amp", "fp8", says=("--amp", "fp8", "bf16"))
+        self.refuse("bench", *SMALL_GPT, "--strategies", "selective:matmul", says="one of matmuls, ")
+        self.refuse("bench", "mlp", "--strategies", "selective:matmuls", says="strategy 'selective:matmuls' for model mlp")
+
+
+class OffloadTest(CliTest):
+    MODEL = ["gptsmall", "--depth", 2]
+
+    def test_bench_shows_what_was_written_and_read(self):
+        args = [*self.MODEL, "--iters", 1, "--strategies", "checkpoint,offload:disk", "--offload-dir", self.dir]
+        self.assertIn("written", self.succeed("bench", *args))
+        rows = {row["name"]: row for row in json.loads(self.succeed("bench", *args, "--json", "-"))["strategies"]}
+        self.assertNotIn("offload", rows["checkpoint"])
+        offload = rows["offload:disk"]["offload"]
+        self.assertGreater(offload["written_bytes"], 0)
+        self.assertGreater(offload["values"], 0)
+        self.assertEqual(offload["refused"], 0)
+        self.assertTrue(rows["offload:disk"]["bit_equal"])
+        self.assertEqual(list(self.dir.iterdir()), [], "the file has no name")
+
+    def test_train_and_timeline(self):
+        losses = []
+        for strategy in ("none", "offload:disk", "offload:host"):
+            report = self.dir / "report.json"
+            self.succeed("train", *self.MODEL, "--steps", 3, "--strategy", strategy, "--offload-dir", self.dir, "--json", report)
+            document = json.loads(report.read_text())
+            losses.append(document["losses"])
+            self.assertEqual("offload" in document, strategy != "none")
+        self.assertEqual(losses[0], losses[1])
+        self.assertEqual(losses[0], losses[2])
+        self.succeed("timeline", *self.MODEL, "--strategy", "offload:disk", "--iters", 1)
+
+    def test_bad_input(self):
+        self.refuse("bench", *self.MODEL, "--strategies", "offload:tape", says=("offload:tape", "offload:disk"))
+        self.refuse("verify", *self.MODEL, "--strategy", "offload:disk", "--offload-dir", self.dir / "none",
+                    says=("cannot make a file", "No such file"))
 
 
 class LimitTest(CliTest):

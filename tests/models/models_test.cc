@@ -134,6 +134,34 @@ TEST(ModelsTest, EveryModelOffersNoneAndPerBlock) {
   }
 }
 
+TEST(ModelsTest, SelectiveTakesAPolicyByName) {
+  auto gpt = make_model("gptsmall"), mlp = make_model("mlp");
+  for (const char* policy :
+       {"compute_intensive", "matmuls", "dots", "every_second_matmul", "random", "everything", "nothing"}) {
+    EXPECT_NO_THROW(gpt->set_strategy(std::string("selective:") + policy)) << policy;
+    EXPECT_THROW(mlp->set_strategy(std::string("selective:") + policy), InvalidArgument) << policy;
+  }
+  for (const char* strategy : {"selective:", "selective:POLICY", "per_block:2", "checkpoint:2", "none:", ":matmuls"})
+    EXPECT_THROW(gpt->set_strategy(strategy), InvalidArgument) << strategy;
+  try {
+    gpt->set_strategy("selective:matmul");
+    ADD_FAILURE();
+  } catch (const InvalidArgument& error) {
+    EXPECT_TRUE(contains(error.what(), "'selective:matmul': expected after the colon one of matmuls, ")) << error.what();
+  }
+}
+
+TEST(ModelsTest, UnderAutocastTheLossIsStillFloat) {
+  for (const auto dtype : {torch::kBFloat16, torch::kHalf}) {
+    auto full = make_model("blocks-small", {.depth = 2}), mixed = make_model("blocks-small", {.depth = 2, .amp = dtype});
+    const auto batch = full->synthetic_batch(0);
+    const auto expected = full->loss(batch), loss = mixed->loss(batch);
+    EXPECT_EQ(loss.scalar_type(), torch::kFloat);
+    EXPECT_FALSE(torch::equal(loss, expected));
+    EXPECT_TRUE(torch::allclose(loss, expected, 1e-2)) << loss << expected;
+  }
+}
+
 TEST(ModelsTest, UnknownNamesAreAnsweredWithTheNearestFirst) {
   EXPECT_TRUE(contains(message_of("resnet51", {}), "model 'resnet51': expected one of resnet50, "));
   EXPECT_TRUE(

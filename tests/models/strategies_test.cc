@@ -51,23 +51,32 @@ bool is_bit_equal(const torch::Tensor& a, const torch::Tensor& b) {
   return x.sizes() == y.sizes() && std::memcmp(x.data_ptr(), y.data_ptr(), x.nbytes()) == 0;
 }
 
-class StrategiesTest : public testing::TestWithParam<Case> {};
-
-TEST_P(StrategiesTest, AreBitEqualToPlainTraining) {
-  const Trace plain = train(GetParam(), "none");
-  const auto model = make_model(GetParam().model, GetParam().sizes);
+/// Every strategy of the model, against "none".
+void expect_bit_equal(const Case& c) {
+  const Trace plain = train(c, "none");
+  const auto model = make_model(c.model, c.sizes);
   auto strategies = model->strategies();
   // those for rows are not in the list: how many segments there can be depends on the sizes
   if (model->row_length() > 0) strategies.insert(strategies.end(), {"segments", "segments:2", "per_layer"});
   for (const auto& strategy : strategies) {
     const int64_t replayed = tape_stats().replayed_ops;
-    const Trace other = train(GetParam(), strategy);
+    const Trace other = train(c, strategy);
     EXPECT_EQ(tape_stats().replayed_ops > replayed, strategy != "none") << strategy;
     ASSERT_EQ(plain.size(), other.size());
     for (size_t i = 0; i < plain.size(); ++i) {
       EXPECT_TRUE(is_bit_equal(plain[i].second, other[i].second)) << strategy << ": " << plain[i].first;
     }
   }
+}
+
+class StrategiesTest : public testing::TestWithParam<Case> {};
+
+TEST_P(StrategiesTest, AreBitEqualToPlainTraining) { expect_bit_equal(GetParam()); }
+
+TEST_P(StrategiesTest, AreBitEqualUnderAutocast) {
+  Case c = GetParam();
+  c.sizes.amp = torch::kBFloat16;
+  expect_bit_equal(c);
 }
 
 TEST_P(StrategiesTest, RefusesSegmentsThatCannotBe) {

@@ -1,4 +1,4 @@
-"""Ways to break the tape. `rule` is the number in docs/design/tape.md, or "policy" or "rerun"; `edits` are (file under src, text, replacement);
+"""Ways to break the tape. `rule` is the number in docs/design/tape.md, "policy", "offload", "amp" or "rerun"; `edits` are (file under src, text, replacement);
 `tests`, each a test program or "program:filter", run first."""
 
 
@@ -10,6 +10,8 @@ REPLAYER, RECORDER, TAPE = "tape/replayer.cc", "tape/recorder.cc", "tape/tape.cc
 SLOTS, REGION, AMBIENT = "tape/slots.cc", "tape/region.cc", "tape/ambient.cc"
 RNG, VALUE, TRAITS = "tape/rng.cc", "tape/value.cc", "tape/op_traits.cc"
 POLICY, RERUN, SURROUNDINGS, TRACE = "tape/policy.cc", "tape/rerun.cc", "tape/surroundings.cc", "tape/op_trace.cc"
+DISK = "offload/disk_store.cc"
+AUTOCAST, SCALER = "train/autocast_scope.cc", "train/grad_scaler.cc"
 INPUTS, PARTITION, ARENA = "tape/region_inputs.cc", "train/partitioned_inputs.cc", "train/input_arena.cc"
 
 MUTATIONS = [
@@ -193,6 +195,37 @@ MUTATIONS = [
     m("policy", "offloaded bytes that nobody needs stay",
       (TAPE, "  discard(std::move(value->offloaded));\n", "  new std::shared_ptr<Offloaded>(std::move(value->offloaded));\n"),
       tests=["rerun_test:Offload.*"]),
+    m("offload", "what was read is not checked",
+      ("offload/block_file.cc", "const bool intact = found == block.checksum &&", "const bool intact = true ||"), tests=["offload_test"]),
+    m("offload", "a short read is not noticed",
+      ("offload/block_file.cc", "    if (n == 0) fail(", "    if (n == 0) return;\n    if (false) fail("), tests=["offload_test"]),
+    m("offload", "the storage itself is queued",
+      (DISK, "auto memory = shares ?", "auto memory = true ?"), tests=["offload_test"]),
+    m("offload", "what the writer has is given away",
+      (DISK, "if (!on_disk) return memory.to(entry->device);", "if (false) return {};"), tests=["offload_test"]),
+    m("offload", "forward never waits",
+      (DISK, "return in_flight_ == 0 || in_flight_ + nbytes <= options_.max_in_flight();", "return true;"), tests=["offload_test"]),
+    m("offload", "written bytes stay in memory",
+      (DISK, "      memory = std::exchange(entry->memory, {});\n      entry->state", "      entry->state"), tests=["offload_test"]),
+    m("offload", "blocks of dropped values are never free",
+      (DISK, "entry.state != State::kWriting) file_.free(entry.block);", "entry.state != State::kWriting) {}"), tests=["offload_test"]),
+    m("offload", "nothing is read ahead",
+      (DISK, "    wanted.push_back(entry);\n", ""), tests=["offload_test"]),
+    m("offload", "what was read ahead for nothing stays",
+      (DISK, "      unwanted.push_back(std::exchange(entry->memory, {}));\n", "      continue;\n"), tests=["offload_test"]),
+    m("offload", "a value that could not be written is read from the file",
+      (DISK, "      entry->state = State::kStuck;\n", "      entry->state = State::kWritten;\n"), tests=["offload_test"]),
+    m("offload", "last time's order is not learned",
+      ("offload/fetch_order.h", "    if (position < 0) {", "    if (true) {"), tests=["offload_test"]),
+    m("offload", "neighbours do not join",
+      ("offload/extents.cc", "  before->second += at->second;\n  free_.erase(at);\n", ""), tests=["offload_test"]),
+    m("offload", "a scope offloads parameters",
+      (INPUTS, " && !is_parameter(tensor);", ";"), tests=["offload_test:PlainOffload.*"]),
+    m("offload", "a scope reads what another thread wrote",
+      (INPUTS, "if (!version_bumped()) bytes = resident(*value_);", "bytes = resident(*value_);"), tests=["offload_test:PlainOffload.*"]),
+    m("offload", "a region's own store is not asked",
+      (REGION, "options.offload() ? options.offload() : offload_store()", "offload_store()"), tests=["offload_test"]),
+
     m("policy", "a discarded output is held",
       (TAPE, "    if (value->discard) {\n", "    if (false) {\n"), tests=["rerun_test:DiscardOutput.*"]),
     m("policy", "the region of a discarded output is not filled first",
@@ -244,7 +277,7 @@ MUTATIONS = [
     m("inputs", "who held a value before it was parked holds it on",
       (INPUTS, "  lock.discard(std::move(value->held));\n", ""), tests=["activation_checkpointing_test"]),
     m("inputs", "an input is stored again for each region",
-      (INPUTS, "if (!value->parked) bytes = ", "bytes = "), tests=["activation_checkpointing_test"]),
+      (INPUTS, "if (!in_store) bytes = ", "bytes = "), tests=["activation_checkpointing_test"]),
     m("inputs", "parameters are stored",
       (INPUTS, "  return owner.requires_grad() && owner.is_leaf();", "  return false && owner.requires_grad();"),
       tests=["activation_checkpointing_test"]),
@@ -263,9 +296,6 @@ MUTATIONS = [
       tests=["activation_checkpointing_test"]),
     m("inputs", "the operators behind a parked value never go",
       (REGION, "const bool has_bytes = value->parked || ", "const bool has_bytes = "), tests=["activation_checkpointing_test"]),
-    m("inputs", "a parked leaf that was overwritten is lost",
-      (TAPE, "if (before->private_copy || before->parked) {", "if (before->private_copy) {"),
-      tests=["activation_checkpointing_test"]),
     m("inputs", "a parked leaf that was overwritten is copied",
       (RECORDER, "value.lost || value.parked) return false;", "value.lost) return false;"),
       tests=["activation_checkpointing_test"]),
@@ -282,4 +312,19 @@ MUTATIONS = [
     m("inputs", "a slot of an arena does not come back",
       (ARENA, "~InSlot() override { shelf_->give_back(std::move(place_)); }", "~InSlot() override {}"),
       tests=["activation_checkpointing_test"]),
+    m("amp", "the cache of casts is never emptied",
+      (AUTOCAST, "if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();", "at::autocast::decrement_nesting();"),
+      tests=["amp_test"]),
+    m("amp", "every end of a scope empties the cache of casts",
+      (AUTOCAST, "if (at::autocast::decrement_nesting() == 0) at", "at::autocast::decrement_nesting();\n  at"), tests=["amp_test"]),
+    m("amp", "a scope leaves its dtype behind",
+      (AUTOCAST, "  at::autocast::set_autocast_dtype(device_, dtype_before_);\n", ""), tests=["amp_test"]),
+    m("amp", "an optimizer steps on inf", (SCALER, "if (found == 0.0) optimizer.step();", "optimizer.step();"), tests=["amp_test"]),
+    m("amp", "the last optimizer alone decides on the scale",
+      (SCALER, "found = found.defined() ? found + here : here;", "found = here;"), tests=["amp_test"]),
+    m("amp", "an update forgets that a new step begins",
+      (SCALER, "growth_interval_);\n  checks_.clear();", "growth_interval_);"), tests=["amp_test"]),
+    m("amp", "float16 gradients are divided", (SCALER, "gradient.scalar_type() == at::kHalf", "false"), tests=["amp_test"]),
+    m("amp", "a loaded state leaves the count as it was",
+      (SCALER, "  growth_tracker_.fill_(growth_tracker_value_);\n", ""), tests=["amp_test"]),
 ]

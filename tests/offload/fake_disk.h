@@ -16,7 +16,7 @@
 
 namespace refrain_test {
 
-/// A disk in memory that does what a test wants. Outlives its store.
+/// A disk in memory that does what a test wants. For one store, which it outlives.
 class FakeDisk {
  public:
   /// All of them may be set at any time.

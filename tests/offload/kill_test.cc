@@ -1,4 +1,5 @@
-// A process that is killed while it offloads: nothing of it is left on the disk, and training goes on from its own state.
+// A process that is killed while it offloads: nothing of it is left on the disk, and training goes on from its own
+// state.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
@@ -17,12 +18,12 @@ namespace refrain_test {
 namespace {
 namespace fs = std::filesystem;
 
-constexpr int kSteps = 12;
+constexpr int kSteps = 60;
 
 /// Momentum SGD whose whole state is in `path` after each step.
-class Run {
+class SavedTraining {
  public:
-  Run(fs::path folder, bool offloads) : folder_(std::move(folder)), offloads_(offloads) {
+  SavedTraining(fs::path folder, bool offloads) : folder_(std::move(folder)), offloads_(offloads) {
     at::set_num_threads(1);
     torch::manual_seed(4);
     for (int i = 0; i < 6; ++i) state_.push_back((i < 3 ? torch::randn({128, 128}) * 0.1 : torch::zeros({128, 128})));
@@ -33,8 +34,7 @@ class Run {
 
   /// @returns the loss's bits.
   int32_t step() {
-    const auto store = refrain::OffloadStore(refrain::OffloadOptions().store(refrain::OffloadTo::kDisk).directory(folder_).min_bytes(0));
-    const auto options = refrain::CheckpointOptions().policy(refrain::offload_compute_intensive()).offload(store);
+    const auto options = refrain::CheckpointOptions().policy(refrain::offload_compute_intensive()).offload(store_);
     std::vector<torch::Tensor> w;
     for (int i = 0; i < 3; ++i) w.push_back(state_[i].detach().requires_grad_());
     torch::manual_seed(done_);
@@ -71,11 +71,14 @@ class Run {
     in.get();
     std::stringstream rest;
     rest << in.rdbuf();
+    state_.clear();  // it appends
     torch::load(state_, rest);
   }
 
   const fs::path folder_;
   const bool offloads_;
+  const refrain::OffloadStore store_{
+      refrain::OffloadOptions().store(refrain::OffloadTo::kDisk).directory(folder_).min_bytes(0).max_in_flight(0)};
   int done_ = 0;
   std::vector<torch::Tensor> state_;
 };
@@ -104,7 +107,7 @@ TEST(Killed, TrainingGoesOnToTheBitAndTheDiskIsFree) {
   const auto folder = fs::temp_directory_path() / ("refrain-kill-" + std::to_string(::getpid()));
   const auto train = [](const fs::path& where, bool offloads) {
     fs::create_directories(where);
-    Run run(where, offloads);
+    SavedTraining run(where, offloads);
     while (run.done() < kSteps) {
       const int number = run.done();
       append(where / "losses", std::to_string(number) + " " + std::to_string(run.step()));
@@ -115,10 +118,10 @@ TEST(Killed, TrainingGoesOnToTheBitAndTheDiskIsFree) {
   ::waitpid(fork_child([&] { train(plain, false); }), &status, 0);
   ASSERT_EQ(status, 0);
 
-  for (const size_t steps : {2, 5, 9}) {
+  for (const size_t steps : {5, 20, 35}) {
     const pid_t child = fork_child([&] { train(mine, true); });
     while (lines(mine / "losses").size() < steps) ::usleep(200);
-    ::usleep(static_cast<useconds_t>(700 * steps));  // somewhere in a step
+    ::usleep(static_cast<useconds_t>(60 * steps));  // somewhere in a step
     ::kill(child, SIGKILL);
     ::waitpid(child, &status, 0);
     ASSERT_TRUE(WIFSIGNALED(status)) << "it ended before it was killed";

@@ -19,6 +19,7 @@ struct PlainOffload : TapeTest {
   }
   void TearDown() override {
     TapeTest::TearDown();
+    store.flush();
     EXPECT_EQ(store.stats().stored_bytes, 0) << "offloaded bytes that nobody needs";
   }
   /// What `program` leaves behind, in a scope around its forward and backward.
@@ -139,7 +140,8 @@ TEST_F(PlainOffload, AWriteOnAnotherThreadIsNoticed) {
 }
 
 TEST_F(PlainOffload, RegionsInsideDecideThemselvesAndScopesNest) {
-  auto other = disk.store(OffloadOptions().min_bytes(0));
+  FakeDisk other_disk;
+  const auto other = other_disk.store(OffloadOptions().min_bytes(0));
   auto x = torch::randn({8, 8}).requires_grad_();
   const OffloadScope scope(store);
   auto h = x * 2;

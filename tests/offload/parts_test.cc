@@ -121,8 +121,8 @@ TEST_F(Blocks, AFullDiskIsUsedToItsEnd) {
   const auto first = file.reserve(30000);
   const auto why = message_of<refrain::OffloadError>([&] { file.reserve(9000); });
   EXPECT_EQ(why,
-            "[refrain::offload] the fake disk has no room for 12.0 KiB: No space left on device (32.0 KiB in use). Free some space, "
-            "set OffloadOptions::directory to another disk, or offload less.");
+            "[refrain::offload] the fake disk has no room for 12.0 KiB: No space left on device (32.0 KiB in use). Free "
+            "some space, set OffloadOptions::directory to another disk, or offload less.");
   const auto second = file.reserve(8192);
   EXPECT_EQ(file.size(), 40960);
   file.free(second);
@@ -135,8 +135,8 @@ TEST_F(Blocks, CapacityIsALimit) {
   EXPECT_NO_THROW(file.reserve(8192));
   EXPECT_EQ(file.size(), 8192);
   EXPECT_EQ(message_of<refrain::OffloadError>([&] { file.reserve(1); }),
-            "[refrain::offload] the fake disk has no room for 4.0 KiB: it would be larger than its capacity of 9.8 KiB. Raise "
-            "OffloadOptions::capacity or offload less.");
+            "[refrain::offload] the fake disk has no room for 4.0 KiB: it would be larger than its capacity of 9.8 "
+            "KiB. Raise OffloadOptions::capacity or offload less.");
 }
 
 TEST_F(Blocks, FaultsSayWhatAndWhere) {
@@ -151,18 +151,19 @@ TEST_F(Blocks, FaultsSayWhatAndWhere) {
   disk.ends_early = true;
   EXPECT_EQ(read(file, first), text(100));
   EXPECT_EQ(message_of<refrain::OffloadError>([&] { read(file, block); }),
-            "[refrain::offload] cannot read 5000 bytes at 4096 of the fake disk: it ends after 0 of them; something has cut it "
-            "short" + then);
+            "[refrain::offload] cannot read 5000 bytes at 4096 of the fake disk: it ends after 0 of them; something has "
+            "cut it short" + then);
   disk.ends_early = false;
   EXPECT_EQ(read(file, block), text(5000)) << "a fault that passes does no harm";
   disk.flip_a_bit(4096 + 4999);
   const auto why = message_of<refrain::OffloadError>([&] { read(file, block); });
-  EXPECT_TRUE(why.starts_with("[refrain::offload] 5000 bytes at 4096 of the fake disk are not those that were written: their checksum is "))
+  EXPECT_TRUE(why.starts_with("[refrain::offload] 5000 bytes at 4096 of the fake disk are not those that were written: "
+                              "their checksum is "))
       << why;
   disk.fails_to_write = true;
   EXPECT_EQ(message_of<refrain::OffloadError>([&] { write(file, text(10)); }),
-            "[refrain::offload] cannot write 10 bytes at 12288 of the fake disk: Input/output error. Set OffloadOptions::directory to "
-            "another disk.");
+            "[refrain::offload] cannot write 10 bytes at 12288 of the fake disk: Input/output error. Set "
+            "OffloadOptions::directory to another disk.");
 }
 
 TEST_F(Blocks, CompressedBytesAreCheckedToo) {
@@ -187,9 +188,9 @@ TEST(ScratchFile, HasNoNameAndRefusesBadFolders) {
   EXPECT_TRUE(std::filesystem::is_empty(folder));
   std::filesystem::remove(folder);
   const auto options = refrain::OffloadOptions().store(refrain::OffloadTo::kDisk).directory(folder);
-  EXPECT_EQ(message_of<refrain::OffloadError>([&] { refrain::OffloadStore store(options); }),
-            fmt::format("[refrain::offload] cannot make a file in `{}`: No such file or directory. Expected a folder that exists and may "
-                        "be written to; set OffloadOptions::directory.",
+  EXPECT_EQ(message_of<refrain::InvalidArgument>([&] { refrain::OffloadStore store(options); }),
+            fmt::format("[refrain::offload] cannot make a file in `{}`: No such file or directory. Expected a "
+                        "folder that exists and may be written to; set OffloadOptions::directory.",
                         folder.string()));
 }
 

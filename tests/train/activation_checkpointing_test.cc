@@ -195,7 +195,8 @@ TEST_P(RegionInputs, ParametersAndCapturesAreNotStored) {
   const ActivationCheckpointing activations(to_cpu());
   auto w = torch::randn({8, 8}).requires_grad_(), captured = torch::randn({8, 8});
   auto y = refrain::checkpoint(activations.options(options()),
-                               [captured](const Tensor& a, const Tensor& b) { return a.mm(b).mul(captured).exp(); }, w, w.t());
+                               [captured](const Tensor& a, const Tensor& b) { return a.mm(b).mul(captured).exp(); },
+                               w, w.t());
   EXPECT_EQ(store_.stored, 0);
   y.sum().backward();
   EXPECT_TRUE(w.grad().defined());
@@ -254,7 +255,9 @@ TEST_F(TapeTest, AStoredInputThatIsOverwrittenLaterIsNotCopied) {
       [](Trial& run) {
         auto w = run.param({8, 8}), x = run.input({8, 8});
         auto y = run.region([w](const Tensor& h) { return (h + w).exp(); }, x);
+        MemoryScope memory;
         x.zero_();
+        EXPECT_EQ(memory.allocations(), 0);
         x.data().fill_(7);
         return y.sum();
       },

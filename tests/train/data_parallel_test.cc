@@ -115,8 +115,8 @@ TEST_P(DataParallelTest, RegionsChangeNoBit) {
       const auto train = [&](How how) {
         auto net = make_net(how);
         // buckets of some parameters each, so that their order matters
-        const auto options = DataParallelOptions().bucket_cap(512).first_bucket_cap(64).gradient_as_bucket_view(as_view);
-        DataParallel model(net, group, options);
+        const auto small = DataParallelOptions().bucket_cap(512).first_bucket_cap(64);
+        DataParallel model(net, group, DataParallelOptions(small).gradient_as_bucket_view(as_view));
         torch::optim::SGD sgd(net->parameters(), 0.1);
         Tensors seen;
         for (int step = 0; step < 3; ++step) {
@@ -293,8 +293,9 @@ TEST(DataParallel, NamesParametersThatGotNoGradient) {
     DataParallel model(net, group);
     const auto step = [&] { std::get<0>(model(torch::ones({kRows, kWidth}), false)).sum().backward(); };
     step();
-    expect_has(message_of<InvalidArgument>(step), {"[refrain::DataParallel]", "odd.weight, odd.bias, side.weight, side.bias",
-                                                   "find_unused_parameters(true)"});
+    expect_has(
+        message_of<InvalidArgument>(step),
+        {"[refrain::DataParallel]", "odd.weight, odd.bias, side.weight, side.bias", "find_unused_parameters(true)"});
   });
 }
 
@@ -443,7 +444,8 @@ TEST(DataParallel, ModelsThatDifferAreNamedOnAllRanks) {
     return DataParallel(net, group, options);
   };
   refuse([&](const ProcessGroup& g) { return wrap(Sequential(Linear(4, 4), Linear(4, g.rank() == 2 ? 5 : 4)), g); },
-         {"ranks 0, 1, 3: parameter `1.weight` Float [4, 4] on cpu", "rank 2: parameter `1.weight` Float [5, 4] on cpu"});
+         {"ranks 0, 1, 3: parameter `1.weight` Float [4, 4] on cpu",
+          "rank 2: parameter `1.weight` Float [5, 4] on cpu"});
   refuse(
       [&](const ProcessGroup& g) {
         Sequential net(Linear(4, 4));
@@ -489,8 +491,9 @@ TEST(DataParallel, ARankThatEndsOrIsLateFailsBackward) {
   };
   const auto check = [](const std::vector<Ended>& ended) {
     for (const size_t rank : {0U, 1U}) {
-      expect_has(ended[rank].error, {"[refrain::DataParallel] averaging gradients failed on rank " + std::to_string(rank),
-                                     "another rank has ended or is late"});
+      expect_has(ended[rank].error,
+                 {"[refrain::DataParallel] averaging gradients failed on rank " + std::to_string(rank),
+                  "another rank has ended or is late"});
       EXPECT_LT(ended[rank].after, 6s);
     }
   };

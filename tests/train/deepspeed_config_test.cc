@@ -7,7 +7,9 @@ namespace {
 
 using refrain::ActivationCheckpointingOptions;
 
-ActivationCheckpointingOptions read(const std::string& text) { return ActivationCheckpointingOptions::from_deepspeed_json(text); }
+ActivationCheckpointingOptions read(const std::string& text) {
+  return ActivationCheckpointingOptions::from_deepspeed_json(text);
+}
 
 std::string refusal(const std::string& text) {
   try {
@@ -59,9 +61,9 @@ TEST(DeepSpeedConfig, ReadsTheSectionAlone) {
 
 TEST(DeepSpeedConfig, AnUnknownKeyIsAnErrorThatListsTheKnownOnes) {
   expect_refused(R"({"partition_activation": true})",
-                 "unknown key `partition_activation` in \"activation_checkpointing\"; did you mean `partition_activations`? "
-                 "Known: partition_activations, contiguous_memory_optimization, cpu_checkpointing, number_checkpoints, "
-                 "synchronize_checkpoint_boundary, profile.");
+                 "unknown key `partition_activation` in \"activation_checkpointing\"; did you mean "
+                 "`partition_activations`? Known: partition_activations, contiguous_memory_optimization, "
+                 "cpu_checkpointing, number_checkpoints, synchronize_checkpoint_boundary, profile.");
   expect_refused(R"({"activation_checkpointing": {"profile": true, "xyzzy": 1}})", "unknown key `xyzzy`");
   expect_refused(R"({"train_batch_size": 8})", "unknown key `train_batch_size`");
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs refrain::GradScaler and torch.amp.GradScaler over the same infs and compares every scale, skip and weight exactly.
+"""Runs refrain::GradScaler and torch.amp.GradScaler over the same infs; every scale, skip and weight must be the same.
 
 grad_scaler_test.py SCALER_TRACE; ends with 77, which ctest takes for skipped, where PyTorch cannot be imported.
 """
@@ -21,8 +21,8 @@ PROGRAM = sys.argv[1] if len(sys.argv) > 1 else ""
 
 def plan(bad, clip=None, **options):
     """Of STEPS steps. bad(step) is what each optimizer's gradients hold: "", "inf" or "nan"."""
-    defaults = {"init_scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "clip": clip}
-    return {**defaults, **options, "steps": [{"bad": bad(step)} for step in range(STEPS)]}
+    defaults = {"init_scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000}
+    return {**defaults, **options, "clip": clip, "steps": [{"bad": bad(step)} for step in range(STEPS)]}
 
 
 def every(period, what="inf", run=1):

@@ -96,7 +96,8 @@ inline std::vector<Ended> run_processes(int count, const std::function<void(int)
 
 /// Options of one rank of a job of `size` at `port`; short timeouts.
 inline refrain::ProcessGroupOptions rank_options(int rank, int size, int port) {
-  return refrain::ProcessGroupOptions().rank(rank).world_size(size).master_port(port).rendezvous_timeout(20s).timeout(20s);
+  auto options = refrain::ProcessGroupOptions().rank(rank).world_size(size).master_port(port);
+  return options.rendezvous_timeout(20s).timeout(20s);
 }
 
 /// Runs `body` in `count` ranks, in one group. The test fails unless all end well.
@@ -105,7 +106,8 @@ inline void run_ranks(int count, const std::function<void(const refrain::Process
   const auto ended =
       run_processes(count, [&](int rank) { body(refrain::init_process_group(rank_options(rank, count, port))); });
   for (size_t rank = 0; rank < ended.size(); ++rank) {
-    EXPECT_EQ(ended[rank].exit_code, 0) << "rank " << rank << ", signal " << ended[rank].signal << ": " << ended[rank].error;
+    const auto& end = ended[rank];
+    EXPECT_EQ(end.exit_code, 0) << "rank " << rank << ", signal " << end.signal << ": " << end.error;
   }
 }
 

@@ -1,5 +1,5 @@
-// Trains with refrain::GradScaler as a plan on standard input says, and writes what it did after each step: the C++ half of
-// grad_scaler_test.py, which does the same with torch.amp.GradScaler.
+// Trains with refrain::GradScaler as a plan on standard input says, and writes what it did after each step: the C++
+// half of grad_scaler_test.py, which does the same with torch.amp.GradScaler.
 #include <torch/torch.h>
 
 #include <iostream>
@@ -30,7 +30,7 @@ int main() {
   std::vector<std::unique_ptr<torch::optim::SGD>> optimizers;
   for (size_t i = 0; i < steps.at(0).at("bad").size(); ++i) {
     weights.push_back(torch::arange(4, torch::kFloat).set_requires_grad(true));
-    optimizers.push_back(std::make_unique<torch::optim::SGD>(std::vector{weights.back()}, torch::optim::SGDOptions(0.01)));
+    optimizers.push_back(std::make_unique<torch::optim::SGD>(std::vector{weights.back()}, 0.01));
   }
 
   Json seen = Json::array();
