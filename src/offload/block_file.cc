@@ -100,8 +100,8 @@ void BlockFile::read(const Block& block, void* bytes) {
   if (!intact)
     throw OffloadError(fmt::format(
         "[refrain::offload] {} bytes at {} of {} are not those that were written: their checksum is {:016x}, expected "
-        "{:016x}. Parameters and optimizer state are as before this backward: run the step again, and look for another disk "
-        "(OffloadOptions::directory).",
+        "{:016x}. Parameters and optimizer state are as before this backward: run the step again, and look for "
+        "another disk (OffloadOptions::directory).",
         block.stored, block.place.offset, device_->name(), found, block.checksum));
 }
 

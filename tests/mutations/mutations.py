@@ -128,7 +128,7 @@ MUTATIONS = [
     m(8, "replay in another order than forward",
       (REPLAYER, "return a->seq < b->seq;", "return a->seq > b->seq;"), tests=["regions_test"]),
     m(8, "live values are replayed all the same",
-      (REPLAYER, "auto bytes = moved && !value->is_leaf() ? c10::Storage() : resident(*value);",
+      (REPLAYER, "auto bytes = moved && !value->private_copy ? c10::Storage() : resident(*value);",
        "auto bytes = !value->is_leaf() ? c10::Storage() : resident(*value);"), tests=["regions_test"]),
     m(8, "the tape records its own replay",
       (AMBIENT, "  c10::impl::tls_set_dispatch_key_excluded(c10::DispatchKey::Fake, true);\n", ""),

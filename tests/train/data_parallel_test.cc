@@ -172,6 +172,26 @@ TEST(DataParallel, TheWholeModelInARegion) {
   }
 }
 
+TEST(DataParallel, ARegionAroundItsForwardRunsAgainAfterFirstGradientsAreReady) {
+  for (const auto source : {CheckpointSource::kReplay, CheckpointSource::kRerun}) {
+    run_ranks(2, [&](const ProcessGroup& group) {
+      auto net = make_net();
+      DataParallel model(net, group, DataParallelOptions().bucket_cap(1).first_bucket_cap(1));
+      const auto body = [&](const Tensor& x) { return net->block->forward(net->first(x)); };
+      const auto forward = [&](const Tensor& x) { return model.run(body, x); };
+      for (int step = 1; step <= 2; ++step) {
+        net->zero_grad();
+        const auto share = share_of(joined_batch(2), group);
+        net->last(refrain::checkpoint(CheckpointOptions().source(source), forward, share)).square().mean().backward();
+        auto joined = make_net();
+        joined->last(joined->block->forward(joined->first(joined_batch(2)))).square().mean().backward();
+        expect_close(gradients(*joined), gradients(*net), 2 * kRows);
+        EXPECT_EQ(model.stats().bytes, step * gradient_bytes(*net));
+      }
+    });
+  }
+}
+
 TEST(DataParallel, StartsFromRankZero) {
   run_ranks(2, [](const ProcessGroup& group) {
     const auto rank = static_cast<uint64_t>(group.rank());

@@ -291,6 +291,8 @@ struct CountingDevice final : c10::impl::DeviceGuardImplInterface {
 
 struct CountingDeviceHooks final : at::PrivateUse1HooksInterface {
   bool isAvailable() const override { return true; }
+  c10::DeviceIndex deviceCount() const override { return 1; }
+  c10::DeviceIndex getCurrentDevice() const override { return 0; }
   bool hasPrimaryContext(c10::DeviceIndex) const override { return false; }
 };
 
