@@ -126,7 +126,8 @@ class ProcessGroupOptions {
   std::chrono::milliseconds rendezvous_timeout_ = std::chrono::minutes(5), timeout_ = std::chrono::minutes(30);
 };
 
-/// Meets the other ranks and returns the group of all of them, over Gloo.
+/// Meets the other ranks and returns the group of all of them: over Gloo, and NCCL for tensors on CUDA devices where the
+/// library was built against a LibTorch with CUDA and found nccl.h. Choose the device by `local_rank` before.
 ///
 /// Gloo's connections go over the interface that GLOO_SOCKET_IFNAME names; else over loopback if rank 0 listens there,
 /// and over that of the host's name if it does not.

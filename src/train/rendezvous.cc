@@ -13,6 +13,7 @@
 
 #include "refrain/distributed.h"
 #include "train/errors.h"
+#include "train/nccl.h"
 
 namespace refrain {
 namespace {
@@ -138,6 +139,7 @@ c10::intrusive_ptr<c10d::ProcessGroup> connect(const Store& store, const Process
     auto group = c10::make_intrusive<c10d::ProcessGroup>(store, rank, size);
     group->setDefaultBackend(c10d::ProcessGroup::BackendType::GLOO);
     group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, gloo);
+    add_nccl(*group, store, options.timeout());
     return group;
   } catch (const std::exception& error) {
     throw DistributedError(fmt::format("{} rank {} of {} met the others at {} and could not connect to one of them: "

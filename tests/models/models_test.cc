@@ -164,8 +164,8 @@ TEST(ModelsTest, UnderAutocastTheLossIsStillFloat) {
 
 TEST(ModelsTest, UnknownNamesAreAnsweredWithTheNearestFirst) {
   EXPECT_TRUE(contains(message_of("resnet51", {}), "model 'resnet51': expected one of resnet50, "));
-  EXPECT_TRUE(
-      contains(message_of("zzz", {}), "mlp, gptsmall, gpt, blocks-small, blocks, resnet18, resnet50, unet, lstm"));
+  EXPECT_TRUE(contains(message_of("zzz", {}),
+                       "mlp, gptsmall, gpt, blocks-small, blocks, resnet18, resnet50, densenet121, unet, lstm, lstm-ragged, treelstm"));
 }
 
 TEST(ModelsTest, SizesOutOfRange) {

@@ -1,0 +1,12 @@
+#pragma once
+
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include <chrono>
+
+namespace refrain {
+
+/// Gives `group` NCCL for tensors on CUDA devices; nothing happens where build or machine have none.
+void add_nccl(c10d::ProcessGroup& group, const c10::intrusive_ptr<c10d::Store>& store, std::chrono::milliseconds timeout);
+
+}  // namespace refrain
