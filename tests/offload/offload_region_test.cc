@@ -2,6 +2,7 @@
 #include <optional>
 #include <thread>
 
+#include "refrain/activation_checkpointing.h"
 #include "refrain/memory.h"
 #include "tests/offload/fake_disk.h"
 #include "tests/tape/support.h"
@@ -67,6 +68,31 @@ TEST_F(OffloadRegion, Transformer) {
     for (int i = 0; i < 3; ++i) x = attention_block(run, x, w);
     return x.pow(2).mean();
   });
+}
+
+// `cpu_checkpointing` puts the inputs of a region into the region's own store.
+TEST_F(OffloadRegion, InputsOfRegionsGoToTheRegionsStore) {
+  const refrain::ActivationCheckpointing activations(
+      refrain::ActivationCheckpointingOptions().cpu_checkpointing(true).profile(true));
+  const auto w = torch::randn({32, 32}).requires_grad_();
+  const auto block = [w](const Tensor& t) { return torch::gelu(t.mm(w)).mm(w).sin(); };
+  const auto gradient = [&](const std::optional<CheckpointOptions>& options) {
+    auto x = torch::ones({16, 32});
+    for (int i = 0; i < 3; ++i) x = options ? refrain::checkpoint(*options, block, x) : block(x);
+    return torch::autograd::grad({x.sum()}, {w})[0];
+  };
+  const auto expected = gradient(std::nullopt);
+  for (const auto source : {refrain::CheckpointSource::kReplay, refrain::CheckpointSource::kRerun}) {
+    const auto before = store.stats();
+    const auto options = activations.options(CheckpointOptions().source(source).offload(store));
+    EXPECT_TRUE(torch::equal(expected, gradient(options)));
+    EXPECT_EQ(store.stats().values - before.values, 3);
+    EXPECT_GE(store.stats().fetches - before.fetches, 3);
+  }
+  const auto report = activations.report();
+  ASSERT_EQ(report.regions.size(), 1u);
+  EXPECT_EQ(report.regions[0].input_bytes, 2 * 3 * 16 * 32 * 4);
+  EXPECT_EQ(report.regions[0].kept_bytes, 0);
 }
 
 TEST_F(OffloadRegion, ConvolutionsWithBatchNormAndWritesInPlace) {
