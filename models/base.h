@@ -53,8 +53,6 @@ class ModelBase : public TrainableModel {
 
 /// Seeded CPU generator of its own: the default one is not touched.
 at::Generator own_generator(uint64_t seed);
-/// Images with a class each.
-Batch random_images(const ModelOptions& options, uint64_t seed);
 
 /// A model that predicts the next token.
 class TextModel : public ModelBase {
@@ -71,6 +69,25 @@ class TextModel : public ModelBase {
  protected:
   torch::Tensor criterion(const torch::Tensor& logits, const Batch& batch) const override {
     return torch::cross_entropy_loss(logits.view({-1, options().vocab}), batch.target.reshape({-1}));
+  }
+};
+
+/// A model that says which class an image is of.
+class ImageClassifier : public ModelBase {
+ public:
+  using ModelBase::ModelBase;
+  Batch synthetic_batch(uint64_t seed) override {
+    auto generator = own_generator(seed);
+    const int64_t size = options().image_size;
+    auto input = torch::randn({options().batch, 3, size, size}, generator);
+    return {input, torch::randint(options().classes, {options().batch}, generator, torch::kLong)};
+  }
+  std::string unit() const override { return "images"; }
+  int64_t units_per_batch() const override { return options().batch; }
+
+ protected:
+  torch::Tensor criterion(const torch::Tensor& logits, const Batch& batch) const override {
+    return torch::cross_entropy_loss(logits, batch.target);
   }
 };
 

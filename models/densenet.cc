@@ -81,17 +81,13 @@ torch::Tensor DenseNetImpl::forward(torch::Tensor x, DenseNetStrategy strategy, 
 
 namespace {
 
-class DenseNetModel final : public ModelBase {
+class DenseNetModel final : public ImageClassifier {
  public:
   DenseNetModel(const std::string& name, const ModelOptions& o)
-      : ModelBase(name, o, {"none", "per_stage", "per_block", "selective"}),
+      : ImageClassifier(name, o, {"none", "per_stage", "per_block", "selective"}),
         net_(std::array<int64_t, 4>{6, 12, 24, 16}, 32, o.classes) {}
 
   torch::nn::Module& module() override { return *net_; }
-
-  Batch synthetic_batch(uint64_t seed) override { return random_images(options(), seed); }
-  std::string unit() const override { return "images"; }
-  int64_t units_per_batch() const override { return options().batch; }
   int64_t least_batch() const override { return least_batch_of(options()); }
 
   /// The last block has one value a channel and example if images have fewer than 64 pixels a side.
@@ -104,9 +100,6 @@ class DenseNetModel final : public ModelBase {
                           : strategy_is("per_stage") ? DenseNetStrategy::kPerStage
                                                      : DenseNetStrategy::kNone;
     return net_->forward(batch.input, strategy, per_block.value_or(CheckpointOptions()));
-  }
-  torch::Tensor criterion(const torch::Tensor& logits, const Batch& batch) const override {
-    return torch::cross_entropy_loss(logits, batch.target);
   }
 
  private:

@@ -102,19 +102,14 @@ namespace {
 /// The last stage has one value a channel and example if images have at most 32 pixels a side.
 int64_t least_batch_of(const ModelOptions& options) { return options.image_size <= 32 ? 2 : 1; }
 
-class ResNetModel final : public ModelBase {
+class ResNetModel final : public ImageClassifier {
  public:
   ResNetModel(const std::string& name, const ModelOptions& o)
-      : ModelBase(name, o, {"none", "per_stage", "per_block", "selective", "aggressive"}),
+      : ImageClassifier(name, o, {"none", "per_stage", "per_block", "selective", "aggressive"}),
         net_(name == "resnet50" ? std::array<int64_t, 4>{3, 4, 6, 3} : std::array<int64_t, 4>{2, 2, 2, 2},
              name == "resnet50", o.classes) {}
 
   torch::nn::Module& module() override { return *net_; }
-
-  Batch synthetic_batch(uint64_t seed) override { return random_images(options(), seed); }
-
-  std::string unit() const override { return "images"; }
-  int64_t units_per_batch() const override { return options().batch; }
   int64_t least_batch() const override { return least_batch_of(options()); }
 
  protected:
@@ -125,9 +120,6 @@ class ResNetModel final : public ModelBase {
                           : strategy_is("aggressive") ? ResNetStrategy::kAggressive
                                                       : ResNetStrategy::kNone;
     return net_->forward(batch.input, strategy, per_block.value_or(CheckpointOptions()));
-  }
-  torch::Tensor criterion(const torch::Tensor& logits, const Batch& batch) const override {
-    return torch::cross_entropy_loss(logits, batch.target);
   }
 
  private:

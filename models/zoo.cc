@@ -117,12 +117,6 @@ class DefaultGeneratorSeeded {
 
 at::Generator own_generator(uint64_t seed) { return at::detail::createCPUGenerator(seed); }
 
-Batch random_images(const ModelOptions& options, uint64_t seed) {
-  auto generator = own_generator(seed);
-  auto input = torch::randn({options.batch, 3, options.image_size, options.image_size}, generator);
-  return {input, torch::randint(options.classes, {options.batch}, generator, torch::kLong)};
-}
-
 void ModelBase::set_strategy(const std::string& strategy) {
   auto asked = parse_strategy(strategy, name_, strategies_, row_length());
   if (asked.offload) {
