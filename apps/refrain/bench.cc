@@ -45,6 +45,7 @@ std::string show(const std::vector<Measurement>& all) {
 }  // namespace
 
 int run_bench(const BenchArgs& args) {
+  if (!args.limits.empty()) return run_limits(args);
   if (!args.depths.empty()) return run_depths(args);
   check_can_write(args.json, "--json");
   check_can_write(args.html, "--html");

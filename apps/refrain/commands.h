@@ -43,6 +43,7 @@ struct BenchArgs {
   ModelArgs model;
   std::vector<std::string> strategies;  ///< empty: all of the model
   std::vector<int64_t> depths;          ///< empty: the model's
+  std::vector<std::string> limits;      ///< of a cap, as parts of the plain peak, "60%"; empty: strategies instead
   int iters = 7;
   int warmup = 2;
   std::string json;
@@ -147,6 +148,7 @@ int run_compare(const CompareArgs& args);
 int run_breakdown(const BreakdownArgs& args);
 int run_timeline(const TimelineArgs& args);
 int run_depths(const BenchArgs& args);  ///< bench with `depths`
+int run_limits(const BenchArgs& args);  ///< bench with `limits`
 int run_segments(const SegmentsArgs& args);
 int run_max_batch(const MaxBatchArgs& args);
 int run_advise(const AdviseArgs& args);

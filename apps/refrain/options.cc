@@ -106,6 +106,8 @@ Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
   bench_->add_option("--depths", bench_args_.depths, "comma-separated; a table for each depth (mlp, gpt, blocks, lstm)")
       ->delimiter(',')
       ->check(kSize);
+  bench_->add_option("--limits", bench_args_.limits, "comma-separated; a row for a cap at each part of the plain peak, as '60%'")
+      ->delimiter(',');
   add_timing_options(*bench_, bench_args_.iters, bench_args_.warmup, "each strategy");
   add_document_options(*bench_, bench_args_.json, bench_args_.html);
 
@@ -119,7 +121,8 @@ Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
   add_model_options(*train_, train_args_.model, "model to train");
   train_->add_option("--data", train_args_.data, "text:FILE, cifar10:DIR, mnist:DIR or synthetic")
       ->capture_default_str();
-  train_->add_option("--strategy", train_args_.strategy, "what to checkpoint")->capture_default_str();
+  train_->add_option("--strategy", train_args_.strategy, "what to checkpoint; auto: nothing, but keep to --memory-limit")
+      ->capture_default_str();
   train_->add_option("--steps", train_args_.steps, "steps in all, those before --resume included")
       ->check(CLI::Range(int64_t{1}, kManySteps));
   train_->add_option("--epochs", train_args_.epochs, "passes over the data instead, each in a random order")

@@ -19,6 +19,7 @@
 #include "refrain/data_parallel.h"
 #include "refrain/error.h"
 #include "refrain/memory.h"
+#include "refrain/memory_cap.h"
 
 namespace refrain::cli {
 namespace {
@@ -40,6 +41,8 @@ struct Run {
   std::vector<double> step_ms = {};
   double total_ms = 0.0;
 
+  /// No regions: what does not fit leaves memory and is computed again.
+  bool is_auto() const { return args.strategy == "auto"; }
   int64_t steps_done() const { return first_step + static_cast<int64_t>(losses.size()); }
   int64_t batches_per_step() const { return ranks * args.accumulate; }
   double units_per_second() const {
@@ -113,7 +116,9 @@ Run prepare(const TrainArgs& args, const ProcessGroupOptions& place) {
   Run run{.args = args, .rank = place.rank(), .ranks = place.world_size()};
   if (!args.memory_limit.empty()) run.limit = parse_bytes(args.memory_limit);
   run.model = build_model(args.model);
-  run.model->set_strategy(args.strategy);
+  if (run.is_auto() && !run.limit)
+    throw InvalidArgument("--strategy auto: found no --memory-limit, which is what it keeps to; expected one, as '300MiB'");
+  run.model->set_strategy(run.is_auto() ? "none" : args.strategy);
   run.data = open_data(args.data, *run.model, args.model.seed, args.epochs > 0 ? Order::kByEpoch : Order::kRandom);
   run.optimizer = make_optimizer(args.optimizer, args.lr, run.model->module());
   run.scaler = make_scaler(*run.model);
@@ -170,6 +175,8 @@ float step(Run& run) {
 
 void train(Run& run) {
   const MemoryLimit limit(run.limit.value_or(std::numeric_limits<Bytes>::max()));
+  std::optional<MemoryCap> cap;
+  if (run.is_auto()) cap.emplace(*run.limit);
   reset_peak_memory();
   Progress progress(run.first_step, run.last_step, run.args.json == "-" || run.rank != 0);
   while (run.steps_done() < run.last_step) {
@@ -222,7 +229,7 @@ Json report(const Run& run, const std::string& failure) {
 int stopped(const Run& run, const std::string& cause) {
   const std::string message = fmt::format(
       "out of memory: {} (step {}, strategy {}); raise --memory-limit, lower --batch{}", cause, run.steps_done() + 1,
-      run.args.strategy, run.args.strategy == "none" ? ", or use --strategy per_block" : "");
+      run.args.strategy, run.args.strategy == "none" ? ", or use --strategy per_block or auto" : "");
   if (run.rank == 0) write_json(run.args.json, report(run, message));
   fmt::print(stderr, "refrain: {}\n", message);
   return kOutOfMemory;

@@ -30,11 +30,20 @@ void LimitingAllocator::deallocate(void* data, size_t bytes) noexcept {
 
 void LimitingAllocator::reserve(size_t bytes) {
   Bytes used = in_use_.load();
+  const auto fits_in = [&](Bytes limit) {
+    // a difference, because the sum of the two could overflow
+    return used <= limit && bytes <= static_cast<size_t>(limit - used);
+  };
   Bytes limit = 0;
   do {
     limit = limit_.load();
-    // a difference, because the sum of the two could overflow
-    const bool fits = used <= limit && bytes <= static_cast<size_t>(limit - used);
+    bool fits = fits_in(limit);
+    for (auto* relief = relief_.load(); relief && !fits && bytes <= static_cast<size_t>(kNoLimit - used);) {
+      relief->make_room(used + static_cast<Bytes>(bytes) - limit, static_cast<Bytes>(bytes), limit);
+      used = in_use_.load();
+      limit = limit_.load();
+      fits = fits_in(limit);
+    }
     TORCH_CHECK_WITH(OutOfMemoryError, fits, "[refrain::memory] out of memory: requested ", in_words(bytes), ", in use ", in_words(used), ", limit ",
                      in_words(limit), "; free tensors, checkpoint more, or raise the limit");
   } while (!in_use_.compare_exchange_weak(used, used + static_cast<Bytes>(bytes)));

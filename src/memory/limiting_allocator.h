@@ -8,7 +8,7 @@
 
 namespace refrain {
 
-/// Refuses to go above a limit.
+/// Refuses to go above a limit, unless somebody makes room.
 ///
 /// Bytes are reserved before the layer below is asked and given up after it has taken the memory back, so what the layers
 /// below count never exceeds the limit, whatever the threads do.
@@ -16,6 +16,17 @@ namespace refrain {
 class LimitingAllocator final : public SizedAllocator {
  public:
   static constexpr Bytes kNoLimit = std::numeric_limits<Bytes>::max();
+
+  /// Asked before the limit would be broken. Called without a lock, on the thread that allocates.
+  class Relief {
+   public:
+    /// Frees something, or throws: then the allocation fails with it. May be asked again for the rest.
+    /// @param missing, requested, limit  bytes, > 0.
+    virtual void make_room(Bytes missing, Bytes requested, Bytes limit) = 0;
+
+   protected:
+    ~Relief() = default;
+  };
 
   explicit LimitingAllocator(SizedAllocator& below) : below_(below) {}
 
@@ -26,6 +37,9 @@ class LimitingAllocator final : public SizedAllocator {
   /// @param limit  >= 0. Below what is in use, it refuses everything until enough has been freed. Returns the old limit.
   Bytes set_limit(Bytes limit) { return limit_.exchange(limit); }
   Bytes limit() const { return limit_.load(); }
+
+  /// Null for none. @param relief  lives until no allocation that saw it is under way: forever, to be safe.
+  void set_relief(Relief* relief) { relief_.store(relief); }
   Bytes in_use() const { return in_use_.load(); }
 
  private:
@@ -34,6 +48,7 @@ class LimitingAllocator final : public SizedAllocator {
   SizedAllocator& below_;
   std::atomic<Bytes> limit_{kNoLimit};
   std::atomic<Bytes> in_use_{0};
+  std::atomic<Relief*> relief_{nullptr};
 };
 
 }  // namespace refrain

@@ -81,12 +81,16 @@ Stack& stack() {
 void install_memory_tracking() { stack(); }
 
 TrackingAllocator& tracking_allocator() { return stack().tracking; }
+LimitingAllocator& limiting_allocator() { return stack().limiting; }
+
+bool is_tracked(const at::DataPtr& data) {
+  return data.get() && data.get_context() == data.get() && data.get_deleter() == stack().torch.raw_deleter();
+}
 
 const Block* tracked_block(const at::Tensor& tensor) {
   if (!tensor.defined() || !tensor.has_storage()) return nullptr;
   const at::DataPtr& data = std::as_const(*tensor.storage().unsafeGetStorageImpl()).data_ptr();
-  const bool is_ours = data.get() && data.get_context() == data.get() && data.get_deleter() == stack().torch.raw_deleter();
-  return is_ours ? &Block::of(data.get()) : nullptr;
+  return is_tracked(data) ? &Block::of(data.get()) : nullptr;
 }
 
 bool memory_tracking_installed() noexcept { return is_installed.load(); }

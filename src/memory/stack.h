@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "memory/limiting_allocator.h"
 #include "memory/tracking_allocator.h"
 
 /// The process's memory stack, for those who look deeper than `refrain/memory.h`. Each function installs tracking.
@@ -10,6 +11,9 @@ namespace refrain {
 struct Block;
 
 TrackingAllocator& tracking_allocator();
+LimitingAllocator& limiting_allocator();
+/// Whether the stack gave `data` out.
+bool is_tracked(const at::DataPtr& data);
 
 /// What the stack gave out for the storage of `tensor`; null if it is undefined, has no plain storage or no bytes, or got
 /// its memory elsewhere: before tracking was installed, from `from_blob`, on another device.

@@ -8,14 +8,20 @@
 namespace refrain::tape {
 
 std::vector<at::Tensor> graph_leaves(const std::vector<at::Tensor>& outputs) {
+  torch::autograd::edge_list roots;
+  for (const auto& output : outputs)
+    if (output.defined() && output.requires_grad()) roots.push_back(torch::autograd::impl::gradient_edge(output));
+  return graph_leaves(roots);
+}
+
+std::vector<at::Tensor> graph_leaves(const torch::autograd::edge_list& roots) {
   std::vector<at::Tensor> leaves;
   std::unordered_set<const torch::autograd::Node*> seen;
   std::vector<torch::autograd::Node*> todo;
   const auto reach = [&](torch::autograd::Node* node) {
     if (node && seen.insert(node).second) todo.push_back(node);
   };
-  for (const auto& output : outputs)
-    if (output.defined() && output.requires_grad()) reach(torch::autograd::impl::gradient_edge(output).function.get());
+  for (const auto& root : roots) reach(root.function.get());
   while (!todo.empty()) {
     auto* node = todo.back();
     todo.pop_back();

@@ -1,13 +1,39 @@
 #include "tape/install.h"
 
+#include <ATen/ops/ones.h>
+#include <ATen/ops/sum.h>
 #include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include "refrain/error.h"
+#include "tape/evict.h"
+#include "tape/graph_leaves.h"
 #include "tape/observer.h"
 #include "tape/running.h"
 
 namespace refrain::tape {
 namespace {
+
+/// Tells the cap what has become a gradient; hands on to the hook that was there.
+class GradientHook final : public torch::autograd::PostAccumulateGradHook {
+ public:
+  explicit GradientHook(std::unique_ptr<PostAccumulateGradHook> next) : next_(std::move(next)) {}
+  void operator()(const at::Tensor& parameter) override {
+    note_gradient(parameter);
+    if (next_) (*next_)(parameter);
+  }
+
+ private:
+  std::unique_ptr<PostAccumulateGradHook> next_;
+};
+
+void hook_gradients(const torch::autograd::edge_list& roots) {
+  for (const auto& leaf : graph_leaves(roots)) {
+    auto& hook = torch::autograd::impl::post_acc_grad_hooks(leaf);
+    if (!dynamic_cast<GradientHook*>(hook.get())) hook = std::make_unique<GradientHook>(std::move(hook));
+  }
+}
 
 /// LibTorch's engine, which additionally lets the open region keep what autograd wants to save, and a watch see it run.
 class TapeEngine final : public torch::autograd::Engine {
@@ -17,7 +43,18 @@ class TapeEngine final : public torch::autograd::Engine {
                                          bool create_graph, bool accumulate_grad,
                                          const torch::autograd::edge_list& outputs) override {
     const BackwardScope backward;
-    return Engine::execute(roots, inputs, keep_graph, create_graph, accumulate_grad, outputs);
+    if (!Tape::get().cap.load(std::memory_order_relaxed))
+      return Engine::execute(roots, inputs, keep_graph, create_graph, accumulate_grad, outputs);
+    if (accumulate_grad) hook_gradients(roots);
+    const bool outermost = torch::autograd::get_current_graph_task_id() < 0;
+    try {
+      auto gradients = Engine::execute(roots, inputs, keep_graph, create_graph, accumulate_grad, outputs);
+      if (outermost) step_ended();
+      return gradients;
+    } catch (...) {
+      if (outermost) drain();
+      throw;
+    }
   }
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> get_default_saved_variable_hooks() override {
@@ -28,6 +65,23 @@ class TapeEngine final : public torch::autograd::Engine {
     if (thread.observer) return thread.observer->hooks();
     if (Tape::get().discardable.load(std::memory_order_relaxed) > 0) return std::make_unique<Slot>(nullptr);
     return nullptr;
+  }
+
+ private:
+  static void step_ended() {
+    TapeLock lock;
+    end_step(lock);
+  }
+
+  // After an exception the ready queue keeps what it had to do, with tensors, until the next backward.
+  void drain() noexcept {
+    try {
+      const at::AutoGradMode grad_mode(true);
+      const auto x = at::ones({1}).set_requires_grad(true);
+      Engine::execute({torch::autograd::impl::gradient_edge(x.sum())}, {at::ones({})}, false, false, true, {});
+    } catch (...) {
+      // not even room for that: the next backward does it
+    }
   }
 };
 

@@ -25,6 +25,13 @@ const NameSet& uninitialized_ops() {
   return set;
 }
 
+const NameSet& shape_readers() {
+  static const NameSet set{"aten::empty_like", "aten::zeros_like", "aten::ones_like", "aten::full_like",
+                           "aten::new_empty",  "aten::new_zeros",  "aten::new_ones",  "aten::new_full",
+                           "aten::new_empty_strided", "aten::rand_like", "aten::randn_like"};
+  return set;
+}
+
 const NameSet& full_overwriters() {
   static const NameSet set{"aten::fill_",      "aten::zero_",      "aten::copy_",      "aten::normal_",
                            "aten::uniform_",   "aten::bernoulli_", "aten::random_",    "aten::exponential_",
@@ -205,6 +212,7 @@ OpTraits::OpTraits(const c10::OperatorHandle& op)
              opaque_args;
   }
   uninitialized = uninitialized_ops().count(qualified) && writes.empty();
+  only_metadata = shape_readers().count(qualified) && writes.empty();
   full_overwrite = full_overwriters().count(qualified);
   pointwise = op.hasTag(at::Tag::pointwise);
   cast = qualified == "aten::_to_copy";

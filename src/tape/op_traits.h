@@ -38,6 +38,7 @@ struct OpTraits {
   bool maybe_random = false;    ///< not from LibTorch, so it may draw without the tag: compared around the call
   bool effect = false;          ///< runs once, outputs kept
   bool uninitialized = false;   ///< outputs are raw memory (`empty` and kin)
+  bool only_metadata = false;   ///< looks at the shape of argument 0 and at none of its bytes
   bool full_overwrite = false;  ///< writes argument 0 everywhere without reading it
   bool pointwise = false;       ///< tagged as elementwise: multiplies no matrices
   bool cast = false;            ///< `_to_copy`: cheap to recompute from a leaf, never worth pinning

@@ -4,7 +4,9 @@
 #include <torch/library.h>
 
 #include <chrono>
+#include <optional>
 
+#include "tape/evict.h"
 #include "tape/for_each_tensor.h"
 #include "tape/observer.h"
 #include "tape/policy.h"
@@ -172,10 +174,18 @@ c10::IValue constant(const c10::IValue& value) {
   return value;
 }
 
+// LibTorch itself keeps pointers to lengths and offsets across operators: packed sequences do.
+bool is_pointed_at(const at::Tensor& tensor) {
+  return tensor.dim() <= 1 && (tensor.scalar_type() == c10::kLong || tensor.scalar_type() == c10::kInt);
+}
+
+// Counters and running averages: chains without end would keep all that ever went into them.
+constexpr uint8_t kMostRewrites = 64;
+
 class Recording {
  public:
-  Recording(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, ThreadState& thread)
-      : traits_(traits), keys_(keys), stack_(stack), thread_(thread) {}
+  Recording(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, ThreadState& thread, Region* region)
+      : traits_(traits), keys_(keys), stack_(stack), thread_(thread), region_(region) {}
 
   ~Recording() {
     if (!op_ && borrowed_.empty()) return;
@@ -195,15 +205,15 @@ class Recording {
       if (write.copy_wanted) write.copy = clone_storage(write.storage);
     std::unique_lock<std::mutex> rng;
     if (traits_.random || traits_.maybe_random) rng = read_generator();
-    const bool timing = Tape::get().timing.load(std::memory_order_relaxed);
-    const int64_t start = timing ? now_ns() : 0;
+    const bool timing = region_->cap || Tape::get().timing.load(std::memory_order_relaxed);
+    const int64_t start = timing ? now_ns() - thread_.made_room_ns : 0;
     try {
       run(traits_, keys_, stack_);
     } catch (...) {
       forget_written(writes_, pause_);
       throw;
     }
-    if (timing) op_->forward_ns = now_ns() - start;
+    if (timing) op_->forward_ns = now_ns() - thread_.made_room_ns - start;
     if (rng && traits_.maybe_random && op_->rng && !has_moved(*op_->rng)) op_->rng.reset();
     if (rng) rng.unlock();
     std::exception_ptr failure;
@@ -242,7 +252,7 @@ class Recording {
 
   void copy_if_borrowed(const at::Tensor& tensor) {
     const auto& storage = tensor.storage();
-    if (!is_borrowed(storage)) return;
+    if (traits_.only_metadata || !is_borrowed(storage)) return;
     {
       TapeLock lock;
       const auto* known = find_value(lock, storage.unsafeGetStorageImpl());
@@ -265,7 +275,7 @@ class Recording {
     settle_writes(lock, thread_);
     op_ = lock.tape().ops.make();
     op_->refs = 1;
-    op_->region = thread_.region;
+    op_->region = region_;
     ++lock.tape().stats.live_ops;
     ++op_->region->refs;
     op_->seq = lock.tape().next_seq++;
@@ -347,6 +357,7 @@ class Recording {
     }
     auto* value = find_value(lock, impl);
     if (value) pause_.lift(value, storage);
+    if (traits_.only_metadata) return;
     if (replay == ReplayArg::kUndefined) {
       op_->refs_in.pop_back();
       return;
@@ -374,11 +385,10 @@ class Recording {
   void refer(TapeLock& lock, ArgRef& ref, Value* value, const at::Tensor& tensor) {
     ref.value = value;
     retain(value);
-    ++value->op_refs;
-    ref.holds = needs_hold(lock, value, op_->region);
-    if (!ref.holds) return;
-    hold(lock, value);
-    if (!value->private_copy) remember_version(ref, tensor);
+    if (!region_->cap) ++value->op_refs;
+    ref.holds = needs_hold(lock, value, op_->region) || (value->is_leaf() && ref.meta.wrapped_number);
+    if (ref.holds) hold(lock, value);
+    if (!value->private_copy && (ref.holds || (region_->cap && value->is_leaf()))) remember_version(ref, tensor);
   }
 
   std::unique_lock<std::mutex> read_generator() {
@@ -411,6 +421,10 @@ class Recording {
     }
     pause_.restore(lock);
     settle_unknown(lock, thread_);
+    if (region_->cap) {
+      add_time(lock, op_->forward_ns, 0);
+      op_->forward_ns = least_ns(lock, *op_, op_->forward_ns);
+    }
     if (!op_->outs.empty()) {
       ++stats.recorded_ops;
       stats.recorded_ns += op_->forward_ns;
@@ -426,6 +440,7 @@ class Recording {
     ++region->refs;
     value->region_index = static_cast<uint32_t>(region->values.size());
     region->values.push_back(value);
+    value->last_use = op_->seq;
     value->counter = counter;
     if (counter.enabled()) value->version = counter.current_version();
     return value;
@@ -461,13 +476,17 @@ class Recording {
     auto* impl = write.storage.unsafeGetStorageImpl();
     auto* before = find_value(lock, impl);
     if (!before) return;
-    if (!write.produces || write.moved()) {
+    const bool too_long = region_->cap && before->rewrites == kMostRewrites;
+    if (!write.produces || write.moved() || too_long) {
       if (before->unknown && !write.moved()) return;
       overwritten(lock, before, std::move(write.copy), nullptr);
       return;
     }
     auto* after = new_value(lock, write.counter, write.storage);
     produce(after, OutRef{nullptr, -1, -1, write.ref});
+    if (region_->cap) after->rewrites = before->rewrites + 1;
+    after->fixed |= before->fixed;
+    after->pins = before->pins;
     after->saved |= before->saved;  // the bytes kept are now these: the same memory, and more of the work in them
     retain(after);
     overwritten(lock, before, {}, after);
@@ -487,6 +506,7 @@ class Recording {
       value->unknown = true;
     else
       produce(value, OutRef{nullptr, ret, element, -1});
+    if (region_->cap) value->fixed = is_pointed_at(tensor);
     map_value(lock, value, impl, true);
     if (value->producer) arm(value, impl);
   }
@@ -495,6 +515,7 @@ class Recording {
   const c10::DispatchKeySet keys_;
   torch::jit::Stack* const stack_;
   ThreadState& thread_;
+  Region* const region_;
   Op* op_ = nullptr;
   c10::SmallVector<RecordedWrite, 1> writes_;
   c10::SmallVector<c10::StorageImpl*, 6> inputs_;
@@ -517,6 +538,13 @@ bool writes_unplain(const OpTraits& traits, const torch::jit::Stack& stack) {
   return found;
 }
 
+bool reads_unplain(const OpTraits& traits, const torch::jit::Stack& stack) {
+  bool found = false;
+  for_each_tensor(stack.data() + (stack.size() - traits.num_args), traits.num_args,
+                  [&](const at::Tensor& tensor, size_t, int32_t) { found |= !has_plain_storage(tensor); });
+  return found;
+}
+
 void note_metadata_change(const OpTraits& traits, const torch::jit::Stack& stack) {
   const auto& self = stack[stack.size() - traits.num_args].toTensor();
   if (!self.defined() || !has_plain_storage(self)) return;
@@ -531,14 +559,22 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::ji
   if (thread.stop && thread.stop->due) stop_function(*thread.stop, !traits.writes.empty());
   if (thread.trace) thread.trace->note(traits, *stack);
   if (traits.metadata_in_place) note_metadata_change(traits, *stack);
-  if (!thread.region) return watch(traits, keys, stack);
+  auto* cap = Tape::get().cap.load(std::memory_order_relaxed);
+  if (!thread.region && !cap) return watch(traits, keys, stack);
   if (traits.view_only) return run(traits, keys, stack);
-  if (traits.effect || writes_unplain(traits, *stack)) {
+  std::optional<Operands> operands;
+  if (cap) {
+    operands.emplace(traits, *stack);
+    operands->bring_back();
+    before_operator();
+  }
+  const bool in_cap = !thread.region;
+  if (traits.effect || (in_cap ? reads_unplain(traits, *stack) : writes_unplain(traits, *stack))) {
     run_unrecorded(traits, keys, stack);
     if (thread.observer) thread.observer->ran_effect(traits, *stack);
     return;
   }
-  Recording(traits, keys, stack, thread).run_and_record();
+  Recording(traits, keys, stack, thread, in_cap ? cap : thread.region).run_and_record();
 }
 
 }  // namespace

@@ -90,7 +90,9 @@ void refuse_unsupported_modes() {
 
 void leave_dispatch() {
   const auto& thread = ThreadState::get();
-  if (!thread.region && !thread.trace && !thread.stop && Tape::get().pending_slots.load(std::memory_order_relaxed) == 0)
+  const auto& tape = Tape::get();
+  if (!thread.region && !thread.trace && !thread.stop && !tape.cap.load(std::memory_order_relaxed) &&
+      tape.pending_slots.load(std::memory_order_relaxed) == 0)
     c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
 }
 

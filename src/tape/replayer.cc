@@ -8,6 +8,7 @@
 #include <chrono>
 
 #include "refrain/error.h"
+#include "tape/evict.h"
 #include "tape/region_inputs.h"
 #include "tape/running.h"
 #include "tape/storage_copy.h"
@@ -38,6 +39,7 @@ class Plan {
     int32_t uses = 0;         ///< planned operators that still read it
     bool ours = false;        ///< replayed here, so its bytes may be consumed
     bool target = false;
+    bool locked = false;      ///< counts in `value->locks`
   };
 
   explicit Plan(TapeLock& lock) : number_(++lock.tape().plan_number) {}
@@ -86,6 +88,16 @@ class Plan {
     for (auto* op : ops_) stats.replayed_forward_ns += op->forward_ns;
   }
 
+  /// Nothing that the pass reads leaves memory before it ran.
+  void lock_inputs() {
+    for (auto& planned : values_)
+      if (planned.bytes) lock_bytes(planned);
+  }
+
+  /// What was in memory when this was planned has left.
+  struct InputLeft {};
+
+  /// @throws InputLeft unless `lock_inputs` was called; what is back by then stays.
   void run() {
     AmbientScope ambient;
     ReplayingScope replaying;
@@ -99,6 +111,10 @@ class Plan {
       ambient.set(op.ambient);
       for (const auto index : step.inputs)
         if (index >= 0) fetch(values_[index]);
+      if (Tape::get().cap.load(std::memory_order_relaxed)) {
+        before_operator();
+        lock_inputs(step);
+      }
       run_step(step);
     }
     for (auto& planned : values_)
@@ -112,10 +128,12 @@ class Plan {
   }
 
   const std::vector<PlannedValue>& values() const { return values_; }
+  int64_t operators_run() const { return operators_run_; }
 
   /// Lets go of everything, bytes included. Needs the lock.
   void clear(TapeLock& lock) {
     for (auto& planned : values_) {
+      unlock(planned);
       lock.discard(std::move(planned.bytes));
       lock.discard(std::move(planned.offloaded));
       lock.release(planned.value);
@@ -132,6 +150,35 @@ class Plan {
     c10::SmallVector<int32_t, 4> inputs;
     c10::SmallVector<int32_t, 2> outputs;
   };
+
+  // Late, so that what a long pass needs at its end can leave until then.
+  void lock_inputs(const Step& step) {
+    TapeLock lock;
+    for (const auto index : step.inputs) {
+      if (index < 0) continue;
+      auto& planned = values_[index];
+      if (planned.locked || planned.ours || !planned.bytes) continue;
+      if (planned.value->evicted) throw InputLeft();
+      lock_bytes(planned);
+    }
+  }
+
+  static void lock_bytes(PlannedValue& planned) {
+    planned.locked = true;
+    ++planned.value->locks;
+  }
+  static void unlock(PlannedValue& planned) {
+    if (std::exchange(planned.locked, false)) --planned.value->locks;
+  }
+
+  // Nothing in this pass reads it any more.
+  static void let_go(PlannedValue& planned) {
+    if (planned.locked) {
+      TapeLock lock;
+      unlock(planned);
+    }
+    planned.bytes = {};
+  }
 
   PlannedValue& entry(Value* value) {
     if (value->mark != number_) {
@@ -204,6 +251,7 @@ class Plan {
     const ReplayedOp replayed(op);
     run_kernel(op, stack);
     replayed.results(stack);
+    ++operators_run_;
     collect(step, stack, storages);
     stack.clear();
     c10::SmallVector<int32_t, 4> seen;
@@ -211,7 +259,7 @@ class Plan {
       if (index < 0 || std::find(seen.begin(), seen.end(), index) != seen.end()) continue;
       seen.push_back(index);
       auto& planned = values_[index];
-      if (--planned.uses == 0 && !planned.target) planned.bytes = {};
+      if (--planned.uses == 0 && !planned.target) let_go(planned);
     }
   }
 
@@ -281,10 +329,20 @@ class Plan {
       planned.ours = true;
       TORCH_INTERNAL_ASSERT(planned.bytes.nbytes() == planned.value->nbytes, "[refrain] replay of ", op.traits->name(),
                             " gave ", planned.bytes.nbytes(), " bytes, forward gave ", planned.value->nbytes);
+      if (Tape::get().cap.load(std::memory_order_relaxed)) put_in_place(planned);
     }
   }
 
+  // An evicted value is back for all, not for this pass only: backward, which goes the other way, will want it soon.
+  static void put_in_place(PlannedValue& planned) {
+    TapeLock lock;
+    if (!put_back(lock, planned.value, planned.bytes)) return;
+    planned.ours = false;
+    lock_bytes(planned);
+  }
+
   const uint64_t number_;
+  int64_t operators_run_ = 0;
   std::vector<PlannedValue> values_;
   std::vector<Op*> ops_;
   std::vector<Step> steps_;
@@ -366,7 +424,7 @@ c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t ta
   for (auto* slot = region->slots; slot; slot = slot->in_region.next) {
     const bool unread = task >= 0 && slot->read_task != task;
     if (slot != asked && !unread) continue;
-    if (!slot->value || slot->filled || slot->value->unknown || resident(*slot->value)) continue;
+    if (!slot->value || slot->filled || slot->value->unknown || slot->value->evicted || resident(*slot->value)) continue;
     if (slot->value->is_leaf() && !slot->value->parked) continue;
     plan.want(slot->value);
     any = true;
@@ -389,6 +447,7 @@ c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t ta
   std::exception_ptr failure;
   try {
     plan.close(lock);
+    plan.lock_inputs();
     lock.raw().unlock();
     const RecomputeScope recompute(region->work.get());
     at::ThreadLocalStateGuard state(*region->thread_state);
@@ -479,6 +538,54 @@ void fill_discarded(TapeLock& lock, Region* region, int32_t task) {
 }
 
 }  // namespace
+
+namespace {
+
+// One attempt. @return false if something the pass was to read left memory meanwhile.
+bool try_bring_back(const std::vector<Value*>& values, bool lock_inputs) {
+  TapeLock lock;
+  collect_gone(lock);
+  Plan plan(lock);
+  bool any = false;
+  for (auto* value : values) {
+    if (!value->evicted) continue;
+    plan.want(value);
+    any = true;
+  }
+  if (!any) return true;
+  const auto start = std::chrono::steady_clock::now();
+  std::exception_ptr failure;
+  bool is_whole = true;
+  try {
+    plan.close(lock);
+    if (lock_inputs) plan.lock_inputs();
+    lock.raw().unlock();
+    plan.run();
+  } catch (const Plan::InputLeft&) {
+    is_whole = false;
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (!lock.raw().owns_lock()) lock.raw().lock();
+  const int64_t took =
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+  add_time(lock, 0, took);
+  cap_counters().recomputes += plan.operators_run();
+  cap_counters().recompute_ns += took;
+  plan.clear(lock);
+  if (failure) std::rethrow_exception(failure);
+  return is_whole;
+}
+
+}  // namespace
+
+void bring_back(const std::vector<Value*>& values) {
+  static auto* one_pass = new std::mutex;
+  std::lock_guard pass(*one_pass);
+  constexpr int kMostAttempts = 16;
+  for (int attempt = 1; !try_bring_back(values, attempt == kMostAttempts); ++attempt) {
+  }
+}
 
 void refill(TapeLock& lock, Slot& slot) {
   auto* region = slot.region;

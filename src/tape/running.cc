@@ -187,7 +187,7 @@ std::atomic<bool> is_alone{true};  ///< nobody else had asked for announcements 
 void tell(RunningWatch& watch, c10::ArrayRef<c10::IValue> results) {
   for_each_tensor(results.data(), results.size(), [&](const at::Tensor& tensor, size_t, int32_t) {
     if (!has_plain_storage(tensor)) return;
-    const void* storage = tensor.storage().data();
+    const void* storage = tensor.storage().unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get();  // null if evicted
     if (storage) watch.made(storage, tensor.sizes());
   });
 }

@@ -114,7 +114,7 @@ at::Tensor Slot::call_unpack_hook() {
   }
   const int32_t task = torch::autograd::get_current_graph_task_id();
   auto bytes = std::move(filled);
-  if (!bytes) bytes = resident(*value);
+  if (!bytes) bytes = value->evicted ? value->held : resident(*value);  // the operator that reads it brings it back
   if (!bytes) {
     refill(lock, *this);
     bytes = std::move(filled);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "tape/evict.h"
 #include "tape/slots.h"
 
 namespace refrain::tape {
@@ -54,6 +55,7 @@ void TapeLock::release(Region* region) {
 }
 
 void TapeLock::drain() {
+  collect_gone(*this);
   for (;;) {
     if (!dead_values_.empty()) {
       auto* value = dead_values_.back();
@@ -108,7 +110,7 @@ void TapeLock::destroy(Value* value) {
 void TapeLock::take_apart(Op* op) {
   for (auto& ref : op->refs_in) {
     if (!ref.value) continue;
-    --ref.value->op_refs;
+    if (!op->region->cap) --ref.value->op_refs;
     if (ref.holds) unhold(*this, ref.value);
     release(ref.value);
   }
@@ -148,10 +150,7 @@ void unhold(TapeLock& lock, Value* value) {
   if (--value->holds == 0) lock.discard(std::move(value->held));
 }
 
-namespace {
-
-// Drops what only the map keeps although its storage is gone.
-void sweep(TapeLock& lock) {
+void sweep_map(TapeLock& lock) {
   auto& map = lock.tape().map;
   std::vector<Value*> gone;
   for (auto& [storage, value] : map)
@@ -160,11 +159,9 @@ void sweep(TapeLock& lock) {
   lock.tape().sweep_at = std::max<size_t>(1024, 2 * map.size());
 }
 
-}  // namespace
-
 void map_value(TapeLock& lock, Value* value, c10::StorageImpl* storage, bool owning) {
   auto& tape = lock.tape();
-  if (tape.map.size() >= tape.sweep_at) sweep(lock);
+  if (tape.map.size() >= tape.sweep_at) sweep_map(lock);
   tape.map[storage] = value;
   value->key = storage;
   value->map_owns = owning;
@@ -179,6 +176,7 @@ void unmap_value(TapeLock& lock, Value* value) {
 }
 
 c10::Storage resident(const Value& value) {
+  if (value.evicted) return {};
   // whether all ranks fetch must not depend on who else has the bytes on one of them, a communication thread for one
   if (value.lost || (value.parked && value.offloaded->needs_all_ranks())) return {};
   if (!value.private_copy && !value.is_leaf() && value.version_moved()) return {};
@@ -258,6 +256,8 @@ void add_bound(Region* region, Value* value) {
 }  // namespace
 
 bool needs_hold(TapeLock&, Value* value, Region* region) {
+  if (region && region->cap) return false;
+  if (value->region && value->region->cap) return !value->unknown;
   if (value->is_leaf() || value->saved) return true;
   if (value->unknown || !region) return false;
   if (value->region->top != region->top) {

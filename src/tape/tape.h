@@ -47,6 +47,7 @@ struct Region {
   int32_t live_slots = 0;   ///< here and in nested regions
   bool active = true;       ///< its scope is still open
   bool preserve_rng_state = true;
+  bool cap = false;         ///< not a call: the one that everything is recorded in under a `MemoryCap`, see evict.h
   std::shared_ptr<const Policy> policy;
   std::shared_ptr<OffloadStore> offload;  ///< for what `policy` offloads
   std::shared_ptr<RegionWork> work;  ///< of `CheckpointOptions::inputs`, or null
@@ -87,6 +88,7 @@ struct Tape {
   std::atomic<int64_t> pending_slots{0};  ///< read without the lock to switch the watch off
   std::atomic<int64_t> discardable{0};    ///< live values with `discard`, read likewise
   std::atomic<bool> timing{false};
+  std::atomic<Region*> cap{nullptr};  ///< while there is a `MemoryCap`
 };
 
 /// The lock on the tape's bookkeeping, and the only way to let go of things: what dies while it is held is taken apart
@@ -108,6 +110,7 @@ class TapeLock {
   void discard(c10::Storage&& storage) {
     if (storage) storages_.push_back(std::move(storage));
   }
+  void discard(at::DataPtr&& bytes) { bytes_.push_back(std::move(bytes)); }
   void discard(std::shared_ptr<Offloaded>&& bytes) {
     if (bytes) offloaded_.push_back(std::move(bytes));
   }
@@ -123,6 +126,7 @@ class TapeLock {
   std::vector<Op*> dead_ops_;
   std::vector<Region*> dead_regions_;
   std::vector<c10::Storage> storages_;
+  std::vector<at::DataPtr> bytes_;
   std::vector<std::shared_ptr<Offloaded>> offloaded_;
   std::vector<Op*> buried_ops_;
   std::vector<Region*> buried_regions_;
@@ -151,6 +155,8 @@ struct ThreadState {
   OpTrace* trace = nullptr;   ///< notes every operator
   Observer* observer = nullptr;  ///< of the `saved_tensors` that runs
   StopRequest* stop = nullptr;   ///< of the function that was called again
+  const OpTraits* operands_of = nullptr;  ///< the operator that runs under a cap
+  int64_t made_room_ns = 0;      ///< spent in allocations, deciding what leaves memory
   int open_reruns = 0;        ///< rerun regions in forward
   bool recomputing = false;   ///< a replay pass runs on this thread, or a function is called again
   bool disabled = false;      ///< under a `NoCheckpointGuard`
@@ -178,6 +184,8 @@ void hold(TapeLock& lock, Value* value);
 void unhold(TapeLock& lock, Value* value);
 void map_value(TapeLock& lock, Value* value, c10::StorageImpl* storage, bool owning);
 void unmap_value(TapeLock& lock, Value* value);
+/// Unmaps all whose storage is gone.
+void sweep_map(TapeLock& lock);
 /// Bytes of `value` if they are in memory and unchanged, else null.
 c10::Storage resident(const Value& value);
 /// Unknown bytes are being read: they come from outside from now on.

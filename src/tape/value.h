@@ -72,6 +72,16 @@ struct Value {
   bool discard = false;       ///< other regions and autograd outside of regions recompute it rather than hold it
   bool armed = false;         ///< a raw-pointer barrier is set on the storage
   bool parked = false;        ///< an input of a region: its bytes are in `offloaded`, and nobody holds them in memory
+  bool evicted = false;       ///< its storage lives without bytes, until an operator reads it; see evict.h, also for what follows
+  bool fixed = false;         ///< will never be evicted
+  bool gradient = false;      ///< a parameter's: not worth the whole step that would bring it back
+  uint8_t rewrites = 0;       ///< times that its storage was overwritten by recorded operators
+  int32_t locks = 0;          ///< operators and replay passes that use its bytes now
+  int32_t pins = 0;
+  int32_t needed = 0;         ///< evicted values' operators that read it, a source
+  uint64_t last_use = 0;      ///< `Tape::next_seq` then
+  uint32_t evicted_index = 0;
+  Value* next_gone = nullptr;
   Op* producer = nullptr;     ///< owned
   Region* region = nullptr;   ///< owned; null for leaves from outside
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;  ///< where the bytes are or last were; never owns
@@ -135,6 +145,8 @@ struct Op {
   c10::SmallVector<c10::IValue, 6> args;  ///< tensors replaced: None, or the length for a list
   c10::SmallVector<ArgRef, 2> refs_in;
   c10::SmallVector<OutRef, 1> outs;
+  int32_t secured = 0;  ///< evicted values, and operators behind them, that need its results
+  bool lost = false;    ///< something that it read is gone for good; see evict.h
   uint32_t tensor_lists = 0;  ///< bit i: argument i is a list of tensors, and `args[i]` its length
   uint64_t mark = 0;
 };

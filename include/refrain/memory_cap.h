@@ -1,0 +1,126 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <string>
+
+#include "refrain/bytes.h"
+
+namespace refrain {
+
+/// What leaves memory first. `c` is the time to compute a value again with all that is not in memory behind it, `m` its
+/// bytes, `s` how many operators ago it was last used.
+enum class EvictionHeuristic {
+  kHDtr,     ///< least c / (m s). Source: Kirisame et al., "Dynamic Tensor Rematerialization", ICLR 2021, h_DTR without the
+             ///< neighbourhood of evicted dependents, which brought nothing here
+  kLru,      ///< largest s
+  kLargest,  ///< largest m
+  kMsps,     ///< least c / m. Source: Peng et al., "Capuchin", ASPLOS 2020
+};
+
+/// How a `MemoryCap` works. Setters chain: `MemoryCapOptions().heuristic(EvictionHeuristic::kLru)`.
+class MemoryCapOptions {
+ public:
+  /// Default: kHDtr. All but kHDtr are for comparison: they compute again far more.
+  MemoryCapOptions& heuristic(EvictionHeuristic value) {
+    heuristic_ = value;
+    return *this;
+  }
+  EvictionHeuristic heuristic() const { return heuristic_; }
+
+  /// Values of fewer bytes stay. LibTorch keeps pointers to some small ones. Default: 4096.
+  MemoryCapOptions& min_bytes(Bytes value) {
+    min_bytes_ = value;
+    return *this;
+  }
+  Bytes min_bytes() const { return min_bytes_; }
+
+  /// Most time that a step, to the end of backward, may spend computing again, as a part of that of its operators; beyond it an
+  /// allocation throws `OutOfMemory` that says which limit would have kept everything. > 0. Default: no bound.
+  MemoryCapOptions& max_overhead(double value) {
+    max_overhead_ = value;
+    return *this;
+  }
+  double max_overhead() const { return max_overhead_; }
+
+ private:
+  EvictionHeuristic heuristic_ = EvictionHeuristic::kHDtr;
+  Bytes min_bytes_ = 4096;
+  double max_overhead_ = std::numeric_limits<double>::infinity();
+};
+
+/// What all caps of the process did since the first of those alive began.
+struct MemoryCapStats {
+  Bytes limit = 0;            ///< in force
+  int64_t evictions = 0;
+  Bytes evicted_bytes = 0;    ///< of all evictions together
+  int64_t recomputes = 0;     ///< operators that ran again
+  int64_t recompute_ns = 0;   ///< time in that
+  int64_t choosing_ns = 0;    ///< time spent deciding what leaves
+};
+
+/// A step under a `MemoryCap` cannot be done: all that can leave memory has left, or it takes longer than `max_overhead`.
+class OutOfMemory : public c10::OutOfMemoryError {
+ public:
+  OutOfMemory(c10::SourceLocation where, std::string message, Bytes floor, Bytes limit)
+      : c10::OutOfMemoryError(where, std::move(message)), floor_(floor), limit_(limit) {}
+  /// A limit of fewer bytes cannot do: those that cannot leave, of the running operator too, and the request. If time was the
+  /// cause: bytes at which nothing would have left.
+  Bytes floor() const { return floor_; }
+  Bytes limit() const { return limit_; }
+  Bytes missing() const { return floor_ - limit_; }
+
+ private:
+  Bytes floor_, limit_;
+};
+
+/// While alive, CPU tensors take at most `limit` bytes: what can be computed again leaves memory before the limit would be broken,
+/// and comes back when an operator reads it. Results are those of a run without it, to the bit.
+///
+///     refrain::MemoryCap cap(2_GiB);
+///     for (auto& batch : loader) { ... forward, backward, optimizer step, unchanged ... }
+///
+/// Forward, backward and everything else that runs on this thread is recorded. Tensors that no recorded operator made (parameters,
+/// inputs) and gradients of parameters never leave. `checkpoint` regions inside work; what they keep does not leave.
+/// A raw pointer is good until the next operator; one to bytes that have left is an error that says so: `PinScope`.
+/// Caps nest: the smallest limit holds, with the options of the innermost. Other threads: the limit holds for them too; their
+/// operators are recorded only while they have a cap of their own; they must not read tensors from under this one.
+/// At the end of the last cap everything that has left comes back.
+/// Cost: about 1 us an operator.
+class MemoryCap {
+ public:
+  /// @param limit  bytes >= 0, on the absolute `memory_stats().current`.
+  /// @throws InvalidArgument if `limit` or `min_bytes` is negative, or `max_overhead` not above 0.
+  explicit MemoryCap(Bytes limit, const MemoryCapOptions& options = {});
+  ~MemoryCap();
+  MemoryCap(const MemoryCap&) = delete;
+  MemoryCap& operator=(const MemoryCap&) = delete;
+
+  MemoryCapStats stats() const;
+
+  /// Keeps the bytes of `tensor` in place while its storage lives, after bringing them back.
+  void pin(const at::Tensor& tensor);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+/// While alive, the bytes of a tensor stay in place, so that raw pointers to them are good.
+class PinScope {
+ public:
+  /// Brings them back first. @throws as an operator would that reads `tensor`.
+  explicit PinScope(at::Tensor tensor);
+  ~PinScope();
+  PinScope(const PinScope&) = delete;
+  PinScope& operator=(const PinScope&) = delete;
+
+ private:
+  at::Tensor tensor_;
+};
+
+}  // namespace refrain

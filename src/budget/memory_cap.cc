@@ -1,0 +1,63 @@
+#include "refrain/memory_cap.h"
+
+#include "budget/room_maker.h"
+#include "memory/stack.h"
+#include "refrain/error.h"
+#include "refrain/memory.h"
+#include "tape/evict.h"
+
+namespace refrain {
+namespace {
+
+Bytes checked(Bytes value, const char* name) {
+  if (value >= 0) return value;
+  throw InvalidArgument(std::string("[refrain::MemoryCap] `") + name + "` is " + std::to_string(value) +
+                        ", expected 0 or more bytes");
+}
+
+}  // namespace
+
+struct MemoryCap::State {
+  State(Bytes bytes, const MemoryCapOptions& options)
+      : limit(bytes), number(budget::RoomMaker::get().add(options)) {
+    limiting_allocator().set_relief(&budget::RoomMaker::get());
+    tape::open_cap();
+  }
+
+  MemoryLimit limit;
+  int number;
+};
+
+MemoryCap::MemoryCap(Bytes limit, const MemoryCapOptions& options) {
+  checked(limit, "limit");
+  checked(options.min_bytes(), "min_bytes");
+  if (!(options.max_overhead() > 0.0))
+    throw InvalidArgument("[refrain::MemoryCap] `max_overhead` is " + std::to_string(options.max_overhead()) +
+                          ", expected a part above 0, as 0.5");
+  state_ = std::make_unique<State>(limit, options);
+}
+
+MemoryCap::~MemoryCap() {
+  const int number = state_->number;
+  state_.reset();  // first the limit goes, then what has left comes back
+  tape::close_cap();
+  budget::RoomMaker::get().remove(number);
+}
+
+MemoryCapStats MemoryCap::stats() const {
+  const auto& counters = tape::cap_counters();
+  return {.limit = limiting_allocator().limit(),
+          .evictions = counters.evictions.load(),
+          .evicted_bytes = counters.evicted_bytes.load(),
+          .recomputes = counters.recomputes.load(),
+          .recompute_ns = counters.recompute_ns.load(),
+          .choosing_ns = budget::RoomMaker::get().choosing_ns()};
+}
+
+void MemoryCap::pin(const at::Tensor& tensor) { tape::pin(tensor, 1); }
+
+PinScope::PinScope(at::Tensor tensor) : tensor_(std::move(tensor)) { tape::pin(tensor_, 1); }
+
+PinScope::~PinScope() { tape::pin(tensor_, -1); }
+
+}  // namespace refrain

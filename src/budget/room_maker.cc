@@ -1,0 +1,145 @@
+#include "budget/room_maker.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+
+#include "memory/stack.h"
+#include "tape/evict.h"
+
+namespace refrain::budget {
+namespace {
+
+struct Candidate {
+  double score = 0.0;
+  tape::Value* value = nullptr;
+  bool exact = false;  ///< else the score counts the value's own operator only, which is never more
+
+  /// Least score first out of a heap; then the one recorded first, so that equal runs decide equally.
+  bool operator<(const Candidate& other) const {
+    if (score != other.score) return score > other.score;
+    return value->producer->seq > other.value->producer->seq;
+  }
+};
+
+double score_of(EvictionHeuristic heuristic, const tape::Value& value, int64_t cost_ns, uint64_t now) {
+  const auto bytes = static_cast<double>(value.nbytes);
+  const auto staleness = static_cast<double>(now - value.last_use + 1);
+  const auto cost = static_cast<double>(cost_ns + 1);
+  switch (heuristic) {
+    case EvictionHeuristic::kLru: return -staleness;
+    case EvictionHeuristic::kLargest: return -bytes;
+    case EvictionHeuristic::kMsps: return cost / bytes;
+    case EvictionHeuristic::kHDtr: break;
+  }
+  return cost / (bytes * staleness);
+}
+
+bool looks_at_cost(EvictionHeuristic heuristic) {
+  return heuristic == EvictionHeuristic::kHDtr || heuristic == EvictionHeuristic::kMsps;
+}
+
+}  // namespace
+
+RoomMaker& RoomMaker::get() {
+  static auto* instance = new RoomMaker;
+  return *instance;
+}
+
+int RoomMaker::add(const MemoryCapOptions& options) {
+  std::lock_guard guard(mutex_);
+  if (options_.empty()) choosing_ns_ = 0;
+  options_.emplace_back(++last_number_, options);
+  return last_number_;
+}
+
+void RoomMaker::remove(int number) {
+  std::lock_guard guard(mutex_);
+  std::erase_if(options_, [&](const auto& entry) { return entry.first == number; });
+}
+
+MemoryCapOptions RoomMaker::options() {
+  std::lock_guard guard(mutex_);
+  return options_.empty() ? MemoryCapOptions() : options_.back().second;
+}
+
+Bytes RoomMaker::evict_until(Bytes missing) {
+  const auto options = this->options();
+  const auto heuristic = options.heuristic();
+  tape::TapeLock lock;
+  tape::collect_gone(lock);
+  const auto* region = lock.tape().cap.load();
+  if (!region) return 0;
+  const auto now = lock.tape().next_seq;
+  std::vector<Candidate> heap;
+  for (auto* value : region->values) {
+    if (static_cast<Bytes>(value->nbytes) < options.min_bytes() || value->nbytes == 0 || !tape::is_evictable(*value)) continue;
+    heap.push_back({score_of(heuristic, *value, value->producer->forward_ns, now), value, !looks_at_cost(heuristic)});
+  }
+  std::make_heap(heap.begin(), heap.end());
+  Bytes freed = 0;
+  while (freed < missing && !heap.empty()) {
+    std::pop_heap(heap.begin(), heap.end());
+    auto candidate = heap.back();
+    heap.pop_back();
+    if (!candidate.exact) {
+      candidate.score = score_of(heuristic, *candidate.value, tape::recompute_ns(lock, *candidate.value), now);
+      candidate.exact = true;
+      heap.push_back(candidate);
+      std::push_heap(heap.begin(), heap.end());
+    } else if (tape::evict(lock, candidate.value)) {
+      freed += static_cast<Bytes>(candidate.value->nbytes);
+    }
+  }
+  return freed;
+}
+
+void RoomMaker::check_overhead(Bytes requested, Bytes limit) {
+  const double most = options().max_overhead();
+  if (most == std::numeric_limits<double>::infinity()) return;
+  tape::StepTimes step;
+  Bytes absent = 0;
+  {
+    tape::TapeLock lock;
+    step = tape::step_times(lock);
+    absent = tape::absent_bytes(lock);
+  }
+  if (static_cast<double>(step.again_ns) <= most * static_cast<double>(step.operators_ns)) return;
+  const Bytes ample = limiting_allocator().in_use() + absent + requested;
+  throw OutOfMemory(
+      {__func__, __FILE__, static_cast<uint32_t>(__LINE__)},
+      fmt::format("[refrain::MemoryCap] out of memory: the limit {} bytes ({}) would be kept, but this step has spent {:.1f} ms "
+                  "computing again beside {:.1f} ms of operators, expected at most {:.2f} of that; at {} bytes ({}) nothing would "
+                  "have had to leave here; raise the limit or max_overhead",
+                  limit, format_bytes(limit), static_cast<double>(step.again_ns) / 1e6,
+                  static_cast<double>(step.operators_ns) / 1e6, most, ample, format_bytes(ample)),
+      ample, limit);
+}
+
+void RoomMaker::make_room(Bytes missing, Bytes requested, Bytes limit) {
+  check_overhead(requested, limit);
+  const auto start = std::chrono::steady_clock::now();
+  const Bytes freed = evict_until(missing);
+  const int64_t took =
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+  choosing_ns_.fetch_add(took);
+  tape::ThreadState::get().made_room_ns += took;
+  if (freed > 0) return;
+  const Bytes floor = limiting_allocator().in_use() + requested;
+  if (floor <= limit) return;  // another thread gave some up
+  const auto op = tape::running_operator();
+  throw OutOfMemory(
+      {__func__, __FILE__, static_cast<uint32_t>(__LINE__)},
+      fmt::format("[refrain::MemoryCap] out of memory: {} needs {} bytes ({}) where {} bytes ({}) cannot leave memory, limit {} "
+                  "bytes ({}): {} bytes ({}) are missing; raise the limit, or lower the batch",
+                  op.empty() ? std::string("an allocation") : "`" + op + "`", requested, format_bytes(requested),
+                  floor - requested, format_bytes(floor - requested), limit, format_bytes(limit), floor - limit,
+                  format_bytes(floor - limit)),
+      floor, limit);
+}
+
+void RoomMaker::evict_all() { evict_until(LimitingAllocator::kNoLimit); }
+
+}  // namespace refrain::budget

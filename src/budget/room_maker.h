@@ -1,0 +1,42 @@
+#pragma once
+
+#include <mutex>
+#include <vector>
+
+#include "memory/limiting_allocator.h"
+#include "refrain/memory_cap.h"
+
+namespace refrain::budget {
+
+/// Decides what leaves memory when an allocation would break the limit.
+class RoomMaker final : public LimitingAllocator::Relief {
+ public:
+  /// The process's. Never destroyed: an allocation may be about to call it.
+  static RoomMaker& get();
+
+  /// Evicts, by the heuristic in force, until `missing` bytes are free. @throws OutOfMemory if nothing can leave, or the step
+  /// takes too long.
+  void make_room(Bytes missing, Bytes requested, Bytes limit) override;
+
+  /// Evicts all that can leave. For tests.
+  void evict_all();
+
+  /// Options of the innermost cap come last. Returns a number for `remove`.
+  int add(const MemoryCapOptions& options);
+  void remove(int number);
+
+  int64_t choosing_ns() const { return choosing_ns_.load(); }
+
+ private:
+  MemoryCapOptions options();
+  /// @return bytes that left.
+  Bytes evict_until(Bytes missing);
+  void check_overhead(Bytes requested, Bytes limit);
+
+  std::mutex mutex_;  // guards what follows
+  std::vector<std::pair<int, MemoryCapOptions>> options_;
+  int last_number_ = 0;
+  std::atomic<int64_t> choosing_ns_{0};
+};
+
+}  // namespace refrain::budget

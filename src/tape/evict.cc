@@ -1,0 +1,430 @@
+#include "tape/evict.h"
+
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/hash.h>
+
+#include <algorithm>
+
+#include "memory/stack.h"
+#include "tape/for_each_tensor.h"
+#include "tape/install.h"
+#include "tape/replayer.h"
+
+namespace refrain::tape {
+namespace {
+
+/// Guarded by the tape's lock but for `gone`.
+struct Cap {
+  int open = 0;
+  std::vector<Value*> evicted;
+  std::atomic<Value*> gone{nullptr};  ///< evicted values whose storage died, linked; each owned
+  CapCounters counters;
+  StepTimes step, last_step;
+  ska::flat_hash_map<size_t, int64_t> least_ns;
+  std::function<void()> before_operator;
+};
+
+Cap& cap() {
+  static auto* instance = new Cap;
+  return *instance;
+}
+
+// What runs when an evicted storage dies, possibly under the tape's lock.
+void storage_died(void* context) {
+  auto* value = static_cast<Value*>(context);
+  auto& gone = cap().gone;
+  value->next_gone = gone.load(std::memory_order_relaxed);
+  while (!gone.compare_exchange_weak(value->next_gone, value, std::memory_order_release, std::memory_order_relaxed)) {
+  }
+}
+
+bool is_source(const Value& value) { return !value.producer || !value.region || !value.region->cap; }
+
+// Whether a source still has the bytes that `ref` read.
+bool is_readable(const Value& source, const ArgRef& ref) {
+  if (source.unknown || source.gradient) return false;
+  if (ref.version_moved() && !source.private_copy) return false;
+  return static_cast<bool>(resident(source));
+}
+
+bool is_resident(const Value& value) { return !value.evicted && !value.stale && !value.storage.expired(); }
+
+// Makes sure that `op` can be replayed until `release_op`: counts on what is behind it, holds sources.
+bool secure(TapeLock& lock, Op* op) {
+  if (op->lost) return false;
+  if (op->secured == 0) {
+    const uint64_t number = ++lock.tape().plan_number;
+    std::vector<Op*> found{op};
+    op->mark = number;
+    for (size_t i = 0; i < found.size(); ++i) {
+      for (const auto& ref : found[i]->refs_in) {
+        if (!ref.value) continue;
+        if (is_source(*ref.value)) {
+          if (!is_readable(*ref.value, ref)) return false;
+          continue;
+        }
+        auto* producer = ref.value->producer;
+        if (producer->lost) return false;
+        if (producer->secured > 0 || producer->mark == number) continue;
+        producer->mark = number;
+        found.push_back(producer);
+      }
+    }
+    for (auto* each : found) {
+      for (const auto& ref : each->refs_in) {
+        if (!ref.value) continue;
+        if (is_source(*ref.value)) {
+          hold(lock, ref.value);
+          ++ref.value->needed;
+        } else {
+          ++ref.value->producer->secured;
+        }
+      }
+    }
+  }
+  ++op->secured;
+  return true;
+}
+
+void release_op(TapeLock& lock, Op* op) {
+  std::vector<Op*> todo{op};
+  while (!todo.empty()) {
+    auto* at = todo.back();
+    todo.pop_back();
+    if (--at->secured > 0) continue;
+    for (const auto& ref : at->refs_in) {
+      if (!ref.value) continue;
+      if (is_source(*ref.value)) {
+        --ref.value->needed;
+        unhold(lock, ref.value);
+      } else {
+        todo.push_back(ref.value->producer);
+      }
+    }
+  }
+}
+
+void no_longer_evicted(TapeLock& lock, Value* value) {
+  auto& all = cap().evicted;
+  all[value->evicted_index] = all.back();
+  all[value->evicted_index]->evicted_index = value->evicted_index;
+  all.pop_back();
+  value->evicted = false;
+  release_op(lock, value->producer);
+  lock.release(value);
+}
+
+const char* const kNotThere =
+    "[refrain::MemoryCap] a pointer was asked for to the bytes of a tensor that the cap has evicted. Operators bring them "
+    "back; for code that needs the pointer, pin the tensor first: `PinScope pin(tensor);`. The thread must be under the cap.";
+
+// What is computed from the sources among `values` and evicted.
+void add_dependents(TapeLock& lock, const Value* source, std::vector<Value*>& dependents) {
+  for (auto* value : cap().evicted) {
+    const uint64_t number = ++lock.tape().plan_number;
+    std::vector<Op*> todo{value->producer};
+    value->producer->mark = number;
+    bool depends = false;
+    while (!todo.empty() && !depends) {
+      auto* op = todo.back();
+      todo.pop_back();
+      for (const auto& ref : op->refs_in) {
+        if (!ref.value) continue;
+        depends |= ref.value == source;
+        if (is_source(*ref.value) || ref.value->producer->mark == number) continue;
+        ref.value->producer->mark = number;
+        todo.push_back(ref.value->producer);
+      }
+    }
+    if (!depends) continue;
+    retain(value);
+    dependents.push_back(value);
+  }
+}
+
+void release_all(std::vector<Value*>& values) {
+  if (values.empty()) return;
+  TapeLock lock;
+  for (auto* value : values) lock.release(value);
+  values.clear();
+}
+
+}  // namespace
+
+CapCounters& cap_counters() { return cap().counters; }
+
+void set_before_operator(std::function<void()> call) { cap().before_operator = std::move(call); }
+
+void before_operator() {
+  if (cap().before_operator) cap().before_operator();
+}
+
+void open_cap() {
+  install();
+  {
+    TapeLock lock;
+    if (cap().open++ == 0) {
+      cap().step = cap().last_step = {};
+      auto& counters = cap().counters;
+      counters.evictions = counters.evicted_bytes = counters.recomputes = counters.recompute_ns = 0;
+      auto* region = new Region;
+      region->cap = true;
+      region->refs = 1;
+      region->top = region;
+      ++lock.tape().stats.live_regions;
+      lock.tape().cap.store(region);
+    }
+  }
+  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+}
+
+void close_cap() {
+  std::vector<Value*> left;
+  {
+    TapeLock lock;
+    if (cap().open > 1) {
+      --cap().open;
+      return;
+    }
+    collect_gone(lock);
+    left = cap().evicted;
+    for (auto* value : left) retain(value);
+  }
+  try {
+    bring_back(left);
+  } catch (...) {
+    // there is no room even without the limit: they stay as they are
+  }
+  release_all(left);
+  {
+    TapeLock lock;
+    settle(lock, ThreadState::get());
+    cap().open = 0;
+    auto* region = lock.tape().cap.exchange(nullptr);
+    region->active = false;
+    for (auto* value : region->values) {
+      if (value->evicted) continue;
+      if (value->producer && value->producer->secured == 0) {
+        value->producer->outs[value->out].value = nullptr;
+        lock.release(std::exchange(value->producer, nullptr));
+        if (value->armed) disarm_alive(value);
+      }
+      if (std::exchange(value->map_owns, false)) lock.release(value);
+    }
+    for (auto& [storage, value] : lock.tape().map)
+      if (value->gradient && !value->region && std::exchange(value->map_owns, false)) lock.release(value);
+    lock.release(region);
+  }
+  leave_dispatch();
+}
+
+bool is_evictable(const Value& value) {
+  return value.producer && !value.fixed && !value.evicted && !value.stale && !value.unknown && !value.gradient &&
+         value.locks == 0 && value.pins == 0 && value.holds == 0 && !value.slots && !value.storage.expired() &&
+         !value.version_moved();
+}
+
+bool evict(TapeLock& lock, Value* value) {
+  auto storage = value->storage.lock();
+  if (!storage) return false;
+  auto& data = storage->_mutable_data_ptr_no_checks();
+  if (value->armed) disarm(value, storage.get());
+  if (has_barrier(storage.get()) || !is_tracked(data) || !secure(lock, value->producer)) {
+    value->fixed = true;
+    return false;
+  }
+  const auto device = data.device();
+  auto bytes = std::move(data);
+  retain(value);
+  storage->set_data_ptr_noswap(at::DataPtr(nullptr, value, &storage_died, device));
+  storage->release_data_and_set_meta_custom_data_ptr_error_msg_(kNotThere);
+  value->evicted = true;
+  value->evicted_index = static_cast<uint32_t>(cap().evicted.size());
+  cap().evicted.push_back(value);
+  lock.discard(std::move(bytes));
+  ++cap().counters.evictions;
+  cap().counters.evicted_bytes += static_cast<int64_t>(value->nbytes);
+  return true;
+}
+
+int64_t recompute_ns(TapeLock& lock, const Value& value) {
+  const uint64_t number = ++lock.tape().plan_number;
+  std::vector<Op*> found{value.producer};
+  value.producer->mark = number;
+  int64_t sum = 0;
+  for (size_t i = 0; i < found.size(); ++i) {
+    sum += found[i]->forward_ns;
+    for (const auto& ref : found[i]->refs_in) {
+      if (!ref.value || is_source(*ref.value) || ref.value->producer->mark == number || is_resident(*ref.value)) continue;
+      ref.value->producer->mark = number;
+      found.push_back(ref.value->producer);
+    }
+  }
+  return sum;
+}
+
+bool put_back(TapeLock& lock, Value* value, c10::Storage& bytes) {
+  if (!value->evicted) return false;
+  auto storage = value->storage.lock();
+  if (!storage) return false;
+  (void)storage->_mutable_data_ptr_no_checks().release_context();
+  storage->clear_data_ptr_access_error_msg_();
+  storage->set_data_ptr_noswap(std::move(bytes.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks()));
+  bytes = c10::Storage(std::move(storage));
+  arm(value, bytes.unsafeGetStorageImpl());
+  value->last_use = lock.tape().next_seq;
+  no_longer_evicted(lock, value);
+  return true;
+}
+
+void collect_gone(TapeLock& lock) {
+  auto& gone = cap().gone;
+  if (!gone.load(std::memory_order_relaxed)) return;
+  for (auto* value = gone.exchange(nullptr, std::memory_order_acquire); value;) {
+    auto* next = value->next_gone;
+    value->stale = true;
+    unmap_value(lock, value);
+    no_longer_evicted(lock, value);
+    value = next;
+  }
+}
+
+StepTimes step_times(TapeLock&) {
+  const auto& step = cap().step;
+  return {std::max(step.operators_ns, cap().last_step.operators_ns), step.again_ns};
+}
+
+void add_time(TapeLock&, int64_t operators_ns, int64_t again_ns) {
+  cap().step.operators_ns += operators_ns;
+  cap().step.again_ns += again_ns;
+}
+
+int64_t absent_bytes(TapeLock&) {
+  int64_t sum = 0;
+  for (const auto* value : cap().evicted) sum += static_cast<int64_t>(value->nbytes);
+  return sum;
+}
+
+void end_step(TapeLock& lock) {
+  auto* region = lock.tape().cap.load();
+  if (!region) return;
+  cap().last_step = std::exchange(cap().step, {});
+  collect_gone(lock);
+  settle(lock, ThreadState::get());
+  sweep_map(lock);
+  const uint64_t number = ++lock.tape().plan_number;
+  std::vector<Op*> ops;
+  const auto reach = [&](Op* op) {
+    if (op->mark == number) return;
+    op->mark = number;
+    ops.push_back(op);
+  };
+  for (auto* value : region->values)
+    if (value->producer && value->refs > 0) reach(value->producer);
+  for (size_t i = 0; i < ops.size(); ++i)
+    for (const auto& ref : ops[i]->refs_in)
+      if (ref.value && !is_source(*ref.value)) reach(ref.value->producer);
+  std::sort(ops.begin(), ops.end(), [](const Op* a, const Op* b) { return a->seq < b->seq; });
+  for (auto* op : ops) {
+    if (op->secured > 0) continue;
+    for (const auto& ref : op->refs_in)
+      op->lost |= ref.value && (is_source(*ref.value) ? !is_readable(*ref.value, ref) : ref.value->producer->lost);
+    for (auto& out : op->outs) {
+      auto* value = out.value;
+      if (!value || !(op->lost || value->gradient) || !is_resident(*value)) continue;
+      out.value = nullptr;
+      if (value->armed) disarm_alive(value);
+      lock.release(std::exchange(value->producer, nullptr));
+      if (!value->gradient && std::exchange(value->map_owns, false)) lock.release(value);
+    }
+  }
+}
+
+void note_gradient(const at::Tensor& parameter) {
+  const auto& gradient = parameter.grad();
+  if (!Tape::get().cap.load() || !gradient.defined() || !has_plain_storage(gradient)) return;
+  TapeLock lock;
+  auto* value = value_of(lock, gradient);
+  value->gradient = true;
+  if (!std::exchange(value->map_owns, true)) retain(value);
+}
+
+std::string running_operator() {
+  const auto* traits = ThreadState::get().operands_of;
+  return traits ? traits->name() : std::string();
+}
+
+int64_t least_ns(TapeLock&, const Op& op, int64_t ns) {
+  constexpr size_t kMostKnown = size_t{1} << 16;
+  auto& known = cap().least_ns;
+  size_t key = reinterpret_cast<uintptr_t>(op.traits);
+  for (const auto& ref : op.refs_in)
+    for (size_t i = 0; i < ref.meta.sizes_and_strides.size(); ++i)
+      key = c10::hash_combine(key, static_cast<size_t>(ref.meta.sizes_and_strides.size_at_unchecked(i)));
+  if (known.size() >= kMostKnown) known.clear();
+  const auto [entry, is_new] = known.emplace(key, ns);
+  if (entry->second > ns) entry->second = ns;
+  return entry->second;
+}
+
+Operands::Operands(const OpTraits& traits, const torch::jit::Stack& stack)
+    : outer_(std::exchange(ThreadState::get().operands_of, &traits)) {
+  const c10::IValue* args = stack.data() + (stack.size() - traits.num_args);
+  TapeLock lock;
+  const auto now = lock.tape().next_seq;
+  for_each_tensor(args, traits.num_args, [&](const at::Tensor& tensor, size_t arg, int32_t) {
+    if (!has_plain_storage(tensor)) return;
+    auto* value = find_value(lock, tensor.storage().unsafeGetStorageImpl());
+    if (!value) return;
+    retain(value);
+    ++value->locks;
+    value->last_use = now;
+    values_.push_back(value);
+    if (value->evicted && !traits.only_metadata) {
+      retain(value);
+      missing_.push_back(value);
+    }
+    if (value->needed > 0 &&
+        std::any_of(traits.writes.begin(), traits.writes.end(), [&](const auto& write) { return write.arg == arg; }))
+      add_dependents(lock, value, missing_);
+  });
+}
+
+Operands::~Operands() {
+  ThreadState::get().operands_of = outer_;
+  if (values_.empty() && missing_.empty()) return;
+  TapeLock lock;
+  for (auto* value : values_) {
+    --value->locks;
+    lock.release(value);
+  }
+  for (auto* value : missing_) lock.release(value);
+}
+
+void Operands::bring_back() {
+  if (!missing_.empty()) tape::bring_back(missing_);
+}
+
+void pin(const at::Tensor& tensor, int by) {
+  if (!tensor.defined() || !has_plain_storage(tensor)) return;
+  std::vector<Value*> one;
+  {
+    TapeLock lock;
+    auto* value = find_value(lock, tensor.storage().unsafeGetStorageImpl());
+    if (!value) return;
+    value->pins = std::max(0, value->pins + by);
+    if (by < 0 || !value->evicted) return;
+    retain(value);
+    one.push_back(value);
+  }
+  try {
+    bring_back(one);
+  } catch (...) {
+    pin(tensor, -1);
+    release_all(one);
+    throw;
+  }
+  release_all(one);
+}
+
+}  // namespace refrain::tape

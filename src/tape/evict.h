@@ -1,0 +1,91 @@
+#pragma once
+
+#include <ATen/core/stack.h>
+#include <c10/util/SmallVector.h>
+
+#include <functional>
+#include <vector>
+
+#include "tape/tape.h"
+
+/// Evicting: under a `MemoryCap` every operator is recorded, in one region that is no call, and values leave memory in place.
+///
+/// An *evicted* value's storage lives without bytes; tensors, views and what autograd saved stay as they are. The next operator
+/// that reads it brings them back first. While it is evicted, what it was computed from is *secured*: each operator behind
+/// it counts who needs it, and the *sources* that those read (leaves, and values of regions) are held. Nothing else
+/// is held: live values stay as alive as LibTorch has them, so its engine decides between steal, in-place and copy as always.
+namespace refrain::tape {
+
+/// Records everything on threads that include the tape's key, from the first to the last of nested calls. Threads: any.
+void open_cap();
+/// The last one brings back what is evicted. What cannot be stays so, and says it when it is read.
+void close_cap();
+
+/// Whether `value` may leave memory, as far as can be told without looking at what it was computed from.
+bool is_evictable(const Value& value);
+/// Lets the bytes of an evictable value go; they are freed when `lock` is released.
+/// @return whether it could be: false once means never, as what it was computed from is gone.
+bool evict(TapeLock& lock, Value* value);
+/// Least time so far of the operators that would run to bring `value` back.
+int64_t recompute_ns(TapeLock& lock, const Value& value);
+
+/// Gives the storage of an evicted value its bytes. Those of `bytes` must be nobody else's; it names the storage afterwards.
+/// @return false if the storage is gone.
+bool put_back(TapeLock& lock, Value* value, c10::Storage& bytes);
+/// Ends the eviction of values whose storage died.
+void collect_gone(TapeLock& lock);
+/// Ends a step: forgets operators that nothing can be computed again with. Cost: linear in what is recorded.
+void end_step(TapeLock& lock);
+/// Marks the gradient of `parameter`.
+void note_gradient(const at::Tensor& parameter);
+
+/// Locks the values that an operator reads or writes, as long as it runs, so that they have bytes.
+class Operands {
+ public:
+  Operands(const OpTraits& traits, const torch::jit::Stack& stack);
+  ~Operands();
+  Operands(const Operands&) = delete;
+  Operands& operator=(const Operands&) = delete;
+
+  /// Also what was computed from a source that the operator is about to overwrite.
+  void bring_back();
+
+ private:
+  const OpTraits* const outer_;
+  c10::SmallVector<Value*, 6> values_;    ///< owned, locked
+  std::vector<Value*> missing_;           ///< owned
+};
+
+/// Keeps `tensor`'s bytes in place, after bringing them back. @param by  1, or -1 to undo.
+void pin(const at::Tensor& tensor, int by);
+
+/// Since the first of the caps alive began.
+struct CapCounters {
+  std::atomic<int64_t> evictions{0};
+  std::atomic<int64_t> evicted_bytes{0};
+  std::atomic<int64_t> recomputes{0};
+  std::atomic<int64_t> recompute_ns{0};
+};
+CapCounters& cap_counters();
+
+/// Of this step, which begins when a backward ends.
+struct StepTimes {
+  int64_t operators_ns = 0;  ///< of the last whole step if that took longer
+  int64_t again_ns = 0;      ///< computing again
+};
+StepTimes step_times(TapeLock& lock);
+void add_time(TapeLock& lock, int64_t operators_ns, int64_t again_ns);
+/// Bytes of all that is evicted now.
+int64_t absent_bytes(TapeLock& lock);
+
+/// Name of the operator that runs on this thread under a cap, or "".
+std::string running_operator();
+
+/// Least time that this operator took so far with arguments of these sizes, in this process.
+int64_t least_ns(TapeLock& lock, const Op& op, int64_t ns);
+
+/// For tests: called before each operator, and each that is replayed; null for none.
+void set_before_operator(std::function<void()> call);
+void before_operator();
+
+}  // namespace refrain::tape
