@@ -1,6 +1,7 @@
 #include "models/unet.h"
 
 #include "models/base.h"
+#include "models/layers.h"
 #include "refrain/error.h"
 
 namespace refrain::models {
@@ -8,7 +9,7 @@ namespace nn = torch::nn;
 
 DoubleConvImpl::DoubleConvImpl(int64_t in, int64_t out) {
   for (int64_t channels : {in, out}) {
-    layers_->push_back(nn::Conv2d(nn::Conv2dOptions(channels, out, 3).padding(1).bias(false)));
+    layers_->push_back(conv(channels, out, 3));
     layers_->push_back(nn::BatchNorm2d(out));
     layers_->push_back(nn::ReLU(nn::ReLUOptions().inplace(true)));
   }

@@ -1,14 +1,15 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <chrono>
-#include <cstring>
 #include <optional>
 
 #include "apps/refrain/html_file.h"
 #include "apps/refrain/measure.h"
 #include "apps/refrain/steps.h"
 #include "apps/refrain/table.h"
+#include "apps/refrain/verify.h"
 #include "refrain/error.h"
 #include "refrain/memory.h"
 #include "refrain/memory_cap.h"
@@ -37,14 +38,6 @@ int parse_percent(const std::string& text) {
 
 /// Loss and gradients of one step.
 using Result = std::vector<torch::Tensor>;
-
-bool is_bit_equal(const Result& a, const Result& b) {
-  for (size_t i = 0; i < a.size(); ++i) {
-    const auto x = a[i].contiguous(), y = b[i].contiguous();
-    if (x.sizes() != y.sizes() || std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) != 0) return false;
-  }
-  return a.size() == b.size();
-}
 
 class Steps {
  public:
@@ -79,7 +72,8 @@ class Steps {
       auto seen = run();
       row.cost = cap.stats();
       row.peak = std::max(row.peak, seen.peak);
-      row.is_bit_equal &= is_bit_equal(plain.result, seen.result);
+      row.is_bit_equal &=
+          std::equal(plain.result.begin(), plain.result.end(), seen.result.begin(), seen.result.end(), is_bit_equal);
       if (!counts) return;
       row.step_ms.push_back(seen.ms);
       row.added_ms.push_back(seen.ms - plain.ms);
@@ -161,7 +155,7 @@ int run_limits(const BenchArgs& args) {
   document["plain_step_ms_median"] = median(plain.step_ms);
   document["rows"] = list;
   publish(document,
-          fmt::format("{}, {} {} a step, {} steps each, {} threads; bytes over the level before the step\n{}", model->name(),
+          fmt::format("{}, {} {} a step, {} steps each, {} threads; bytes over the level before the step\n{}", title(*model),
                       model->units_per_batch(), model->unit(), args.iters, at::get_num_threads(), show(rows, plain)),
           args.json, args.html);
   return kOk;

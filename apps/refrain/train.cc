@@ -3,7 +3,6 @@
 #include <bit>
 #include <chrono>
 #include <cstdio>
-#include <limits>
 #include <new>
 #include <optional>
 
@@ -174,9 +173,13 @@ float step(Run& run) {
 }
 
 void train(Run& run) {
-  const MemoryLimit limit(run.limit.value_or(std::numeric_limits<Bytes>::max()));
-  std::optional<MemoryCap> cap;
-  if (run.is_auto()) cap.emplace(*run.limit);
+  std::optional<MemoryLimit> limit;
+  std::optional<MemoryCap> cap;  // a limit of its own, which it lifts to bring back what has left
+  if (run.is_auto()) {
+    cap.emplace(*run.limit);
+  } else if (run.limit) {
+    limit.emplace(*run.limit);
+  }
   reset_peak_memory();
   Progress progress(run.first_step, run.last_step, run.args.json == "-" || run.rank != 0);
   while (run.steps_done() < run.last_step) {

@@ -65,14 +65,6 @@ Trace run_steps(models::TrainableModel& model, const models::Batch& batch, const
   return trace;
 }
 
-bool is_bit_equal(const torch::Tensor& a, const torch::Tensor& b) {
-  if (a.defined() != b.defined()) return false;
-  if (!a.defined()) return true;
-  if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) return false;
-  const auto x = a.contiguous(), y = b.contiguous();
-  return std::memcmp(x.data_ptr(), y.data_ptr(), x.nbytes()) == 0;
-}
-
 double largest_difference(const torch::Tensor& a, const torch::Tensor& b) {
   constexpr double kInfinite = std::numeric_limits<double>::infinity();
   if (!a.defined() || !b.defined() || a.sizes() != b.sizes()) return kInfinite;
@@ -81,6 +73,14 @@ double largest_difference(const torch::Tensor& a, const torch::Tensor& b) {
 }
 
 }  // namespace
+
+bool is_bit_equal(const torch::Tensor& a, const torch::Tensor& b) {
+  if (a.defined() != b.defined()) return false;
+  if (!a.defined()) return true;
+  if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) return false;
+  const auto x = a.contiguous(), y = b.contiguous();
+  return std::memcmp(x.data_ptr(), y.data_ptr(), x.nbytes()) == 0;
+}
 
 double VerifyResult::largest_difference() const {
   double largest = 0.0;

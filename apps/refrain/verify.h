@@ -14,6 +14,9 @@ struct Difference {
   double largest;    ///< largest absolute difference; infinite if shapes differ, or only one is there or finite
 };
 
+/// Of one dtype, size and content; or both undefined.
+bool is_bit_equal(const torch::Tensor& a, const torch::Tensor& b);
+
 struct VerifyResult {
   std::string strategy;
   int64_t tensors = 0;       ///< compared

@@ -3,9 +3,7 @@
 #include <thread>
 
 #include "refrain/activation_checkpointing.h"
-#include "refrain/memory.h"
-#include "tests/offload/fake_disk.h"
-#include "tests/tape/support.h"
+#include "tests/offload/offload_fixture.h"
 
 namespace refrain_test {
 namespace {
@@ -25,16 +23,8 @@ CheckpointOptions to(const OffloadStore& store, Policy policy = everything()) {
   return CheckpointOptions().policy(std::move(policy)).offload(store);
 }
 
-struct OffloadRegion : TapeTest {
-  void SetUp() override {
-    TapeTest::SetUp();
-    refrain::install_memory_tracking();
-  }
-  void TearDown() override {
-    TapeTest::TearDown();
-    store.flush();
-    EXPECT_EQ(store.stats().stored_bytes, 0) << "offloaded bytes that nobody needs";
-  }
+struct OffloadRegion : OffloadTest {
+  OffloadRegion() : OffloadTest(OffloadOptions().min_bytes(0).max_in_flight(4096)) {}
   void expect_same_under_all(const Program& program) {
     FakeDisk other_disk;
     const auto written_at_once = other_disk.store(OffloadOptions().min_bytes(0).max_in_flight(0));
@@ -47,8 +37,6 @@ struct OffloadRegion : TapeTest {
     EXPECT_GT(written_at_once.stats().read_bytes, 0);
     EXPECT_EQ(written_at_once.stats().stored_bytes, 0);
   }
-  FakeDisk disk;
-  OffloadStore store = disk.store(OffloadOptions().min_bytes(0).max_in_flight(4096));
 };
 
 Tensor attention_block(Trial& run, Tensor x, const Tensors& w) {

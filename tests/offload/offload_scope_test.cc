@@ -1,9 +1,7 @@
 // `OffloadScope`: plain code, without a region.
 #include <thread>
 
-#include "refrain/memory.h"
-#include "tests/offload/fake_disk.h"
-#include "tests/tape/support.h"
+#include "tests/offload/offload_fixture.h"
 
 namespace refrain_test {
 namespace {
@@ -12,16 +10,8 @@ using refrain::OffloadOptions;
 using refrain::OffloadScope;
 using refrain::OffloadStore;
 
-struct PlainOffload : TapeTest {
-  void SetUp() override {
-    TapeTest::SetUp();
-    refrain::install_memory_tracking();
-  }
-  void TearDown() override {
-    TapeTest::TearDown();
-    store.flush();
-    EXPECT_EQ(store.stats().stored_bytes, 0) << "offloaded bytes that nobody needs";
-  }
+struct PlainOffload : OffloadTest {
+  PlainOffload() : OffloadTest(OffloadOptions().min_bytes(0)) {}
   /// What `program` leaves behind, in a scope around its forward and backward.
   void expect_same_in_scope(const Program& program) {
     const auto want = execute(program, false);
@@ -35,8 +25,6 @@ struct PlainOffload : TapeTest {
     EXPECT_EQ(want, got);
     EXPECT_GT(store.stats().fetches, 0) << "nothing was offloaded: this test tests nothing";
   }
-  FakeDisk disk;
-  OffloadStore store = disk.store(OffloadOptions().min_bytes(0));
 };
 
 TEST_F(PlainOffload, GradientsAreThoseOfAPlainRun) {
