@@ -1,0 +1,316 @@
+#include "plan/search.h"
+
+#include <algorithm>
+#include <cmath>
+#include <queue>
+
+namespace refrain::plan {
+namespace {
+
+size_t index(int32_t id) { return static_cast<size_t>(id); }
+
+}  // namespace
+
+void Search::spend() {
+  effort_.spend(state_.steps() - counted_ + 8);
+  counted_ = state_.steps();
+}
+
+/// Drops a value after a touch. Then everything that the place it comes back at computes on the way may stay until it is wanted next,
+/// where the budget allows.
+bool Search::drop_and_retain(ValueId id, size_t t, int64_t budget, bool retain) {
+  const OpId place = state_.touches(id)[t + 1].place;
+  const int32_t slot = 2 * place + 1;
+  const int64_t before = std::max(budget, state_.profile().at(slot));
+  if (!state_.drop(id, t)) return false;
+  if (state_.profile().at(slot) > before) return false;
+  if (!retain) return true;
+  const std::vector<OpId> again = state_.again(place);
+  for (size_t k = again.size(); k-- > 0;) {
+    for (const ValueId v : state_.problem().op(again[k]).outputs) {
+      const int at = state_.find(v, place);
+      if (at < 0 || !state_.can_stay(v, index(at)) || !state_.touches(v)[index(at) + 1].is_again) continue;
+      const State::Range range = state_.range(v, index(at));
+      if (state_.profile().most(range.first, range.last) + state_.problem().item(v).bytes > budget) continue;
+      const int64_t ns = state_.added_ns();
+      state_.begin();
+      const bool helps = state_.stay(v, index(at)) && state_.added_ns() < ns;
+      helps ? state_.commit() : state_.rollback();
+    }
+  }
+  return true;
+}
+
+void Search::weigh(int64_t budget, double exponent) {
+  const auto bytes = state_.profile().all(state_.problem().fixed.size());
+  const double most = static_cast<double>(std::max<int64_t>(1, state_.peak() - budget));
+  weights_.assign(bytes.size() + 1, 0.0);
+  for (size_t s = 0; s < bytes.size(); ++s) {
+    const int64_t over = bytes[s] - budget;
+    const double weight = over <= 0          ? 0.0
+                          : exponent == 0.0 ? 1.0
+                                            : std::pow(static_cast<double>(over) / most, exponent);
+    weights_[s + 1] = weights_[s] + weight;
+  }
+  effort_.spend(static_cast<int64_t>(bytes.size()) / 4);
+}
+
+double Search::benefit(ValueId id, size_t t) const {
+  const State::Range range = state_.range(id, t);
+  if (range.is_empty()) return 0.0;
+  return static_cast<double>(state_.problem().item(id).bytes) *
+         (weights_[index(range.last) + 1] - weights_[index(range.first)]);
+}
+
+bool Search::descend(int64_t budget, const DescendOptions& options) {
+  while (state_.peak() > budget && !effort_.is_over()) {
+    const int64_t peak = state_.peak(), ns = state_.added_ns();
+    if (descend_by_heap(budget, options)) break;
+    if (effort_.is_over()) break;
+    if (descend_at_peak(budget, options)) break;
+    if (state_.peak() == peak && state_.added_ns() == ns) break;
+  }
+  return state_.peak() <= budget;
+}
+
+bool Search::descend_by_heap(int64_t budget, const DescendOptions& options) {
+  weigh(budget, options.exponent);
+  std::priority_queue<Scored> heap;
+  const auto push = [&](ValueId v, size_t t, double ns) {
+    const double gain = benefit(v, t);
+    if (gain > 0.0) heap.push({(ns + 1.0) / gain, v, state_.touches(v)[t].place, ns});
+  };
+  const auto push_all = [&](ValueId v) {
+    const OpId producer = state_.problem().item(v).producer;
+    if (producer == graph::kNone) return;
+    for (size_t t = 0; t + 1 < state_.touches(v).size(); ++t)
+      if (state_.can_drop(v, t)) push(v, t, static_cast<double>(state_.problem().op(producer).ns));
+  };
+  for (size_t v = 0; v < state_.problem().items.size(); ++v) push_all(static_cast<ValueId>(v));
+  int64_t drops = 0, next_weighing = 8;
+  while (state_.peak() > budget && !heap.empty() && !effort_.is_over()) {
+    const Scored best = heap.top();
+    heap.pop();
+    effort_.spend(4);
+    const int t = state_.find(best.id, best.place);
+    if (t < 0 || index(t) + 1 >= state_.touches(best.id).size() || !state_.can_drop(best.id, index(t))) continue;
+    const double gain = benefit(best.id, index(t));
+    if (gain <= 0.0) continue;
+    // weights have changed since, mostly: cheap to see without trying
+    if (const double known = (best.ns + 1.0) / gain; !heap.empty() && known > heap.top().score * 1.02) {
+      heap.push({known, best.id, best.place, best.ns});
+      continue;
+    }
+    const int64_t before = state_.added_ns();
+    state_.begin();
+    const bool is_possible = drop_and_retain(best.id, index(t), budget, options.retain);
+    spend();
+    if (!is_possible) {
+      state_.rollback();
+      continue;
+    }
+    const auto ns = static_cast<double>(state_.added_ns() - before);
+    const double score = (ns + 1.0) / gain;
+    if (ns > best.ns * 1.001 && !heap.empty() && score > heap.top().score * 1.02) {
+      state_.rollback();
+      heap.push({score, best.id, best.place, ns});
+      continue;
+    }
+    const auto changed = state_.changed();
+    state_.commit();
+    if (++drops >= next_weighing) {
+      weigh(budget, options.exponent);
+      next_weighing = drops + std::max<int64_t>(4, drops / 16);
+    }
+    for (const ValueId v : changed) {
+      // a stay cut in two: the first part is known by its place, the others are not
+      const OpId producer = state_.problem().item(v).producer;
+      for (size_t k = 1; k + 1 < state_.touches(v).size(); ++k)
+        if (state_.can_drop(v, k) && !state_.touches(v)[k].is_needed)
+          push(v, k, static_cast<double>(state_.problem().op(producer).ns));
+    }
+  }
+  return state_.peak() <= budget;
+}
+
+void Search::collect_covering(int32_t slot, std::vector<Scored>& found) const {
+  const Problem& problem = state_.problem();
+  for (size_t v = 0; v < problem.items.size(); ++v) {
+    const auto id = static_cast<ValueId>(v);
+    const auto& touches = state_.touches(id);
+    if (touches.size() < 2 || 2 * touches.front().place > slot || 2 * touches.back().place < slot) continue;
+    for (size_t t = 0; t + 1 < touches.size(); ++t) {
+      if (2 * touches[t + 1].place < slot) continue;
+      const State::Range range = state_.range(id, t);
+      if (range.first > slot) break;
+      if (range.last >= slot && state_.can_drop(id, t))
+        found.push_back({static_cast<double>(problem.op(problem.item(id).producer).ns), id, touches[t].place});
+      break;
+    }
+  }
+}
+
+/// Where the heap's drops would each lift another slot over the budget: anything that lowers the peak.
+bool Search::descend_at_peak(int64_t budget, const DescendOptions& options) {
+  std::vector<Scored> found;
+  while (state_.peak() > budget && !effort_.is_over()) {
+    const int64_t peak = state_.peak();
+    const int32_t slot = state_.profile().most_at();
+    found.clear();
+    collect_covering(slot, found);
+    effort_.spend(static_cast<int64_t>(state_.problem().items.size()) / 4);
+    Scored best{};
+    double best_score = -1.0;
+    for (const Scored& gap : found) {
+      const auto t = index(state_.find(gap.id, gap.place));
+      const int64_t before = state_.added_ns();
+      state_.begin();
+      const bool done = drop_and_retain(gap.id, t, peak - 1, options.retain) && state_.profile().at(slot) < peak;
+      const double score = (static_cast<double>(state_.added_ns() - before) + 1.0) /
+                           static_cast<double>(std::max<int64_t>(1, std::min(state_.problem().item(gap.id).bytes, peak - budget)));
+      state_.rollback();
+      spend();
+      if (done && (best_score < 0.0 || score < best_score)) {
+        best_score = score;
+        best = gap;
+      }
+      if (effort_.is_over()) break;
+    }
+    if (best_score < 0.0) return false;
+    state_.begin();
+    drop_and_retain(best.id, index(state_.find(best.id, best.place)), peak - 1, options.retain);
+    state_.commit();
+  }
+  return state_.peak() <= budget;
+}
+
+void Search::refill(int64_t budget) {
+  struct Gain {
+    double density;
+    ValueId id;
+    OpId place;
+  };
+  std::vector<Gain> gains;
+  for (int pass = 0; pass < 8 && !effort_.is_over(); ++pass) {
+    gains.clear();
+    for (size_t v = 0; v < state_.problem().items.size() && !effort_.is_over(); ++v) {
+      const auto id = static_cast<ValueId>(v);
+      for (size_t t = 0; t + 1 < state_.touches(id).size(); ++t) {
+        if (!state_.can_stay(id, t)) continue;
+        const State::Range range = state_.range(id, t);
+        if (state_.profile().most(range.first, range.last) + state_.problem().item(id).bytes > budget) continue;
+        const int64_t before = state_.added_ns();
+        state_.begin();
+        const bool fits = state_.stay(id, t) && state_.peak() <= budget;
+        const int64_t gain = before - state_.added_ns();
+        state_.rollback();
+        spend();
+        if (fits && gain > 0)
+          gains.push_back({static_cast<double>(gain) / static_cast<double>(state_.problem().item(id).bytes), id,
+                           state_.touches(id)[t].place});
+      }
+    }
+    if (gains.empty()) return;
+    std::stable_sort(gains.begin(), gains.end(), [](const Gain& a, const Gain& b) { return a.density > b.density; });
+    bool changed = false;
+    for (const Gain& gain : gains) {
+      const int t = state_.find(gain.id, gain.place);
+      if (t < 0 || !state_.can_stay(gain.id, index(t))) continue;
+      const int64_t before = state_.added_ns();
+      state_.begin();
+      const bool helps = state_.stay(gain.id, index(t)) && state_.peak() <= budget && state_.added_ns() < before;
+      helps ? state_.commit() : state_.rollback();
+      changed = changed || helps;
+      spend();
+    }
+    if (!changed) return;
+  }
+}
+
+/// Cheapest drops at the peak until it fits, for at most `most_ns` in all.
+bool Search::repair(int64_t budget, int64_t most_ns, Gap except) {
+  constexpr size_t kTried = 6;
+  std::vector<Scored> found;
+  for (int drops = 0; drops < 12 && state_.peak() > budget; ++drops) {
+    const int32_t slot = state_.profile().most_at();
+    const int64_t over = state_.peak() - budget;
+    found.clear();
+    collect_covering(slot, found);
+    effort_.spend(static_cast<int64_t>(state_.problem().items.size()) / 4);
+    for (Scored& gap : found)
+      gap.score /= static_cast<double>(std::min(over, state_.problem().item(gap.id).bytes));
+    const size_t tried = std::min(kTried, found.size());
+    std::partial_sort(found.begin(), found.begin() + static_cast<int64_t>(tried), found.end(),
+                      [](const Scored& a, const Scored& b) { return b < a; });
+    double best_score = -1.0;
+    Scored best{};
+    for (size_t k = 0; k < tried; ++k) {
+      if (found[k].id == except.id && found[k].place == except.place) continue;
+      const int64_t before = state_.added_ns();
+      state_.begin();
+      const auto t = index(state_.find(found[k].id, found[k].place));
+      const bool done = drop_and_retain(found[k].id, t, budget, true);
+      const double ns = static_cast<double>(state_.added_ns() - before) + 1.0;
+      const double score = ns / static_cast<double>(std::min(over, state_.problem().item(found[k].id).bytes));
+      state_.rollback();
+      spend();
+      if (done && (best_score < 0.0 || score < best_score)) {
+        best_score = score;
+        best = found[k];
+      }
+    }
+    if (best_score < 0.0) return false;
+    drop_and_retain(best.id, index(state_.find(best.id, best.place)), budget, true);
+    if (state_.added_ns() >= most_ns) return false;
+  }
+  return state_.peak() <= budget;
+}
+
+void Search::improve(int64_t budget, uint64_t seed, int64_t rounds) {
+  std::mt19937_64 dice(seed);
+  std::vector<Gap> gaps;
+  int64_t failed = 0;
+  const auto collect = [&] {
+    gaps.clear();
+    for (size_t v = 0; v < state_.problem().items.size(); ++v)
+      for (size_t t = 0; t + 1 < state_.touches(static_cast<ValueId>(v)).size(); ++t)
+        if (state_.can_stay(static_cast<ValueId>(v), t))
+          gaps.push_back({static_cast<ValueId>(v), state_.touches(static_cast<ValueId>(v))[t].place});
+    effort_.spend(static_cast<int64_t>(state_.problem().items.size()));
+  };
+  collect();
+  while (failed < rounds && !gaps.empty() && !effort_.is_over()) {
+    const int64_t before = state_.added_ns();
+    state_.begin();
+    const int stays = dice() % 3 == 0 ? 2 : 1;
+    Gap last{graph::kNone, 0};
+    bool done = false;
+    size_t at = dice() % gaps.size();
+    for (int k = 0; k < stays; ++k) {
+      const Gap gap = gaps[at];
+      at = (at + 1 + dice() % 4) % gaps.size();
+      const int t = state_.find(gap.id, gap.place);
+      if (t < 0 || !state_.can_stay(gap.id, index(t))) continue;
+      state_.begin();
+      if (state_.stay(gap.id, index(t))) {
+        state_.commit();
+        done = true;
+        last = gap;
+      } else {
+        state_.rollback();
+      }
+    }
+    spend();
+    done = done && (state_.peak() <= budget || (state_.added_ns() < before && repair(budget, before, last)));
+    if (done && state_.added_ns() < before) {
+      state_.commit();
+      failed = 0;
+      collect();
+    } else {
+      state_.rollback();
+      ++failed;
+    }
+  }
+}
+
+}  // namespace refrain::plan

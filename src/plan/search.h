@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "plan/effort.h"
+#include "plan/state.h"
+
+namespace refrain::plan {
+
+struct DescendOptions {
+  /// Of the bytes over budget, as the weight of a slot: 0 counts slots, 1 bytes.
+  double exponent = 0.0;
+  /// Bytes of values that come back may stay where the budget allows: those that a later place would compute again.
+  bool retain = true;
+};
+
+/// Changes a state step by step under a budget. All of it is deterministic, but for the time limit of `effort`.
+class Search {
+ public:
+  Search(State& state, Effort& effort) : state_(state), effort_(effort), counted_(state.steps()) {}
+
+  /// Drops until the peak is at most `budget`: always what adds least time for the bytes it takes away where they are too many.
+  /// A drop comes with what it makes worthwhile to retain. @return false: no drop helps any more, or the effort is over.
+  ///
+  /// Source of the greedy rule: Chvatal, "A greedy heuristic for the set-covering problem", 1979; Wolsey 1982 for covers with capacities.
+  bool descend(int64_t budget, const DescendOptions& options = {});
+
+  /// Uses bytes that are left: what fits stays, most time for its bytes first. Never over `budget`.
+  void refill(int64_t budget);
+
+  /// Local search: something stays, and for it the cheapest leaves; kept if less time is added. The peak must be, and is, at most `budget`.
+  /// @param rounds  without success before it ends.
+  void improve(int64_t budget, uint64_t seed, int64_t rounds);
+
+ private:
+  struct Gap {
+    ValueId id;
+    OpId place;
+  };
+  struct Scored {
+    double score;
+    ValueId id;
+    OpId place;
+    double ns = 0.0;  ///< that it added when last tried
+    bool operator<(const Scored& other) const {  // for a heap with the least on top
+      if (score != other.score) return score > other.score;
+      return id != other.id ? id > other.id : place > other.place;
+    }
+  };
+
+  bool drop_and_retain(ValueId id, size_t t, int64_t budget, bool retain);
+  bool descend_by_heap(int64_t budget, const DescendOptions& options);
+  bool descend_at_peak(int64_t budget, const DescendOptions& options);
+  bool repair(int64_t budget, int64_t most_ns, Gap except);
+  void weigh(int64_t budget, double exponent);
+  double benefit(ValueId id, size_t t) const;
+  void collect_covering(int32_t slot, std::vector<Scored>& found) const;
+  void spend();
+
+  State& state_;
+  Effort& effort_;
+  int64_t counted_;  // steps of the state that `effort` knows of
+  std::vector<double> weights_;  // sums up to a slot
+};
+
+}  // namespace refrain::plan

@@ -1,0 +1,155 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "graph/schedule.h"
+#include "plan/coarse.h"
+#include "plan/peak_tree.h"
+
+namespace refrain::plan {
+
+/// That a value stays from the end of place `from` (where it is made, read or computed again) until place `to`.
+struct Stay {
+  OpId from = 0, to = 0;
+};
+
+/// A schedule in the form in which solvers change it, with its exact peak and added time at all times.
+///
+/// Each value has *touches*: the places where it is made, read by the step, or read or made by a recomputation. Between two touches that
+/// follow each other it either stays or not; that is all there is to decide. What is not there where it is needed is computed again
+/// right there, with all that that takes and is not there (the *closure* of the place), in the order of the step; what no one wants
+/// later is dropped after its last read. A change thus has effects at one place, and in the bytes between two touches.
+///
+/// Agrees with `graph::simulate` to the byte. Source of the retention intervals: Bartan et al., "MOCCASIN: Efficient Tensor
+/// Rematerialization for Neural Networks", ICML 2023; here they follow from touches, and a closure is worked out, not searched for.
+class State {
+ public:
+  struct Touch {
+    OpId place = 0;
+    bool is_made = false;    ///< by the step
+    bool is_needed = false;  ///< by the step
+    bool is_read = false;    ///< by a recomputation
+    bool is_again = false;   ///< made by a recomputation
+    bool stays = false;      ///< until the next touch
+  };
+
+  /// Keeps all until the last use. `problem` must outlive this.
+  explicit State(const Problem& problem);
+
+  const Problem& problem() const { return *p_; }
+  int64_t peak() const { return tree_.most(); }
+  int64_t added_ns() const { return added_ns_; }
+  const PeakTree& profile() const { return tree_; }
+  const std::vector<Touch>& touches(ValueId id) const { return touches_[static_cast<size_t>(id)]; }
+  /// Operators that run again at a place, rising.
+  const std::vector<OpId>& again(OpId place) const { return again_[static_cast<size_t>(place)]; }
+
+  /// Work done so far, in steps that take about the same time each.
+  int64_t steps() const { return steps_; }
+
+  /// Slots of which staying after touch `t` takes bytes; empty if `first > last`.
+  struct Range {
+    int32_t first = 0, last = -1;
+    bool is_empty() const { return first > last; }
+  };
+  Range range(ValueId id, size_t t) const;
+
+  /// Index of the touch at `place`, or -1.
+  int find(ValueId id, OpId place) const;
+
+  bool can_drop(ValueId id, size_t t) const;
+  bool can_stay(ValueId id, size_t t) const;
+
+  /// Changes come between `begin` and `commit` or `rollback`, which may be nested. @return false: not possible, roll back.
+  bool drop(ValueId id, size_t t);
+  bool stay(ValueId id, size_t t);
+  void begin();
+  void commit();
+  void rollback();
+  /// Values whose touches changed since the last `begin`, some more than once.
+  std::vector<ValueId> changed() const;
+
+  /// Everything anew. @param stays  by value. What they ask for and cannot be is left out. Values that come back are retained until
+  /// their last use by the step if `retain`.  @return false: something needed cannot be computed; then all is kept.
+  bool assign(const std::vector<std::vector<Stay>>& stays, bool retain = false);
+  /// What `assign` makes the same state of.
+  std::vector<std::vector<Stay>> stays() const;
+  /// The stays of a schedule that runs.
+  static std::vector<std::vector<Stay>> stays_of(const Problem& problem, const graph::Schedule& schedule);
+
+  graph::Schedule schedule() const;
+
+ private:
+  struct SavedValue {
+    ValueId id;
+    std::vector<Touch> touches;
+  };
+  struct SavedPlace {
+    OpId place;
+    std::vector<OpId> again;
+    int64_t extra;
+  };
+  struct Added {
+    int32_t first, last;
+    int64_t bytes;
+  };
+
+  void keep_all();
+  void save(ValueId id);
+  void save_place(OpId place);
+  void add_bytes(int32_t first, int32_t last, int64_t bytes);
+  bool is_there(ValueId id, OpId place) const;
+  bool stays_after(ValueId id, OpId place) const;
+  bool is_kept_at(ValueId id, OpId place) const;
+  bool crosses_death(ValueId id, OpId from, OpId to) const;
+  bool may_compute(ValueId id) const;
+  bool want(ValueId id, OpId place);
+  bool adopt(ValueId id, OpId place);
+  bool close(OpId place);
+  bool run_pending();
+  bool rebuild(OpId place);
+  void update_touch(ValueId id, OpId place, bool is_read, bool is_again);
+  void remove_touch(ValueId id, size_t t);
+  void leave(ValueId id, size_t t);
+  void measure(OpId place);
+  void mark(OpId place, bool again);
+  void build_tree();
+  template <typename Sink>
+  int64_t play(OpId place, Sink& sink) const;
+
+  const Problem* p_;
+  std::vector<std::vector<Touch>> touches_;
+  std::vector<std::vector<OpId>> again_;
+  std::vector<int64_t> extra_;  // by place: most bytes while it runs, beyond those in its second slot
+  PeakTree tree_;
+  int64_t added_ns_ = 0;
+  mutable int64_t steps_ = 0;
+
+  // changes that can be taken back
+  struct Level {
+    size_t values, places, added;
+    int64_t ns;
+  };
+  uint64_t change_ = 0;
+  std::vector<Level> levels_;
+  std::vector<uint64_t> value_saved_, place_saved_;
+  std::vector<SavedValue> saved_values_;
+  std::vector<SavedPlace> saved_places_;
+  std::vector<Added> added_;
+
+  // scratch
+  uint64_t mark_ = 0;
+  std::vector<uint64_t> op_mark_, read_mark_, seen_mark_;
+  mutable uint64_t play_ = 0;
+  mutable std::vector<uint64_t> play_mark_;  // last reader known in this play
+  mutable std::vector<OpId> last_reader_;
+  mutable std::vector<uint64_t> here_mark_;
+  mutable std::vector<char> here_;
+  std::vector<OpId> stack_, fresh_;
+  std::vector<OpId> pending_;  // places to rebuild, highest first
+  std::vector<OpId> dirty_;    // places to measure
+  std::vector<std::vector<Stay>>* retained_ = nullptr;  // while assigning
+};
+
+}  // namespace refrain::plan
