@@ -44,6 +44,8 @@ struct BenchArgs {
   std::vector<std::string> strategies;  ///< empty: all of the model
   std::vector<int64_t> depths;          ///< empty: the model's
   std::vector<std::string> limits;      ///< of a cap, as parts of the plain peak, "60%"; empty: strategies instead
+  std::vector<std::string> heuristics;  ///< of the cap; empty: the library's choice
+  double max_overhead = 10.0;           ///< most time under a cap for computing again, as a part of that of operators
   int iters = 7;
   int warmup = 2;
   std::string json;
@@ -51,10 +53,11 @@ struct BenchArgs {
 };
 
 struct ExplainArgs {
-  ModelArgs model;
+  ModelArgs model;  ///< its name may be a file with a plan or a traced step
   std::string strategy = "per_block";
   bool all = false;  ///< a line for each tensor
   std::string json;
+  std::string dot, trace;  ///< of a plan: drawings for Graphviz and Perfetto; "-" for stdout, empty for none
 };
 
 struct TrainArgs {
@@ -133,6 +136,22 @@ struct AdviseArgs {
   std::string json, html;
 };
 
+/// Of plan and pareto.
+struct PlanArgs {
+  std::string file;              ///< a traced step
+  std::string budget;            ///< bytes, or from 0 to 1
+  std::string solver = "auto";
+  double time_limit = 0.0;       ///< seconds; 0: the library's choice
+  uint64_t seed = 0;
+  bool bound = false;
+  int points = 9;
+  std::vector<std::string> saved_ops, starts;
+  std::vector<std::string> beside;  ///< solvers to draw beside the first
+  std::string output;            ///< the plan, "-" for stdout, empty for none
+  std::string json;
+  std::string html;              ///< of pareto: page, "-" for stdout, empty for none
+};
+
 struct ReportArgs {
   std::vector<std::string> files;  ///< what measuring commands wrote with --json, drawn in this order
   std::string html;
@@ -152,6 +171,8 @@ int run_limits(const BenchArgs& args);  ///< bench with `limits`
 int run_segments(const SegmentsArgs& args);
 int run_max_batch(const MaxBatchArgs& args);
 int run_advise(const AdviseArgs& args);
+int run_plan(const PlanArgs& args);
+int run_pareto(const PlanArgs& args);
 int run_report(const ReportArgs& args);
 
 }  // namespace refrain::cli

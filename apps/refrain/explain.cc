@@ -7,9 +7,11 @@
 #include <map>
 #include <tuple>
 
+#include "apps/refrain/explain_plan.h"
 #include "apps/refrain/steps.h"
 #include "apps/refrain/table.h"
 #include "refrain/bytes.h"
+#include "refrain/error.h"
 
 namespace refrain::cli {
 namespace {
@@ -68,6 +70,9 @@ Json tensors_json(const SavedReport& report) {
 }  // namespace
 
 int run_explain(const ExplainArgs& args) {
+  if (is_plan_file(args.model.name)) return run_explain_plan(args);
+  if (!args.dot.empty() || !args.trace.empty())
+    throw InvalidArgument("--dot and --trace draw a plan; expected a JSON file instead of the model '" + args.model.name + "'");
   check_can_write(args.json, "--json");
   auto model = build_model(args.model);
   model->set_strategy(args.strategy);

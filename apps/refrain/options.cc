@@ -73,6 +73,19 @@ void add_document_options(CLI::App& command, std::string& json, std::string& htm
   command.add_option("--html", html, kHtmlHelp);
 }
 
+void add_planner_options(CLI::App& command, PlanArgs& args) {
+  command.add_option("FILE", args.file, "JSON file with a traced step")->required();
+  command.add_option("--solver", args.solver, "auto (default: the best of all) or one of them; a wrong name lists them");
+  command.add_option("--time-limit", args.time_limit, "seconds for each budget, as much again for --bound; default: 1, more for large steps")
+      ->check(CLI::Range(0.001, 1e6));
+  command.add_option("--seed", args.seed, "of the local search")->check(kSeed)->capture_default_str();
+  command.add_flag("--bound", args.bound, "prove how much time any plan adds at least");
+  command.add_option("--saved-ops", args.saved_ops, "of solver selective: parts of names of operators whose outputs are saved, comma-separated")
+      ->delimiter(',');
+  command.add_option("--starts", args.starts, "files with plans to start from, comma-separated")->delimiter(',');
+  command.add_option("--json", args.json, kJsonHelp);
+}
+
 void add_limit_option(CLI::App& command, std::string& limit) {
   command.add_option("--memory-limit", limit, "most bytes of tensors at any time, as '300MiB'")->required();
 }
@@ -106,15 +119,27 @@ Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
   bench_->add_option("--depths", bench_args_.depths, "comma-separated; a table for each depth (mlp, gpt, blocks, lstm)")
       ->delimiter(',')
       ->check(kSize);
-  bench_->add_option("--limits", bench_args_.limits, "comma-separated; a row for a cap at each part of the plain peak, as '60%'")
-      ->delimiter(',');
+  auto* const limits = bench_->add_option(
+      "--limits", bench_args_.limits, "comma-separated; a row for a cap at each part of the plain peak, as '60%'");
+  limits->delimiter(',');
+  bench_->add_option("--heuristics", bench_args_.heuristics,
+                     "of --limits, what leaves first, comma-separated: h_dtr (default), lru, largest, msps")
+      ->delimiter(',')
+      ->needs(limits);
+  bench_->add_option("--max-overhead", bench_args_.max_overhead,
+                     "of --limits: refuse one whose steps compute again for more than this times their operators' time")
+      ->check(CLI::Range(0.01, 1e6))
+      ->needs(limits)
+      ->capture_default_str();
   add_timing_options(*bench_, bench_args_.iters, bench_args_.warmup, "each strategy");
   add_document_options(*bench_, bench_args_.json, bench_args_.html);
 
-  explain_ = app.add_subcommand("explain", "Show what a forward keeps for backward, tensor by tensor, and why");
-  add_model_options(*explain_, explain_args_.model, "model to explain");
+  explain_ = app.add_subcommand("explain", "Show what a forward keeps for backward, tensor by tensor, and why; or what a plan does, and why");
+  add_model_options(*explain_, explain_args_.model, "model to explain, or a JSON file with a plan or a traced step");
   explain_->add_option("--strategy", explain_args_.strategy, "what to checkpoint")->capture_default_str();
   explain_->add_flag("--all", explain_args_.all, "a line for each tensor; default: like ones together");
+  explain_->add_option("--dot", explain_args_.dot, "of a file: draw operators and values for Graphviz to this file; '-' for standard output");
+  explain_->add_option("--trace", explain_args_.trace, "of a file: write the planned step to this file, for ui.perfetto.dev; '-' for standard output");
   explain_->add_option("--json", explain_args_.json, kJsonHelp);
 
   train_ = app.add_subcommand("train", "Train a model, under a memory limit if asked");
@@ -217,6 +242,18 @@ Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
       ->capture_default_str();
   add_document_options(*advise_, advise_args_.json, advise_args_.html);
 
+  plan_ = app.add_subcommand("plan", "Plan what to drop and compute again so that a traced step keeps a budget of bytes");
+  add_planner_options(*plan_, plan_args_);
+  plan_->add_option("--budget", plan_args_.budget, "most bytes at any time, as 400MiB; or 0 to 1, from the least peak to the plain one")
+      ->required();
+  plan_->add_option("-o,--output", plan_args_.output, "write the plan to this file; '-' for standard output");
+
+  pareto_ = app.add_subcommand("pareto", "Plan a traced step for budgets from the least peak to the plain one");
+  add_planner_options(*pareto_, pareto_args_);
+  pareto_->add_option("--beside", pareto_args_.beside, "further solvers, comma-separated, for the document and the page")->delimiter(',');
+  pareto_->add_option("--html", pareto_args_.html, kHtmlHelp);
+  pareto_->add_option("--points", pareto_args_.points, "how many budgets")->check(CLI::Range(2, 1000))->capture_default_str();
+
   report_ = app.add_subcommand("report", "Draw what measuring commands wrote with --json, together on one HTML page");
   report_->add_option("FILES", report_args_.files, "JSON documents, drawn in this order")->required()->expected(1, 1000);
   report_->add_option("--html", report_args_.html, "the page to write; '-' for standard output")->required();
@@ -237,6 +274,8 @@ int Commands::dispatch() const {
   if (*segments_) return run_segments(segments_args_);
   if (*max_batch_) return run_max_batch(max_batch_args_);
   if (*advise_) return run_advise(advise_args_);
+  if (*plan_) return run_plan(plan_args_);
+  if (*pareto_) return run_pareto(pareto_args_);
   return run_report(report_args_);
 }
 

@@ -32,7 +32,7 @@ class MemoryCapOptions {
   }
   EvictionHeuristic heuristic() const { return heuristic_; }
 
-  /// Values of fewer bytes stay. LibTorch keeps pointers to some small ones. Default: 4096.
+  /// Values of fewer bytes stay: they bring little. Default: 512.
   MemoryCapOptions& min_bytes(Bytes value) {
     min_bytes_ = value;
     return *this;
@@ -49,7 +49,7 @@ class MemoryCapOptions {
 
  private:
   EvictionHeuristic heuristic_ = EvictionHeuristic::kHDtr;
-  Bytes min_bytes_ = 4096;
+  Bytes min_bytes_ = 512;
   double max_overhead_ = std::numeric_limits<double>::infinity();
 };
 

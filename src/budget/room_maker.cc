@@ -10,38 +10,6 @@
 #include "tape/evict.h"
 
 namespace refrain::budget {
-namespace {
-
-struct Candidate {
-  double score = 0.0;
-  tape::Value* value = nullptr;
-  bool exact = false;  ///< else the score counts the value's own operator only, which is never more
-
-  /// Least score first out of a heap; then the one recorded first, so that equal runs decide equally.
-  bool operator<(const Candidate& other) const {
-    if (score != other.score) return score > other.score;
-    return value->producer->seq > other.value->producer->seq;
-  }
-};
-
-double score_of(EvictionHeuristic heuristic, const tape::Value& value, int64_t cost_ns, uint64_t now) {
-  const auto bytes = static_cast<double>(value.nbytes);
-  const auto staleness = static_cast<double>(now - value.last_use + 1);
-  const auto cost = static_cast<double>(cost_ns + 1);
-  switch (heuristic) {
-    case EvictionHeuristic::kLru: return -staleness;
-    case EvictionHeuristic::kLargest: return -bytes;
-    case EvictionHeuristic::kMsps: return cost / bytes;
-    case EvictionHeuristic::kHDtr: break;
-  }
-  return cost / (bytes * staleness);
-}
-
-bool looks_at_cost(EvictionHeuristic heuristic) {
-  return heuristic == EvictionHeuristic::kHDtr || heuristic == EvictionHeuristic::kMsps;
-}
-
-}  // namespace
 
 RoomMaker& RoomMaker::get() {
   static auto* instance = new RoomMaker;
@@ -67,31 +35,30 @@ MemoryCapOptions RoomMaker::options() {
 
 Bytes RoomMaker::evict_until(Bytes missing) {
   const auto options = this->options();
-  const auto heuristic = options.heuristic();
   tape::TapeLock lock;
   tape::collect_gone(lock);
   const auto* region = lock.tape().cap.load();
   if (!region) return 0;
-  const auto now = lock.tape().next_seq;
-  std::vector<Candidate> heap;
-  for (auto* value : region->values) {
-    if (static_cast<Bytes>(value->nbytes) < options.min_bytes() || value->nbytes == 0 || !tape::is_evictable(*value)) continue;
-    heap.push_back({score_of(heuristic, *value, value->producer->forward_ns, now), value, !looks_at_cost(heuristic)});
-  }
-  std::make_heap(heap.begin(), heap.end());
+  queue_.set_up(options.heuristic(), options.min_bytes());
+  const auto step = tape::now(lock).step;
+  const bool is_new = std::exchange(lock.tape().candidates, &queue_) == nullptr || std::exchange(step_, step) != step;
+  if (is_new)
+    queue_.fill(lock, *region);
+  else
+    queue_.take_touched(lock);
+  Bytes freed = evict_queued(lock, missing);
+  if (freed >= missing || is_new) return freed;
+  queue_.fill(lock, *region);  // what has become evictable unseen
+  return freed + evict_queued(lock, missing - freed);
+}
+
+Bytes RoomMaker::evict_queued(tape::TapeLock& lock, Bytes missing) {
+  queue_.begin(lock);
   Bytes freed = 0;
-  while (freed < missing && !heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end());
-    auto candidate = heap.back();
-    heap.pop_back();
-    if (!candidate.exact) {
-      candidate.score = score_of(heuristic, *candidate.value, tape::recompute_ns(lock, *candidate.value), now);
-      candidate.exact = true;
-      heap.push_back(candidate);
-      std::push_heap(heap.begin(), heap.end());
-    } else if (tape::evict(lock, candidate.value)) {
-      freed += static_cast<Bytes>(candidate.value->nbytes);
-    }
+  while (freed < missing) {
+    auto* value = queue_.pop(lock);
+    if (!value) break;
+    if (tape::evict(lock, value)) freed += static_cast<Bytes>(value->nbytes);
   }
   return freed;
 }

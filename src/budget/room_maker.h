@@ -3,6 +3,7 @@
 #include <mutex>
 #include <vector>
 
+#include "budget/eviction_queue.h"
 #include "memory/limiting_allocator.h"
 #include "refrain/memory_cap.h"
 
@@ -31,12 +32,15 @@ class RoomMaker final : public LimitingAllocator::Relief {
   MemoryCapOptions options();
   /// @return bytes that left.
   Bytes evict_until(Bytes missing);
+  Bytes evict_queued(tape::TapeLock& lock, Bytes missing);
   void check_overhead(Bytes requested, Bytes limit);
 
   std::mutex mutex_;  // guards what follows
   std::vector<std::pair<int, MemoryCapOptions>> options_;
   int last_number_ = 0;
   std::atomic<int64_t> choosing_ns_{0};
+  EvictionQueue queue_;  ///< under the tape's lock, as what follows
+  uint64_t step_ = 0;    ///< that the queue was filled in
 };
 
 }  // namespace refrain::budget

@@ -2,6 +2,7 @@
 
 #include <c10/util/UniqueVoidPtr.h>
 
+#include <atomic>
 #include <cstddef>
 
 namespace refrain {
@@ -17,7 +18,11 @@ struct Block {
   SizedAllocator* top;                ///< the stack that gave it out and takes it back
   void* base_context;                 ///< of the underlying allocation, for `base_deleter`
   c10::DeleterFnPtr base_deleter;
-  std::byte unused[32];
+  std::atomic<void*> owner{nullptr};  ///< who is told once, by `owner_died`, when the memory is given back; null for nobody
+  std::byte unused[24];
+
+  /// Called with the owner, before the memory goes, on the thread that gives it back, which may hold any lock. Must not throw.
+  static inline std::atomic<void (*)(void* owner)> owner_died{nullptr};
 
   /// @param data  what a `HeapAllocator` gave out; anything else is undefined behaviour.
   static Block& of(void* data) { return static_cast<Block*>(data)[-1]; }

@@ -7,7 +7,9 @@ namespace {
 
 void release(void* data) {
   if (!data) return;
-  const Block& block = Block::of(data);
+  Block& block = Block::of(data);
+  if (block.owner.load(std::memory_order_relaxed))
+    if (auto* owner = block.owner.exchange(nullptr)) Block::owner_died.load()(owner);
   block.top->deallocate(data, block.bytes);
 }
 

@@ -20,11 +20,17 @@ struct EndLabel {
   std::string css;
 };
 
+size_t rows_of_refused(const LineChart& chart) {
+  return static_cast<size_t>(
+      std::count_if(chart.lines.begin(), chart.lines.end(), [](const Line& line) { return !line.refused.empty(); }));
+}
+
 double label_column(const Svg& svg, const std::vector<LineChart>& charts) {
   double widest = 0;
   for (const auto& chart : charts) {
     for (const auto& line : chart.lines)
-      widest = std::max(widest, line.is_labelled ? text_width(line.name, kFontSize) : 0);
+      widest = std::max({widest, line.is_labelled ? text_width(line.name, kFontSize) : 0,
+                         line.refused.empty() ? 0 : text_width(line.refused_name, kFontSize)});
     for (const auto& reference : chart.references) widest = std::max(widest, text_width(reference.name, kFontSize));
   }
   return std::min(widest, svg.is_narrow() ? 84.0 : 190.0);
@@ -46,10 +52,23 @@ void draw_labels(Svg& svg, const std::vector<EndLabel>& labels, double x, double
   }
 }
 
+/// The lowest row is at `bottom`. @param right  where labels begin.
+void draw_refused(Svg& svg, const LineChart& chart, const Scale& x, double right, double width, double bottom) {
+  double at = bottom - kLine * static_cast<double>(rows_of_refused(chart) - 1);
+  for (const auto& line : chart.lines) {
+    if (line.refused.empty()) continue;
+    const std::string css = fmt::format("s{}", line.colour % kColours);
+    for (const auto& place : line.refused) svg.cross(x(place.x), at, 4, "line " + css, place.tooltip);
+    svg.text(right, at + 4, Anchor::kStart, "label " + css, escape(fit(line.refused_name, width, kFontSize)));
+    at += kLine;
+  }
+}
+
 /// Draws below `top`; returns the y at which the next may begin.
 double draw_line_chart(Svg& svg, const LineChart& chart, double column, double top) {
   const double left = svg.is_narrow() ? 46 : 64, right = svg.width() - column - 18;
-  const double plot_top = top + 38 + (chart.marks.empty() ? 0 : 14);
+  const double refused_height = kLine * static_cast<double>(rows_of_refused(chart));
+  const double plot_top = top + 38 + (chart.marks.empty() ? 0 : 14) + refused_height;
   const double bottom = plot_top + chart.height * (svg.is_narrow() ? 0.85 : 1.0);
   svg.text(0, top + 12, Anchor::kStart, "axis", escape(chart.y.title));
   Axis y_axis = chart.y;
@@ -68,6 +87,7 @@ double draw_line_chart(Svg& svg, const LineChart& chart, double column, double t
                         : Anchor::kMiddle,
              "label", mark.markup);
   }
+  if (refused_height > 0) draw_refused(svg, chart, x, right + 10, column + 4, plot_top - 14);
   std::vector<EndLabel> labels;
   for (const auto& reference : chart.references) {
     svg.line(left, y(reference.y), right, y(reference.y), "reference");

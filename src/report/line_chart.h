@@ -8,6 +8,12 @@
 
 namespace refrain::report {
 
+/// Where a line has no point because there is none to have.
+struct Refused {
+  double x = 0;
+  std::string tooltip;
+};
+
 /// A line of a chart, labelled at its right end.
 struct Line {
   std::string name;
@@ -17,6 +23,8 @@ struct Line {
   std::string css = {};                           ///< "dashed", "thin", "dots"
   size_t shape = 0;                               ///< of its markers
   bool is_labelled = true;
+  std::vector<Refused> refused = {};  ///< crosses over the plot, in a row of the line's own
+  std::string refused_name = "refused";
 };
 
 /// A level that lines are compared with, drawn across.

@@ -22,12 +22,14 @@ struct DocumentKind {
   std::string (*section)(const Field&, const Place&);
 };
 
-constexpr std::array<DocumentKind, 7> kDocumentKinds{{
+constexpr std::array<DocumentKind, 9> kDocumentKinds{{
     {"advice", "Advice", advice_section},
     {"bench", "Strategies", bench_section},
     {"breakdown", "Breakdown by batch", breakdown_section},
     {"depths", "Depth", depths_section},
+    {"limits", "Memory limits", limits_section},
     {"max_batch", "Largest batch", max_batch_section},
+    {"pareto", "Time for memory", pareto_section},
     {"segments", "Segments", segments_section},
     {"timeline", "Memory over time", timeline_section},
 }};

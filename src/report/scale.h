@@ -24,6 +24,7 @@ struct Axis {
   double low = 0, high = 1;
   std::vector<double> ticks;
   bool is_log = false;
+  bool is_reversed = false;                  ///< from `high` at the left to `low`, of an x axis
   std::string title;                         ///< with the unit
   std::function<std::string(double)> label;  ///< of a tick, plain text
 

@@ -23,6 +23,8 @@ std::string timeline_section(const Field& document, const Place& place);
 std::string breakdown_section(const Field& document, const Place& place);
 std::string depths_section(const Field& document, const Place& place);
 std::string segments_section(const Field& document, const Place& place);
+std::string limits_section(const Field& document, const Place& place);
+std::string pareto_section(const Field& document, const Place& place);
 std::string max_batch_section(const Field& document, const Place& place);
 std::string advice_section(const Field& document, const Place& place);
 

@@ -2,10 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <iterator>
 #include <numbers>
+#include <utility>
 
 #include "report/markup.h"
 
@@ -100,6 +102,11 @@ void Svg::marker(size_t shape, double x, double y, double radius, std::string_vi
   }
 }
 
+void Svg::cross(double x, double y, double radius, std::string_view css, std::string_view title) {
+  const auto stroke = [&](double up) { return polyline({{x - radius, y - up}, {x + radius, y + up}}); };
+  body_ += with_title("path", fmt::format("d=\"{} {}\" class=\"{}\"", stroke(radius), stroke(-radius), css), title);
+}
+
 Scale Svg::y_axis(const Axis& axis, double left, double right, double top, double bottom) {
   const Scale y{.low = axis.low, .high = axis.high, .from = bottom, .to = top, .is_log = axis.is_log};
   for (const double tick : axis.ticks) {
@@ -111,9 +118,14 @@ Scale Svg::y_axis(const Axis& axis, double left, double right, double top, doubl
 }
 
 Scale Svg::x_axis(const Axis& axis, double left, double right, double bottom) {
-  const Scale x{.low = axis.low, .high = axis.high, .from = left, .to = right, .is_log = axis.is_log};
+  Scale x{.low = axis.low, .high = axis.high, .from = left, .to = right, .is_log = axis.is_log};
+  std::vector<double> ticks = axis.ticks;
+  if (axis.is_reversed) {
+    std::swap(x.from, x.to);
+    std::reverse(ticks.begin(), ticks.end());
+  }
   double free_from = -1e9;
-  for (const double tick : axis.ticks) {
+  for (const double tick : ticks) {
     const std::string label = axis.label(tick);
     const double half = text_width(label, kFontSize) / 2;
     line(x(tick), bottom, x(tick), bottom + 4, "base");

@@ -32,6 +32,8 @@ class Svg {
   /// A disc, square, diamond, triangle, ..., by `shape` modulo their number.
   void marker(size_t shape, double x, double y, double radius, std::string_view css, std::string_view title = {});
 
+  void cross(double x, double y, double radius, std::string_view css, std::string_view title = {});
+
   /// Grid lines, ticks and the title of a vertical axis over its top end; the scale runs over [bottom, top].
   Scale y_axis(const Axis& axis, double left, double right, double top, double bottom);
   /// Ticks below `bottom` and the title under them; ticks that would touch are left out.

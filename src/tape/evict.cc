@@ -5,10 +5,14 @@
 
 #include <algorithm>
 
+#include "memory/block.h"
 #include "memory/stack.h"
+#include "tape/evicted_classes.h"
 #include "tape/for_each_tensor.h"
 #include "tape/install.h"
 #include "tape/replayer.h"
+#include "tape/step_history.h"
+#include "tape/step_listener.h"
 
 namespace refrain::tape {
 namespace {
@@ -17,7 +21,10 @@ namespace {
 struct Cap {
   int open = 0;
   std::vector<Value*> evicted;
-  std::atomic<Value*> gone{nullptr};  ///< evicted values whose storage died, linked; each owned
+  EvictedClasses classes;
+  StepHistory history;
+  uint64_t steps = 0;  ///< ended
+  std::atomic<Value*> gone{nullptr};  ///< evicted or tagged values whose memory died, linked; each owned
   CapCounters counters;
   StepTimes step, last_step;
   ska::flat_hash_map<size_t, int64_t> least_ns;
@@ -29,8 +36,8 @@ Cap& cap() {
   return *instance;
 }
 
-// What runs when an evicted storage dies, possibly under the tape's lock.
-void storage_died(void* context) {
+// What runs when an evicted storage dies, or tagged memory, possibly under the tape's lock.
+void died(void* context) {
   auto* value = static_cast<Value*>(context);
   auto& gone = cap().gone;
   value->next_gone = gone.load(std::memory_order_relaxed);
@@ -49,27 +56,68 @@ bool is_readable(const Value& source, const ArgRef& ref) {
 
 bool is_resident(const Value& value) { return !value.evicted && !value.stale && !value.storage.expired(); }
 
+// A value that nothing has to be computed for becomes one that others are computed from.
+void make_source(TapeLock& lock, Value* value) {
+  if (!value->producer || value->producer->secured > 0) return;
+  value->producer->outs[value->out].value = nullptr;
+  lock.release(std::exchange(value->producer, nullptr));
+  if (value->armed) disarm_alive(value);
+  if (!value->gradient) disown(lock, value);
+}
+
+// Operators that cannot be replayed, as something behind them is gone or has been overwritten: what they left in memory becomes a source.
+// @param ops  in recorded order; operators behind them that are not among them can be replayed.
+void forget_lost(TapeLock& lock, const std::vector<Op*>& ops) {
+  for (auto* op : ops) {
+    if (op->secured > 0) continue;
+    for (const auto& ref : op->refs_in)
+      op->lost |= ref.value && (is_source(*ref.value) ? !is_readable(*ref.value, ref) : ref.value->producer->lost);
+    if (!op->lost) continue;
+    for (auto& out : op->outs)
+      if (out.value && is_resident(*out.value)) make_source(lock, out.value);
+  }
+}
+
+bool is_earlier(const Op* a, const Op* b) { return a->seq < b->seq; }
+
+// The operators behind `op` that nobody has secured yet, and itself. @return whether all of them can be replayed.
+bool find_unsecured(TapeLock& lock, Op* op, std::vector<Op*>& found) {
+  const uint64_t number = ++lock.tape().plan_number;
+  bool is_whole = true;
+  found.assign(1, op);
+  op->mark = number;
+  for (size_t i = 0; i < found.size(); ++i) {
+    for (const auto& ref : found[i]->refs_in) {
+      if (!ref.value) continue;
+      if (is_source(*ref.value)) {
+        is_whole &= is_readable(*ref.value, ref);
+        continue;
+      }
+      auto* producer = ref.value->producer;
+      is_whole &= !producer->lost;
+      if (producer->lost || producer->secured > 0 || producer->mark == number) continue;
+      producer->mark = number;
+      found.push_back(producer);
+    }
+  }
+  return is_whole;
+}
+
 // Makes sure that `op` can be replayed until `release_op`: counts on what is behind it, holds sources.
 bool secure(TapeLock& lock, Op* op) {
-  if (op->lost) return false;
   if (op->secured == 0) {
-    const uint64_t number = ++lock.tape().plan_number;
-    std::vector<Op*> found{op};
-    op->mark = number;
-    for (size_t i = 0; i < found.size(); ++i) {
-      for (const auto& ref : found[i]->refs_in) {
-        if (!ref.value) continue;
-        if (is_source(*ref.value)) {
-          if (!is_readable(*ref.value, ref)) return false;
-          continue;
-        }
-        auto* producer = ref.value->producer;
-        if (producer->lost) return false;
-        if (producer->secured > 0 || producer->mark == number) continue;
-        producer->mark = number;
-        found.push_back(producer);
-      }
+    std::vector<Op*> found;
+    if (!op->lost && !find_unsecured(lock, op, found)) {
+      // what lies between the loss and `op` may still be in memory, and serve as a source
+      std::sort(found.begin(), found.end(), is_earlier);
+      ++op->refs;
+      forget_lost(lock, found);
+      const bool is_lost = op->lost || op->refs == 1;
+      lock.release(op);
+      if (is_lost) return false;
+      if (!find_unsecured(lock, op, found)) return false;
     }
+    if (op->lost) return false;
     for (auto* each : found) {
       for (const auto& ref : each->refs_in) {
         if (!ref.value) continue;
@@ -110,6 +158,8 @@ void no_longer_evicted(TapeLock& lock, Value* value) {
   all[value->evicted_index]->evicted_index = value->evicted_index;
   all.pop_back();
   value->evicted = false;
+  cap().classes.remove(*value);
+  if (cap().classes.is_worn()) cap().classes.rebuild(all);
   release_op(lock, value->producer);
   lock.release(value);
 }
@@ -161,9 +211,11 @@ void before_operator() {
 
 void open_cap() {
   install();
+  Block::owner_died.store(&died);
   {
     TapeLock lock;
     if (cap().open++ == 0) {
+      cap().history.clear();
       cap().step = cap().last_step = {};
       auto& counters = cap().counters;
       counters.evictions = counters.evicted_bytes = counters.recomputes = counters.recompute_ns = 0;
@@ -204,15 +256,14 @@ void close_cap() {
     region->active = false;
     for (auto* value : region->values) {
       if (value->evicted) continue;
-      if (value->producer && value->producer->secured == 0) {
-        value->producer->outs[value->out].value = nullptr;
-        lock.release(std::exchange(value->producer, nullptr));
-        if (value->armed) disarm_alive(value);
-      }
-      if (std::exchange(value->map_owns, false)) lock.release(value);
+      make_source(lock, value);
+      disown(lock, value);
     }
     for (auto& [storage, value] : lock.tape().map)
-      if (value->gradient && !value->region && std::exchange(value->map_owns, false)) lock.release(value);
+      if (value->gradient && !value->region) disown(lock, value);
+    if (auto* candidates = std::exchange(lock.tape().candidates, nullptr)) candidates->clear();
+    for (auto* value : std::exchange(lock.tape().touched, {}))
+      if (value) value->touched = false;
     lock.release(region);
   }
   leave_dispatch();
@@ -233,34 +284,51 @@ bool evict(TapeLock& lock, Value* value) {
     value->fixed = true;
     return false;
   }
+  (void)untag(value, storage.get());  // it is alive: the memory has not told
   const auto device = data.device();
   auto bytes = std::move(data);
   retain(value);
-  storage->set_data_ptr_noswap(at::DataPtr(nullptr, value, &storage_died, device));
+  storage->set_data_ptr_noswap(at::DataPtr(nullptr, value, &died, device));
   storage->release_data_and_set_meta_custom_data_ptr_error_msg_(kNotThere);
   value->evicted = true;
   value->evicted_index = static_cast<uint32_t>(cap().evicted.size());
   cap().evicted.push_back(value);
+  cap().classes.add(*value);
   lock.discard(std::move(bytes));
   ++cap().counters.evictions;
   cap().counters.evicted_bytes += static_cast<int64_t>(value->nbytes);
+  if (auto* listener = step_listener()) listener->evicted(lock, *value);
   return true;
 }
 
 int64_t recompute_ns(TapeLock& lock, const Value& value) {
+  constexpr size_t kMostWalked = 256;
   const uint64_t number = ++lock.tape().plan_number;
-  std::vector<Op*> found{value.producer};
+  c10::SmallVector<Op*, 32> found{value.producer};
   value.producer->mark = number;
   int64_t sum = 0;
   for (size_t i = 0; i < found.size(); ++i) {
     sum += found[i]->forward_ns;
     for (const auto& ref : found[i]->refs_in) {
       if (!ref.value || is_source(*ref.value) || ref.value->producer->mark == number || is_resident(*ref.value)) continue;
+      if (found.size() >= kMostWalked) {
+        if (ref.value->evicted) sum += cap().classes.ns_once(*ref.value, number);
+        continue;
+      }
       ref.value->producer->mark = number;
       found.push_back(ref.value->producer);
     }
   }
   return sum;
+}
+
+uint64_t next_use_distance(TapeLock&, const Value& value) { return cap().history.distance(value); }
+
+Now now(TapeLock& lock) { return {lock.tape().next_seq, cap().history.position(), cap().steps}; }
+
+void note_made(TapeLock& lock, Value* value) {
+  cap().history.note_made(*value);
+  touch(lock, value);
 }
 
 bool put_back(TapeLock& lock, Value* value, c10::Storage& bytes) {
@@ -272,8 +340,10 @@ bool put_back(TapeLock& lock, Value* value, c10::Storage& bytes) {
   storage->set_data_ptr_noswap(std::move(bytes.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks()));
   bytes = c10::Storage(std::move(storage));
   arm(value, bytes.unsafeGetStorageImpl());
+  if (value->map_owns) tag(value, bytes.unsafeGetStorageImpl());
   value->last_use = lock.tape().next_seq;
   no_longer_evicted(lock, value);
+  touch(lock, value);
   return true;
 }
 
@@ -282,9 +352,17 @@ void collect_gone(TapeLock& lock) {
   if (!gone.load(std::memory_order_relaxed)) return;
   for (auto* value = gone.exchange(nullptr, std::memory_order_acquire); value;) {
     auto* next = value->next_gone;
-    value->stale = true;
-    unmap_value(lock, value);
-    no_longer_evicted(lock, value);
+    if (value->evicted) {
+      value->stale = true;
+      unmap_value(lock, value);
+      no_longer_evicted(lock, value);
+    } else {
+      value->tagged = false;
+      if (!value->key)
+        disown(lock, value);
+      else if (value->storage.expired())
+        unmap_value(lock, value);
+    }
     value = next;
   }
 }
@@ -309,6 +387,8 @@ void end_step(TapeLock& lock) {
   auto* region = lock.tape().cap.load();
   if (!region) return;
   cap().last_step = std::exchange(cap().step, {});
+  cap().history.end_step();
+  ++cap().steps;
   collect_gone(lock);
   settle(lock, ThreadState::get());
   sweep_map(lock);
@@ -324,20 +404,11 @@ void end_step(TapeLock& lock) {
   for (size_t i = 0; i < ops.size(); ++i)
     for (const auto& ref : ops[i]->refs_in)
       if (ref.value && !is_source(*ref.value)) reach(ref.value->producer);
-  std::sort(ops.begin(), ops.end(), [](const Op* a, const Op* b) { return a->seq < b->seq; });
-  for (auto* op : ops) {
-    if (op->secured > 0) continue;
-    for (const auto& ref : op->refs_in)
-      op->lost |= ref.value && (is_source(*ref.value) ? !is_readable(*ref.value, ref) : ref.value->producer->lost);
-    for (auto& out : op->outs) {
-      auto* value = out.value;
-      if (!value || !(op->lost || value->gradient) || !is_resident(*value)) continue;
-      out.value = nullptr;
-      if (value->armed) disarm_alive(value);
-      lock.release(std::exchange(value->producer, nullptr));
-      if (!value->gradient && std::exchange(value->map_owns, false)) lock.release(value);
-    }
-  }
+  std::sort(ops.begin(), ops.end(), is_earlier);
+  for (auto* op : ops)
+    for (auto& out : op->outs)
+      if (out.value && (out.value->gradient || out.value->fixed) && is_resident(*out.value)) make_source(lock, out.value);
+  forget_lost(lock, ops);
 }
 
 void note_gradient(const at::Tensor& parameter) {
@@ -347,6 +418,13 @@ void note_gradient(const at::Tensor& parameter) {
   auto* value = value_of(lock, gradient);
   value->gradient = true;
   if (!std::exchange(value->map_owns, true)) retain(value);
+  make_source(lock, value);
+  // What made the parameter, and moves it, is no part of what is computed from it.
+  if (has_plain_storage(parameter))
+    if (auto* known = find_value(lock, parameter.storage().unsafeGetStorageImpl()); known && !known->evicted) {
+      known->fixed = true;
+      make_source(lock, known);
+    }
 }
 
 std::string running_operator() {
@@ -372,6 +450,8 @@ Operands::Operands(const OpTraits& traits, const torch::jit::Stack& stack)
   const c10::IValue* args = stack.data() + (stack.size() - traits.num_args);
   TapeLock lock;
   const auto now = lock.tape().next_seq;
+  auto& history = cap().history;
+  history.note_operator(traits);
   for_each_tensor(args, traits.num_args, [&](const at::Tensor& tensor, size_t arg, int32_t) {
     if (!has_plain_storage(tensor)) return;
     auto* value = find_value(lock, tensor.storage().unsafeGetStorageImpl());
@@ -379,14 +459,25 @@ Operands::Operands(const OpTraits& traits, const torch::jit::Stack& stack)
     retain(value);
     ++value->locks;
     value->last_use = now;
+    history.note_use(*value);
+    touch(lock, value);
     values_.push_back(value);
     if (value->evicted && !traits.only_metadata) {
       retain(value);
       missing_.push_back(value);
     }
-    if (value->needed > 0 &&
-        std::any_of(traits.writes.begin(), traits.writes.end(), [&](const auto& write) { return write.arg == arg; }))
-      add_dependents(lock, value, missing_);
+    const bool others_need_it = value->needed > 0 || (value->fixed && value->producer && value->producer->secured > 0);
+    if (!others_need_it ||
+        std::none_of(traits.writes.begin(), traits.writes.end(), [&](const auto& write) { return write.arg == arg; }))
+      return;
+    const auto first = missing_.size();
+    add_dependents(lock, value, missing_);
+    for (auto i = first; i < missing_.size(); ++i) {  // once back, they must not leave before it is overwritten
+      retain(missing_[i]);
+      ++missing_[i]->locks;
+      values_.push_back(missing_[i]);
+    }
+    if (value->fixed) written_.push_back(value);
   });
 }
 
@@ -396,6 +487,7 @@ Operands::~Operands() {
   TapeLock lock;
   for (auto* value : values_) {
     --value->locks;
+    touch(lock, value);
     lock.release(value);
   }
   for (auto* value : missing_) lock.release(value);
@@ -403,6 +495,9 @@ Operands::~Operands() {
 
 void Operands::bring_back() {
   if (!missing_.empty()) tape::bring_back(missing_);
+  if (written_.empty()) return;
+  TapeLock lock;
+  for (auto* value : written_) make_source(lock, value);
 }
 
 void pin(const at::Tensor& tensor, int by) {
@@ -413,6 +508,7 @@ void pin(const at::Tensor& tensor, int by) {
     auto* value = find_value(lock, tensor.storage().unsafeGetStorageImpl());
     if (!value) return;
     value->pins = std::max(0, value->pins + by);
+    if (by < 0) touch(lock, value);
     if (by < 0 || !value->evicted) return;
     retain(value);
     one.push_back(value);

@@ -26,8 +26,17 @@ bool is_evictable(const Value& value);
 /// Lets the bytes of an evictable value go; they are freed when `lock` is released.
 /// @return whether it could be: false once means never, as what it was computed from is gone.
 bool evict(TapeLock& lock, Value* value);
-/// Least time so far of the operators that would run to bring `value` back.
+/// Least time so far of the operators that would run to bring `value` back; beyond the first 256, an estimate. Cost: bounded.
 int64_t recompute_ns(TapeLock& lock, const Value& value);
+/// Operators until `value` is used, or `StepHistory::kNever` or `kUnknown`. Cost: logarithmic.
+uint64_t next_use_distance(TapeLock& lock, const Value& value);
+
+struct Now {
+  uint64_t seq;       ///< as `Value::last_use`
+  uint64_t position;  ///< operators of this step
+  uint64_t step;
+};
+Now now(TapeLock& lock);
 
 /// Gives the storage of an evicted value its bytes. Those of `bytes` must be nobody else's; it names the storage afterwards.
 /// @return false if the storage is gone.
@@ -36,6 +45,8 @@ bool put_back(TapeLock& lock, Value* value, c10::Storage& bytes);
 void collect_gone(TapeLock& lock);
 /// Ends a step: forgets operators that nothing can be computed again with. Cost: linear in what is recorded.
 void end_step(TapeLock& lock);
+/// To be called for what an operator made under the cap.
+void note_made(TapeLock& lock, Value* value);
 /// Marks the gradient of `parameter`.
 void note_gradient(const at::Tensor& parameter);
 
@@ -49,15 +60,35 @@ class Operands {
 
   /// Also what was computed from a source that the operator is about to overwrite.
   void bring_back();
+  c10::ArrayRef<Value*> values() const { return values_; }
 
  private:
   const OpTraits* const outer_;
   c10::SmallVector<Value*, 6> values_;    ///< owned, locked
   std::vector<Value*> missing_;           ///< owned
+  std::vector<Value*> written_;           ///< among `values_`: parameters that evicted values are computed from
 };
 
 /// Keeps `tensor`'s bytes in place, after bringing them back. @param by  1, or -1 to undo.
 void pin(const at::Tensor& tensor, int by);
+
+/// Pins a tensor while it lives. Nothing without a cap.
+class Pinned {
+ public:
+  explicit Pinned(const at::Tensor& tensor) {
+    if (!Tape::get().cap.load(std::memory_order_relaxed)) return;
+    pin(tensor, 1);
+    tensor_ = &tensor;
+  }
+  ~Pinned() {
+    if (tensor_) pin(*tensor_, -1);
+  }
+  Pinned(const Pinned&) = delete;
+  Pinned& operator=(const Pinned&) = delete;
+
+ private:
+  const at::Tensor* tensor_ = nullptr;
+};
 
 /// Since the first of the caps alive began.
 struct CapCounters {

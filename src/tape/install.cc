@@ -11,6 +11,7 @@
 #include "tape/graph_leaves.h"
 #include "tape/observer.h"
 #include "tape/running.h"
+#include "tape/step_listener.h"
 
 namespace refrain::tape {
 namespace {
@@ -69,6 +70,7 @@ class TapeEngine final : public torch::autograd::Engine {
 
  private:
   static void step_ended() {
+    if (auto* listener = step_listener()) listener->step_ended();
     TapeLock lock;
     end_step(lock);
   }

@@ -11,6 +11,7 @@
 #include "tape/observer.h"
 #include "tape/policy.h"
 #include "tape/running.h"
+#include "tape/step_listener.h"
 #include "tape/storage_copy.h"
 #include "tape/tape.h"
 
@@ -429,6 +430,7 @@ class Recording {
       ++stats.recorded_ops;
       stats.recorded_ns += op_->forward_ns;
     }
+    if (auto* listener = region_->cap ? step_listener() : nullptr) listener->recorded(lock, *op_);
     lock.release(std::exchange(op_, nullptr));
   }
 
@@ -441,6 +443,7 @@ class Recording {
     value->region_index = static_cast<uint32_t>(region->values.size());
     region->values.push_back(value);
     value->last_use = op_->seq;
+    if (region->cap) note_made(lock, value);
     value->counter = counter;
     if (counter.enabled()) value->version = counter.current_version();
     return value;
@@ -563,18 +566,43 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::ji
   if (!thread.region && !cap) return watch(traits, keys, stack);
   if (traits.view_only) return run(traits, keys, stack);
   std::optional<Operands> operands;
+  auto* const listener = cap ? step_listener() : nullptr;
   if (cap) {
+    if (listener) listener->before(traits);
     operands.emplace(traits, *stack);
     operands->bring_back();
     before_operator();
+    if (listener) {
+      TapeLock lock;
+      listener->begins(lock, traits, operands->values());
+    }
   }
+  const auto tell_end = [&] {
+    if (!listener) return;
+    TapeLock lock;
+    listener->ends(lock);
+  };
   const bool in_cap = !thread.region;
   if (traits.effect || (in_cap ? reads_unplain(traits, *stack) : writes_unplain(traits, *stack))) {
     run_unrecorded(traits, keys, stack);
     if (thread.observer) thread.observer->ran_effect(traits, *stack);
-    return;
+    return tell_end();
   }
   Recording(traits, keys, stack, thread, in_cap ? cap : thread.region).run_and_record();
+  tell_end();
+}
+
+// LibTorch's views pass by: a call through the fallback takes longer than they do.
+void let_views_pass() {
+  static auto* aten = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::Fake, __FILE__, __LINE__);
+  for (const auto& name : c10::Dispatcher::singleton().getAllOpNames()) {
+    if (name.getNamespace() != std::optional<c10::string_view>("aten")) continue;
+    const auto op = c10::Dispatcher::singleton().findSchema(name);
+    if (!op) continue;
+    const auto& traits = op_traits(*op);
+    if (!traits.view_only || traits.metadata_in_place || traits.effect) continue;
+    aten->impl(c10::toString(name).c_str(), torch::CppFunction::makeFallthrough());
+  }
 }
 
 }  // namespace
@@ -582,4 +610,5 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::ji
 
 TORCH_LIBRARY_IMPL(_, Fake, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&refrain::tape::fallback>());
+  refrain::tape::let_views_pass();
 }

@@ -20,14 +20,16 @@ std::atomic<bool> checkpointing_enabled{true};
 // go, and nothing lives on only because its storage does.
 void close_if_done(TapeLock& lock, Region* region) {
   if (region->top->active || region->top->live_slots > 0) return;
+  const bool in_cap = lock.tape().cap.load() != nullptr;  // what the cap's operators read of a region need not be held to be a source
   for (auto* value : region->values) {
     const bool has_bytes = value->parked || (value->held && !value->stale);
-    if (value->holds > 0 && has_bytes && value->producer && !value->discard) {
+    const bool is_held = value->holds > 0 && has_bytes;
+    if ((is_held || in_cap) && value->producer && !value->discard) {
       value->producer->outs[value->out].value = nullptr;
       lock.release(std::exchange(value->producer, nullptr));
       if (value->armed) disarm_alive(value);
     }
-    if (std::exchange(value->map_owns, false)) lock.release(value);
+    disown(lock, value);
   }
   release_marked(lock, region);
   release_bound_holds(lock, region);

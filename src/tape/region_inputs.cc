@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "tape/evict.h"
 #include "tape/slots.h"
 #include "tape/storage_copy.h"
 
@@ -79,6 +80,7 @@ class ParkedInput final : public torch::autograd::SavedVariableHooks {
       counter_ = tensor.unsafeGetTensorImpl()->version_counter();
       version_ = counter_.current_version();
     }
+    const Pinned bytes(tensor);
     auto* value = can_park(tensor) ? stored(tensor, work, nullptr) : nullptr;
     if (value && value->parked) {
       value_ = value;
@@ -130,13 +132,16 @@ class ParkedInput final : public torch::autograd::SavedVariableHooks {
 }  // namespace
 
 void add_input(Region* region, const at::Tensor& tensor) {
+  const Pinned bytes(tensor);
   if (!can_park(tensor)) return;
   if (auto* value = stored(tensor, *region->work, region)) region->inputs.push_back(value);
 }
 
 ParkingScope::ParkingScope(RegionWork* work, const at::Tensor& tensor) : work_(nullptr) {
   auto& thread = ThreadState::get();
-  if (!work || thread.region || thread.saver || !can_park(tensor)) return;
+  if (!work || thread.region || thread.saver) return;
+  const Pinned bytes(tensor);
+  if (!can_park(tensor)) return;
   work_ = work;
   thread.saver = this;
 }

@@ -11,6 +11,7 @@
 #include "tape/evict.h"
 #include "tape/region_inputs.h"
 #include "tape/running.h"
+#include "tape/step_listener.h"
 #include "tape/storage_copy.h"
 
 namespace refrain::tape {
@@ -121,6 +122,11 @@ class Plan {
       if (planned.target) fetch(planned);
   }
 
+  /// What the pass reads of `value` may be overwritten.
+  void consume(const Value* value) {
+    if (value->mark == number_) values_[value->plan_index].ours = true;
+  }
+
   static void fetch(PlannedValue& planned) {
     if (planned.bytes || !planned.offloaded) return;
     planned.bytes = planned.offloaded->fetch();
@@ -133,7 +139,7 @@ class Plan {
   /// Lets go of everything, bytes included. Needs the lock.
   void clear(TapeLock& lock) {
     for (auto& planned : values_) {
-      unlock(planned);
+      unlock(lock, planned);
       lock.discard(std::move(planned.bytes));
       lock.discard(std::move(planned.offloaded));
       lock.release(planned.value);
@@ -167,15 +173,37 @@ class Plan {
     planned.locked = true;
     ++planned.value->locks;
   }
-  static void unlock(PlannedValue& planned) {
-    if (std::exchange(planned.locked, false)) --planned.value->locks;
+  static void unlock(TapeLock& lock, PlannedValue& planned) {
+    if (!std::exchange(planned.locked, false)) return;
+    --planned.value->locks;
+    touch(lock, planned.value);
+  }
+
+  void tell_replayed(const Op& op, const c10::SmallVectorImpl<std::pair<int32_t, c10::Storage>>& written) const {
+    auto* listener = step_listener();
+    if (!listener) return;
+    Value* consumed = nullptr;
+    for (const auto& [index, storage] : written)
+      if (values_[index].bytes.unsafeGetStorageImpl() == storage.unsafeGetStorageImpl()) consumed = values_[index].value;
+    TapeLock lock;
+    listener->replayed(lock, op, consumed);
+  }
+
+  void tell_dropped(const PlannedValue& planned, const Step& step) const {
+    auto* listener = step_listener();
+    if (!listener || !planned.ours) return;
+    // overwritten and consumed, it has gone already
+    for (size_t i = 0; i < step.inputs.size(); ++i)
+      if (step.op->refs_in[i].written && step.inputs[i] >= 0 && &values_[step.inputs[i]] == &planned) return;
+    TapeLock lock;
+    listener->dropped(lock, *planned.value);
   }
 
   // Nothing in this pass reads it any more.
   static void let_go(PlannedValue& planned) {
     if (planned.locked) {
       TapeLock lock;
-      unlock(planned);
+      unlock(lock, planned);
     }
     planned.bytes = {};
   }
@@ -252,6 +280,7 @@ class Plan {
     run_kernel(op, stack);
     replayed.results(stack);
     ++operators_run_;
+    tell_replayed(op, written);
     collect(step, stack, storages);
     stack.clear();
     c10::SmallVector<int32_t, 4> seen;
@@ -259,7 +288,9 @@ class Plan {
       if (index < 0 || std::find(seen.begin(), seen.end(), index) != seen.end()) continue;
       seen.push_back(index);
       auto& planned = values_[index];
-      if (--planned.uses == 0 && !planned.target) let_go(planned);
+      if (--planned.uses > 0 || planned.target) continue;
+      tell_dropped(planned, step);
+      let_go(planned);
     }
   }
 
@@ -541,6 +572,19 @@ void fill_discarded(TapeLock& lock, Region* region, int32_t task) {
 
 namespace {
 
+std::unique_lock<std::mutex> one_pass() {
+  static auto* mutex = new std::mutex;
+  return std::unique_lock(*mutex);
+}
+
+void count_pass(TapeLock& lock, std::chrono::steady_clock::time_point start, int64_t operators) {
+  const int64_t took =
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+  add_time(lock, 0, took);
+  cap_counters().recomputes += operators;
+  cap_counters().recompute_ns += took;
+}
+
 // One attempt. @return false if something the pass was to read left memory meanwhile.
 bool try_bring_back(const std::vector<Value*>& values, bool lock_inputs) {
   TapeLock lock;
@@ -567,11 +611,7 @@ bool try_bring_back(const std::vector<Value*>& values, bool lock_inputs) {
     failure = std::current_exception();
   }
   if (!lock.raw().owns_lock()) lock.raw().lock();
-  const int64_t took =
-      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
-  add_time(lock, 0, took);
-  cap_counters().recomputes += plan.operators_run();
-  cap_counters().recompute_ns += took;
+  count_pass(lock, start, plan.operators_run());
   plan.clear(lock);
   if (failure) std::rethrow_exception(failure);
   return is_whole;
@@ -580,11 +620,48 @@ bool try_bring_back(const std::vector<Value*>& values, bool lock_inputs) {
 }  // namespace
 
 void bring_back(const std::vector<Value*>& values) {
-  static auto* one_pass = new std::mutex;
-  std::lock_guard pass(*one_pass);
+  const auto pass = one_pass();
   constexpr int kMostAttempts = 16;
   for (int attempt = 1; !try_bring_back(values, attempt == kMostAttempts); ++attempt) {
   }
+}
+
+std::vector<Remade> run_again(Op& op, Value* consumed, c10::Storage&& bytes) {
+  const auto pass = one_pass();
+  TapeLock lock;
+  collect_gone(lock);
+  Plan plan(lock);
+  bool any = false;
+  for (const auto& out : op.outs) {
+    if (!out.value || resident(*out.value)) continue;
+    plan.want(out.value);
+    any = true;
+  }
+  std::vector<Remade> made;
+  if (!any) return made;
+  const auto start = std::chrono::steady_clock::now();
+  std::exception_ptr failure;
+  try {
+    plan.close(lock);
+    plan.lock_inputs();
+    if (consumed) plan.consume(consumed);
+    lock.raw().unlock();
+    bytes = {};
+    plan.run();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (!lock.raw().owns_lock()) lock.raw().lock();
+  count_pass(lock, start, plan.operators_run());
+  if (!failure)
+    for (const auto& planned : plan.values()) {
+      if (!planned.target || !planned.ours) continue;
+      install_bytes(lock, planned.value, planned.bytes);
+      made.push_back({planned.value, planned.bytes});
+    }
+  plan.clear(lock);
+  if (failure) std::rethrow_exception(failure);
+  return made;
 }
 
 void refill(TapeLock& lock, Slot& slot) {

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <optional>
 
+#include "tape/storage_copy.h"
+
 namespace refrain::tape {
 namespace {
 
@@ -60,6 +62,7 @@ at::Generator generator_of(const torch::jit::Stack& stack, size_t num_args) {
 
 at::Tensor RngState::state() const {
   if (patches.empty()) return base;
+  const BelowTape below;
   auto state = base.clone();
   auto* bytes = static_cast<char*>(state.mutable_data_ptr());
   for (const auto& patch : patches) std::memcpy(bytes + patch.offset, &patch.word, sizeof(uint64_t));

@@ -67,6 +67,7 @@ void Slot::detach(TapeLock& lock) {
   (in_value.prev ? in_value.prev->in_value.next : value->slots) = in_value.next;
   if (in_value.next) in_value.next->in_value.prev = in_value.prev;
   if (holds) unhold(lock, value);
+  touch(lock, value);
   lock.release(std::exchange(value, nullptr));
 }
 

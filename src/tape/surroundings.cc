@@ -36,10 +36,13 @@ SurroundingsScope::SurroundingsScope(const Surroundings& then) : thread_(then.th
   if (then.device_) device_.reset_device(*then.device_);
   {
     std::lock_guard lock(rng_mutex());
+    // As wholes, and all before the first is set: putting them back must need no memory.
+    std::vector<RngState> wholes;
     for (const auto& state : then.generators_) {
-      generators_now_.push_back(*read_rng(state->generator));
-      state->set();
+      generators_now_.push_back({state->generator, read_rng(state->generator)->state(), {}});
+      wholes.push_back({state->generator, state->state(), {}});
     }
+    for (const auto& state : wholes) state.set();
   }
   put(then);
   if (autocast_) at::autocast::increment_nesting();

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "memory/block.h"
+#include "memory/stack.h"
+#include "refrain/memory.h"
 #include "tape/evict.h"
 #include "tape/slots.h"
 
@@ -88,6 +91,8 @@ void TapeLock::drain() {
 
 void TapeLock::destroy(Value* value) {
   unmap_value(*this, value);
+  if (value->touched) tape().touched[value->touched_index] = nullptr;
+  if (value->queued) tape().candidates->remove(*value);
   if (value->armed) disarm_alive(value);
   if (value->discard) tape().discardable.fetch_sub(1, std::memory_order_relaxed);
   if (value->private_copy) tape().stats.leaf_copy_bytes -= static_cast<int64_t>(value->nbytes);
@@ -147,7 +152,9 @@ void hold(TapeLock&, Value* value) {
 }
 
 void unhold(TapeLock& lock, Value* value) {
-  if (--value->holds == 0) lock.discard(std::move(value->held));
+  if (--value->holds > 0) return;
+  lock.discard(std::move(value->held));
+  touch(lock, value);
 }
 
 void sweep_map(TapeLock& lock) {
@@ -165,14 +172,51 @@ void map_value(TapeLock& lock, Value* value, c10::StorageImpl* storage, bool own
   tape.map[storage] = value;
   value->key = storage;
   value->map_owns = owning;
-  if (owning) retain(value);
+  if (!owning) return;
+  retain(value);
+  if (value->region && value->region->cap) tag(value, storage);
+}
+
+void tag(Value* value, c10::StorageImpl* storage) {
+  auto& data = storage->_mutable_data_ptr_no_checks();
+  if (!is_tracked(data)) return;
+  Block::of(data.get()).owner.store(value);
+  value->tagged = true;
+}
+
+bool untag(Value* value, c10::StorageImpl* storage) {
+  if (!value->tagged) return true;
+  auto& data = storage->_mutable_data_ptr_no_checks();
+  if (!is_tracked(data)) return false;
+  void* owner = value;
+  if (!Block::of(data.get()).owner.compare_exchange_strong(owner, nullptr)) return false;
+  value->tagged = false;
+  return true;
+}
+
+void disown(TapeLock& lock, Value* value) {
+  if (!value->map_owns) return;
+  if (value->tagged) {
+    const auto storage = value->storage.lock();
+    if (!storage || !untag(value, storage.get())) return;  // the memory tells, or has told, `collect_gone`
+  }
+  value->map_owns = false;
+  lock.release(value);
+}
+
+void touch(TapeLock& lock, Value* value) {
+  auto& tape = lock.tape();
+  if (!tape.candidates || value->touched || !value->region || !value->region->cap) return;
+  value->touched = true;
+  value->touched_index = static_cast<uint32_t>(tape.touched.size());
+  tape.touched.push_back(value);
 }
 
 void unmap_value(TapeLock& lock, Value* value) {
   if (!value->key) return;
   lock.tape().map.erase(value->key);
   value->key = nullptr;
-  if (std::exchange(value->map_owns, false)) lock.release(value);
+  disown(lock, value);
 }
 
 c10::Storage resident(const Value& value) {
@@ -195,7 +239,7 @@ void make_leaf(TapeLock& lock, Value* value) {
     slot->holds = true;
     hold(lock, value);
   }
-  if (std::exchange(value->map_owns, false)) lock.release(value);
+  disown(lock, value);
 }
 
 Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* after) {

@@ -70,6 +70,17 @@ struct Region {
 
 class TapeLock;
 
+/// Orders values that may be evicted. Called with the lock.
+class Candidates {
+ public:
+  /// A queued value is about to be destroyed.
+  virtual void remove(Value& value) = 0;
+  virtual void clear() = 0;
+
+ protected:
+  ~Candidates() = default;
+};
+
 /// The process-wide tape. All members are guarded by `mutex` but the atomics.
 struct Tape {
   static Tape& get();
@@ -89,6 +100,8 @@ struct Tape {
   std::atomic<int64_t> discardable{0};    ///< live values with `discard`, read likewise
   std::atomic<bool> timing{false};
   std::atomic<Region*> cap{nullptr};  ///< while there is a `MemoryCap`
+  Candidates* candidates = nullptr;   ///< once something has had to leave memory; till then `touched` stays empty
+  std::vector<Value*> touched;        ///< made or used since `candidates` last looked; null where one has died
 };
 
 /// The lock on the tape's bookkeeping, and the only way to let go of things: what dies while it is held is taken apart
@@ -184,6 +197,14 @@ void hold(TapeLock& lock, Value* value);
 void unhold(TapeLock& lock, Value* value);
 void map_value(TapeLock& lock, Value* value, c10::StorageImpl* storage, bool owning);
 void unmap_value(TapeLock& lock, Value* value);
+/// Ends the reference that stands for the storage being alive, if there is one.
+void disown(TapeLock& lock, Value* value);
+/// Its memory will tell when it is freed, and `collect_gone` unmaps it then, rather than the next sweep. If that memory is of our stack.
+void tag(Value* value, c10::StorageImpl* storage);
+/// To be called for a value before its memory leaves its storage. @return false if the memory has told already.
+bool untag(Value* value, c10::StorageImpl* storage);
+/// `value`'s chances to be evicted have changed.
+void touch(TapeLock& lock, Value* value);
 /// Unmaps all whose storage is gone.
 void sweep_map(TapeLock& lock);
 /// Bytes of `value` if they are in memory and unchanged, else null.

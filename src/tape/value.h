@@ -72,6 +72,7 @@ struct Value {
   bool discard = false;       ///< other regions and autograd outside of regions recompute it rather than hold it
   bool armed = false;         ///< a raw-pointer barrier is set on the storage
   bool parked = false;        ///< an input of a region: its bytes are in `offloaded`, and nobody holds them in memory
+  bool tagged = false;        ///< the map's reference is its memory's: given back when that is freed; under a cap only
   bool evicted = false;       ///< its storage lives without bytes, until an operator reads it; see evict.h, also for what follows
   bool fixed = false;         ///< will never be evicted
   bool gradient = false;      ///< a parameter's: not worth the whole step that would bring it back
@@ -81,6 +82,17 @@ struct Value {
   int32_t needed = 0;         ///< evicted values' operators that read it, a source
   uint64_t last_use = 0;      ///< `Tape::next_seq` then
   uint32_t evicted_index = 0;
+  uint32_t evicted_class = 0;  ///< in `EvictedClasses`
+  uint32_t history = 0;       ///< number among the values of the step `history_step`; see step_history.h
+  uint32_t history_step = 0;
+  bool touched = false;       ///< is in `Tape::touched`
+  bool queued = false;        ///< is in `Tape::candidates`, which owns what follows
+  bool knows_next_use = false;
+  int16_t rate_level = 0;
+  uint32_t touched_index = 0;
+  uint64_t order = 0;
+  uint64_t judged = 0;
+  int64_t cost_ns = 0;
   Value* next_gone = nullptr;
   Op* producer = nullptr;     ///< owned
   Region* region = nullptr;   ///< owned; null for leaves from outside

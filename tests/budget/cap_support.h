@@ -32,6 +32,12 @@ inline std::string bits_of(const Tensor& tensor) {
 
 inline void evict_all() { refrain::budget::RoomMaker::get().evict_all(); }
 
+/// Of all that is evicted now.
+inline refrain::Bytes evicted_bytes() {
+  refrain::tape::TapeLock lock;
+  return refrain::tape::absent_bytes(lock);
+}
+
 inline refrain::MemoryCapOptions every_byte() { return refrain::MemoryCapOptions().min_bytes(1); }
 
 }  // namespace refrain_test

@@ -96,6 +96,11 @@ class BadInputTest(CliTest):
         self.refuse("explain", "mlp", "--vocab", 9, says=("vocab 9", "no such size"))
         self.refuse("explain", "gpt", "--iters", 3, says="unknown option '--iters'")
         self.refuse("explain", says="MODEL is required")
+        self.refuse("explain", *SMALL_GPT, "--dot", "x", says=("--dot and --trace", "'gptsmall'"))
+        self.refuse("explain", self.dir / "no.json", says="no such file; expected a plan or a traced step")
+        self.refuse("explain", self.file("a.json", "[[1,"), says=("a.json'", "byte 5: found what is no JSON"))
+        self.refuse("explain", self.file("b.json", '{"kind": "plan"}'), says=("b.json'", "`graph`: found nothing"))
+        self.refuse("explain", self.file("c.json", '{"kind": "graph", "version": 1, "ops": [{}]}'), says="`ops[0].name`: found nothing")
         self.refuse("explain", *SMALL_GPT, "--json", "/no/such/folder/x", says="--json")
         self.refuse("verify", "gpt", "--strategy", "per_blok", says=("strategy 'per_blok'", "per_block, none"))
         self.refuse("bench", "gpt", "--strategies", "none,zzz", says="strategy 'zzz'")
@@ -673,6 +678,142 @@ class LimitTest(CliTest):
             self.assertIn("gptsmall", page.read_text())
 
 
+class MemoryCapTest(CliTest):
+    """train --strategy auto, bench --limits."""
+
+    MODEL = ["gptsmall", "--depth", 3, "--seq", 64, "--width", 32, "--threads", 1]
+    BENCH = ["bench", *MODEL, "--iters", 1, "--warmup", 0, "--limits"]
+
+    def train(self, name, *args):
+        return TrainTest.train(self, name, *args, model=self.MODEL)
+
+    def bench(self, *args):
+        return json.loads(self.succeed(*self.BENCH, *args, "--json", "-"))
+
+    def test_train_keeps_to_the_limit_and_changes_no_bit(self):
+        args = ["--steps", 5, "--data", f"text:{self.text()}", "--lr", 0.01]
+        plain = self.train("plain", *args)
+        limit = plain["peak_bytes"] * 60 // 100
+        within = ["--memory-limit", limit]
+        self.refuse("train", *self.MODEL, *args, *within, code=3, says=("out of memory", "--strategy per_block or auto"))
+        auto = self.train("auto", *args, *within, "--strategy", "auto")
+        self.assertEqual((auto["status"], auto["strategy"], auto["memory_limit_bytes"]), ("done", "auto", limit))
+        self.assertLessEqual(auto["peak_bytes"], limit)
+        self.assertGreater(auto["peak_bytes"], limit * 0.8, "what fits stays")
+        self.assertEqual(auto["loss_bits"], plain["loss_bits"])
+        out = self.succeed("compare", self.dir / "plain.json", self.dir / "auto.json")
+        self.assertRegex(out, r"auto +auto .* 5 of 5 equal to the bit")
+
+    def test_train_with_everything_else_and_resume(self):
+        args = ["--data", f"text:{self.text()}", "--accumulate", 2, "--clip-norm", 1, "--optimizer", "sgd", "--steps"]
+        plain = self.train("plain", *args, 6)
+        auto = ["--strategy", "auto", "--memory-limit", plain["peak_bytes"] * 60 // 100]
+        state = self.dir / "state"
+        first = self.train("first", *args, 3, *auto, "--save", state)
+        rest = self.train("rest", *args, 6, *auto, "--resume", state)
+        self.assertEqual(first["loss_bits"] + rest["loss_bits"], plain["loss_bits"])
+
+    def test_train_bad_input(self):
+        train = ["train", *self.MODEL, "--steps", 2, "--strategy"]
+        self.refuse(*train, "auto", says=("--strategy auto", "found no --memory-limit", "300MiB"))
+        self.refuse(*train, "atuo", "--memory-limit", "9MiB", says="strategy 'atuo'")
+        self.refuse(*train, "auto", "--memory-limit", "much", says="much")
+        self.refuse(*train, "auto", "--memory-limit", "1KiB", says=("--memory-limit 1.0 KiB", "weights, gradients and optimizer"))
+        self.refuse("verify", *self.MODEL, "--strategy", "auto", says="strategy 'auto'")
+        self.refuse("bench", *self.MODEL, "--strategies", "auto", says="strategy 'auto'")
+
+    def test_train_says_what_is_missing(self):
+        # the fixed cost fits, one operator's inputs and outputs beside it do not
+        model = ["train", "gptsmall", "--depth", 3, "--width", 32, "--steps", 1, "--json"]
+        fixed = json.loads(self.succeed(*model, "-", "--batch", 1, "--seq", 8))["peak_bytes"]
+        state, report = self.dir / "state", self.dir / "limited.json"
+        message = self.refuse(*model, report, "--batch", 16, "--seq", 64, "--strategy", "auto", "--memory-limit", fixed,
+                              "--save", state, code=3, says=("out of memory", "cannot leave memory", "are missing"))
+        self.assertRegex(message, r"`aten::\w+`|an allocation")
+        self.assertFalse(state.exists())
+        self.assertEqual(json.loads(report.read_text())["status"], "out_of_memory")
+
+    def test_limits_json(self):
+        report = self.bench("100%,70%,2%,70%")
+        self.assertEqual((report["kind"], report["version"], report["model"]), ("limits", 1, "gptsmall"))
+        self.assertGreater(report["base_bytes"], 0)
+        peak = report["plain"]["peak_bytes"]
+        self.assertGreater(report["plain"]["step_ms_median"], 0)
+        self.assertEqual([row["percent"] for row in report["rows"]], [100, 70, 2], "each once")
+        kept = {"percent", "heuristic", "limit_bytes", "fits", "peak_bytes", "step_ms_median", "step_ms_spread", "added_ms_median",
+                "overhead", "evictions", "evicted_bytes", "recomputes", "recompute_ms", "choosing_ms", "bit_equal"}
+        *fitting, refused = report["rows"]
+        for row in fitting:
+            self.assertEqual(set(row), kept)
+            self.assertEqual((row["fits"], row["bit_equal"], row["heuristic"]), (True, True, "h_dtr"))
+            self.assertEqual(row["limit_bytes"], peak * row["percent"] // 100)
+            self.assertLessEqual(row["peak_bytes"], row["limit_bytes"])
+            self.assertAlmostEqual(row["overhead"], row["added_ms_median"] / report["plain"]["step_ms_median"])
+        tight = fitting[1]
+        self.assertGreaterEqual(tight["evicted_bytes"], peak - tight["limit_bytes"])
+        self.assertGreater(tight["recomputes"], 0)
+        self.assertEqual(set(refused), {"percent", "heuristic", "limit_bytes", "fits", "refused", "missing_bytes"})
+        self.assertEqual((refused["fits"], refused["refused"]), (False, "memory"))
+        self.assertGreater(refused["missing_bytes"], 0)
+
+    def test_published_points_stand_beside_the_nearest_limit(self):
+        report = self.bench("100%,60%,1%")
+        point, = report["published"]
+        self.assertEqual((point["method"], point["model"], point["overhead"]), ("DTR", "Transformer", 0.19))
+        self.assertEqual(point["nearest_percent"], 60, "1 % is refused")
+        self.assertEqual(point["nearest_overhead"], report["rows"][1]["overhead"])
+        point, = self.bench("1%")["published"]
+        self.assertIsNone(point["nearest_percent"])
+        mlp = ["bench", "mlp", "--width", 64, "--batch", 64, "--iters", 1, "--limits", "100%"]
+        self.assertEqual(json.loads(self.succeed(*mlp, "--json", "-"))["published"], [])
+        self.assertNotIn("DTR", self.succeed(*mlp))
+
+    def test_limits_in_text_and_on_a_page(self):
+        path, page = self.dir / "limits.json", self.dir / "limits.html"
+        out = self.succeed(*self.BENCH, "100%,2%", "--json", path, "--html", page)
+        self.assertRegex(out, r"\nnone +\d")
+        self.assertRegex(out, r"\n100 % .* yes\n2 % .* refused: [\d.]+ \w+ short *\n")
+        self.assertRegex(out, r"DTR, Transformer: 19 % overhead at 41 % .*; here -?\d+ % at 100 %")
+        self.assertNotIn("heuristic", out)
+        text = page.read_text()
+        self.assertTrue(text == self.succeed("report", path, "--html", "-"))
+        for part in ("Memory limits: gptsmall", "refused <small>", "DTR, Transformer"):
+            self.assertTrue(part in text, part)
+
+    def test_heuristics_are_compared_in_one_run(self):
+        names = ["lru", "h_dtr", "largest", "msps"]
+        report = self.bench("100%,70%", "--heuristics", ",".join([*names, "lru"]))
+        self.assertEqual([(r["percent"], r["heuristic"]) for r in report["rows"]], [(p, n) for p in (100, 70) for n in names])
+        rows = {r["heuristic"]: r for r in report["rows"] if r["percent"] == 70}
+        for row in rows.values():
+            self.assertTrue(row["fits"] and row["bit_equal"], row)
+        self.assertLess(rows["largest"]["evictions"], rows["lru"]["evictions"])
+        out = self.succeed(*self.BENCH, "70%", "--heuristics", "largest,lru")
+        self.assertRegex(out, r"\nlimit +heuristic ")
+        self.assertRegex(out, r"\n70 % +largest .*\n70 % +lru ")
+
+    def test_a_step_that_computes_too_much_again_is_refused(self):
+        row, = self.bench("40%", "--max-overhead", 0.01)["rows"]
+        self.assertEqual((row["fits"], row["refused"]), (False, "time"))
+        self.assertIn("refused: too slow", self.succeed(*self.BENCH, "40%", "--max-overhead", 0.01))
+
+    def test_limits_bad_input(self):
+        for limit in ("0%", "1001%", "abc", "50", "50 %", "-5%", "1e2%", "%", "", "99999999999999999999%"):
+            self.refuse(*self.BENCH, limit, says=("--limits '", "expected parts of the plain peak from 1% to 1000%"))
+        self.refuse(*self.BENCH, says="--limits")
+        self.refuse(*self.BENCH, "50%", "--strategies", "none", says=("--limits: found --strategies", "leave one out"))
+        self.refuse(*self.BENCH, "50%", "--depths", "2,3", says=("--limits: found --depths", "leave one out"))
+        self.refuse(*self.BENCH, "50%", "--heuristics", "mspss", says=("--heuristics 'mspss'", "expected one or more of msps, "))
+        self.refuse(*self.BENCH, "50%", "--heuristics", "", says="--heuristics ''")
+        self.refuse("bench", *self.MODEL, "--heuristics", "lru", says=("--heuristics", "--limits"))
+        self.refuse("bench", *self.MODEL, "--max-overhead", 2, says=("--max-overhead", "--limits"))
+        for most in (0, -1, "much"):
+            self.refuse(*self.BENCH, "50%", "--max-overhead", most, says="--max-overhead")
+        self.refuse(*self.BENCH, "50%", "--max-overhead", "nan", says="max_overhead")
+        self.refuse(*self.BENCH, "50%", "--html", self.dir, says="--html")
+        self.refuse(*self.BENCH, "50%", "--json", "/no/such/folder/x", says="--json")
+
+
 class VerifyAndBenchTest(CliTest):
     def test_verify(self):
         out = self.succeed("verify", *SMALL_GPT, "--json", "-")
@@ -750,6 +891,55 @@ class VerifyAndBenchTest(CliTest):
         self.assertRegex(out, r"\n[^\n]+ kept for backward alone, .* to recompute\. Regions: 2\.")
         every = self.succeed("explain", *SMALL_GPT, "--all")
         self.assertGreater(len(every.splitlines()), len(out.splitlines()))
+
+    def test_explain_a_plan(self):
+        ops = [{"name": "aten::sin", "ns": 2000000, "scope": "first", "inputs": [0], "outputs": [1]},
+               {"name": "aten::exp", "ns": 3000000, "scope": "second", "inputs": [1], "outputs": [2], "workspace": 512},
+               {"name": "aten::exp_backward", "ns": 1000000, "inputs": [1, 2], "outputs": [3], "backward": True}]
+        values = [{"bytes": 2048, "death": 3}, {"bytes": 4096, "death": 3, "evictable": True}, {"bytes": 1024, "death": 3}, {"bytes": 1024, "death": 3}]
+        step = {"kind": "graph", "version": 1, "model": "tiny", "ops": ops, "values": values}
+        plain = self.succeed("explain", self.file("step.json", json.dumps(step)))
+        self.assertIn("tiny: peak 8.0 KiB while operator 2 'aten::exp_backward' runs; plain 8.0 KiB", plain)
+        self.assertIn("nothing is dropped", plain)
+
+        plan = {"kind": "plan", "version": 1, "graph": step,
+                "schedule": {"kind": "schedule", "version": 1, "graph": "0", "places": [[2, "drop", 1, "recompute", 0]]}}
+        other_step = self.refuse("explain", self.file("plan.json", json.dumps(plan)), says='`graph`: found "0"; expected')
+        plan["schedule"]["graph"] = re.search(r'expected "([0-9a-f]{16})"', other_step)[1]
+        file = self.file("plan.json", json.dumps(plan))
+        text = self.succeed("explain", file, "--dot", self.dir / "p.dot", "--trace", self.dir / "p.trace")
+        self.assertIn("adds 2.000 ms to 6.000 ms (33.3 %): 1 operators run again", text)
+        self.assertRegex(text, r"\n  first +0 B +1 +1 +2\.000 ms +2 +1 aten::sin\n")
+        self.assertIn('label="aten::sin, 2 times"', (self.dir / "p.dot").read_text())
+        runs = [e["name"] for e in json.loads((self.dir / "p.trace").read_text())["traceEvents"] if e["ph"] == "X"]
+        self.assertEqual(runs, ["aten::sin", "aten::exp", "aten::sin", "aten::exp_backward"])
+        report = json.loads(self.succeed("explain", file, "--json", "-"))
+        self.assertEqual((report["peak_bytes"], report["plain_peak_bytes"], report["added_ns"]), (8192, 8192, 2000000))
+        self.assertEqual([h["bytes"] for h in report["holders"]], [4096, 2048, 1024])
+
+        plan["schedule"]["places"] = [[1, "drop", 1]]
+        self.refuse("explain", self.file("plan.json", json.dumps(plan)), says=("cannot run", "it reads value 1, which has been dropped"))
+
+    def test_pareto_draws_solvers_beside_each_other(self):
+        chain = [{"name": "aten::sin", "ns": 1000000, "inputs": [i], "outputs": [i + 1]} for i in range(6)]
+        back = [{"name": "aten::sin_backward", "ns": 1000000, "inputs": [5 - i] + ([6 + i] if i else []), "outputs": [7 + i], "backward": True}
+                for i in range(6)]
+        values = [{"bytes": 1 << 20, "death": 12}]
+        values += [{"bytes": 1 << 20, "death": 12 - i, "evictable": True} for i in range(1, 6)] + [{"bytes": 64, "death": 6}]
+        values += [{"bytes": 1 << 20, "death": min(8 + i, 12)} for i in range(6)]
+        step = self.file("step.json", json.dumps({"kind": "graph", "version": 1, "model": "chain", "ops": chain + back, "values": values}))
+        page = self.dir / "page.html"
+        out = self.succeed("pareto", step, "--points", 3, "--bound", "--beside", "per_block,xla", "--html", page, "--json", self.dir / "p.json")
+        self.assertRegex(out, r"chain: plain peak [\d.]+ MiB")
+        document = json.loads((self.dir / "p.json").read_text())
+        names = [series["name"] for series in document["series"]]
+        self.assertEqual(names[0], "refrain")
+        self.assertIn("xla", names)
+        for series in document["series"]:
+            self.assertTrue(all(point["peak_bytes"] <= document["plain"]["peak_bytes"] for point in series["points"]))
+        self.assertIn("Added time over the peak", page.read_text())
+        self.succeed("report", self.dir / "p.json", "--html", page)
+        self.refuse("pareto", step, "--beside", "per_blok", says="per_block")
 
     def test_explain_json(self):
         def explain(strategy):

@@ -49,7 +49,7 @@ Tensor& Machine::writable(const SlotPtr& slot) {
   if (mode_ != Mode::kTwin || t.is_conj() || t.is_neg() || (t.is_leaf() && t.requires_grad())) return t;
   for (const auto& others : {pool_, buffers_, leaves_}) {
     for (const SlotPtr& other : others) {
-      if (other != slot && other->t.defined() && other->t.is_alias_of(t)) return t;
+      if (other != slot && other->t.defined() && share_storage(other->t, t)) return t;
     }
   }
   at::AutoGradMode grad(true);
@@ -123,7 +123,8 @@ void Machine::line(const std::string& text) {
 }
 
 void Machine::run_steps(const std::vector<Step>& steps) {
-  for (const Step& step : steps) run_step(step);
+  for (const Step& step : steps)
+    if (step.number >= 0) run_step(step);
 }
 
 void Machine::run_step(const Step& step) {
@@ -134,6 +135,7 @@ void Machine::run_step(const Step& step) {
   step_number_ = step.number;
   outputs_of_step_ = 0;
   detail_.clear();
+  if (surroundings_ != nullptr) surroundings_->before_step();
   std::optional<ModuleScope> scope;
   if (mode_ == Mode::kCheckpoint) scope.emplace(step.number % 2 == 1 ? "odd" : "even");
   try {

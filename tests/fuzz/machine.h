@@ -59,6 +59,10 @@ inline bool is_complex(const Tensor& t) { return t.is_complex() && t.numel() > 0
 inline bool is_index(const Tensor& t) { return t.scalar_type() == at::kLong && t.numel() > 0; }
 inline bool is_single(const Tensor& t) { return t.scalar_type() == at::kFloat && t.numel() > 0; }
 
+/// As `is_alias_of`, which reads data pointers.
+inline bool share_storage(const Tensor& a, const Tensor& b) {
+  return a.storage().unsafeGetStorageImpl() == b.storage().unsafeGetStorageImpl();
+}
 /// Whether two elements may share memory (expand, unfold, as_strided).
 bool may_overlap(const Tensor& t);
 /// Float, without overlap, and not refused by autograd at once.
@@ -90,7 +94,8 @@ class PureBody;
 /// Runs steps; they see it as their pool of tensors, source of parameters and log.
 class Machine {
  public:
-  Machine(Mode mode, std::string* text) : mode_(mode), text_(text) {}
+  Machine(Mode mode, std::string* text, Surroundings* surroundings = nullptr)
+      : mode_(mode), text_(text), surroundings_(surroundings) {}
   /// For one call of a rerun region's function: knows nothing but what that is given.
   Machine(const PureBody& body, const std::vector<Tensor>& arguments, const std::vector<at::Generator>& own);
   Machine(const Machine&) = delete;
@@ -163,6 +168,7 @@ class Machine {
 
  protected:
   void run_steps(const std::vector<Step>& steps);
+  void run_step(const Step& step);
   void line(const std::string& text);
   bool is_leaf(const SlotPtr& slot) const;
   /// Calls `fn`, in a region where the mode says so.
@@ -174,6 +180,7 @@ class Machine {
 
   const Mode mode_;
   std::string* const text_;
+  Surroundings* const surroundings_;
   std::vector<SlotPtr> pool_;
   std::map<std::string, SlotPtr> given_;
   std::vector<SlotPtr> leaves_;
@@ -184,12 +191,14 @@ class Machine {
   std::vector<Watched> read_by_rerun_;
   std::vector<Watched> cut_unsafely_;
   std::vector<Watched> made_by_rerun_;  ///< what those regions returned
+  std::vector<Watched> captured_;       ///< by the functions of rerun regions
+  Enclosing enclosing_;
+  int indent_ = 1;
 
  private:
   friend class PureBody;
 
   double draw(uint64_t salt, size_t pool_index) const;
-  void run_step(const Step& step);
   void run_block(const Step& step);
   void run_region(const Step& step);
   void run_pure_region(const Step& step);
@@ -199,15 +208,12 @@ class Machine {
   void add(const SlotPtr& slot);
 
   std::string detail_;
-  int indent_ = 1;
   int step_number_ = 0;
   int outputs_of_step_ = 0;
   std::map<uint64_t, uint64_t> born_;  // slot id -> serial
   uint64_t serial_ = 0;
-  Enclosing enclosing_;
   bool in_rerun_ = false;
   std::vector<Watched> outside_;   // of the rerun region whose function this machine runs
-  std::vector<Watched> captured_;  // by the functions of rerun regions
 };
 
 /// The body of a region as a function that may be called again: each call runs in a machine of its own.
@@ -233,6 +239,7 @@ class PureBody {
   const Step* step = nullptr;  ///< of the program, which outlives the graph
   Mode mode = Mode::kPlain;
   std::string* text = nullptr;
+  Surroundings* surroundings = nullptr;
   int indent = 1;
   Enclosing enclosing;
   std::vector<Input> inputs;

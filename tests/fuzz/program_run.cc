@@ -4,6 +4,7 @@
 
 #include "machine.h"
 #include "refrain/memory.h"
+#include "refrain/memory_cap.h"
 #include "refrain/tape.h"
 
 namespace refrain::fuzz {
@@ -15,13 +16,27 @@ uint64_t hash_of(const std::string& s) {
   return h;
 }
 
+bool same_numbers_to_come(const at::mt19937_data_pod& a, const at::mt19937_data_pod& b) {
+  return a.seed_ == b.seed_ && a.left_ == b.left_ && a.next_ == b.next_ && a.state_ == b.state_;
+}
+
+bool may_write_unseen(const Step& step) {
+  const StepSpec* spec = find_step(step.kind);
+  return (spec != nullptr && spec->calls == Calls::kOnce) ||
+         std::any_of(step.body.begin(), step.body.end(), may_write_unseen);
+}
+
 /// A whole program: inputs, forward, backwards, records. The handles live until it is destroyed.
 class ProgramRun : public Machine {
  public:
-  ProgramRun(const Program& program, Mode mode, std::string* text);
+  ProgramRun(const Program& program, Mode mode, std::string* text, Surroundings* surroundings);
   void run(Outcome& outcome);
 
  private:
+  struct Before;
+  Before before_step();
+  bool is_as(const Before& before);
+  void run_or_be_refused(const Step& step, Outcome& outcome);
   void make_inputs();
   void add_input(const std::string& name, at::IntArrayRef sizes, at::ScalarType type, bool grad, bool in_pool);
   /// The loss, and the terms that it is the sum of.
@@ -33,13 +48,74 @@ class ProgramRun : public Machine {
   const Program& program_;
 };
 
-ProgramRun::ProgramRun(const Program& program, Mode mode, std::string* text) : Machine(mode, text), program_(program) {
+ProgramRun::ProgramRun(const Program& program, Mode mode, std::string* text, Surroundings* surroundings)
+    : Machine(mode, text, surroundings), program_(program) {
   auto generator = at::globalContext().defaultGenerator(at::kCPU);
   generator.set_current_seed(mix(program.seed, 1));
   for (uint64_t i = 0; i < 2; ++i) {
     generators.push_back(at::make_generator<at::CPUGeneratorImpl>(mix(program.seed, 2 + i)));
   }
   make_inputs();
+}
+
+/// What a step may change, without the bytes of tensors that have a version.
+struct ProgramRun::Before {
+  std::vector<SlotPtr> pool;
+  std::map<std::string, SlotPtr> given;
+  uint64_t picks;
+  std::vector<int> failed_steps;
+  std::vector<Watched> read_by_rerun, cut_unsafely, made_by_rerun, captured;
+  Enclosing enclosing;
+  int indent;
+  std::vector<std::pair<Tensor, uint32_t>> versions;
+  std::vector<std::string> buffers;  ///< statistics are written without a new version
+  std::vector<at::mt19937_data_pod> generators;
+};
+
+ProgramRun::Before ProgramRun::before_step() {
+  Before before{pool_,     given_,    picks_, failed_steps_, read_by_rerun_, cut_unsafely_, made_by_rerun_, captured_,
+                enclosing_, indent_,  {},     {},            {}};
+  for (const auto& slots : {pool_, leaves_, buffers_})
+    for (const SlotPtr& slot : slots) before.versions.emplace_back(slot->t, static_cast<uint32_t>(slot->t._version()));
+  for (const SlotPtr& buffer : buffers_) {
+    const PinScope pin(buffer->t);
+    before.buffers.emplace_back(static_cast<const char*>(buffer->t.const_data_ptr()), buffer->t.nbytes());
+  }
+  before.generators.push_back(at::check_generator<at::CPUGeneratorImpl>(at::detail::getDefaultCPUGenerator())->engine().data());
+  for (const auto& own : generators)
+    before.generators.push_back(at::check_generator<at::CPUGeneratorImpl>(own)->engine().data());
+  return before;
+}
+
+bool ProgramRun::is_as(const Before& before) {
+  for (const auto& [tensor, version] : before.versions)
+    if (static_cast<uint32_t>(tensor._version()) != version) return false;
+  const Before now = before_step();
+  return now.buffers == before.buffers && std::equal(now.generators.begin(), now.generators.end(), before.generators.begin(),
+                                                     same_numbers_to_come);
+}
+
+// A step that was refused before it changed anything is a step that the program does not have.
+void ProgramRun::run_or_be_refused(const Step& step, Outcome& outcome) {
+  Before before = before_step();
+  try {
+    run_step(step);
+  } catch (const c10::OutOfMemoryError&) {
+    surroundings_->lift();
+    if (may_write_unseen(step) || !is_as(before)) throw;
+    outcome.refused_steps.push_back(step.number);
+    pool_ = std::move(before.pool);
+    given_ = std::move(before.given);
+    picks_ = before.picks;
+    failed_steps_ = std::move(before.failed_steps);
+    read_by_rerun_ = std::move(before.read_by_rerun);
+    cut_unsafely_ = std::move(before.cut_unsafely);
+    made_by_rerun_ = std::move(before.made_by_rerun);
+    captured_ = std::move(before.captured);
+    enclosing_ = before.enclosing;
+    indent_ = before.indent;
+    line("step " + std::to_string(step.number) + " was refused memory");
+  }
 }
 
 void ProgramRun::add_input(const std::string& name, at::IntArrayRef sizes, at::ScalarType type, bool grad,
@@ -143,7 +219,14 @@ void ProgramRun::record(Outcome& outcome, const std::string& name, const Tensor&
     at::NoGradGuard no_grad;
     const Tensor plain = t.detach().resolve_conj().resolve_neg().contiguous();
     entry.shape = shape_of(plain);
-    entry.bytes.assign(static_cast<const char*>(plain.const_data_ptr()), plain.nbytes());
+    try {
+      const PinScope pin(plain);
+      entry.bytes.assign(static_cast<const char*>(plain.const_data_ptr()), plain.nbytes());
+    } catch (const c10::Error& error) {
+      entry.bytes = std::string("cannot be read: ") + error.what_without_backtrace();
+    } catch (const std::exception& error) {
+      entry.bytes = std::string("cannot be read: ") + error.what();
+    }
   }
   outcome.records.push_back(std::move(entry));
 }
@@ -202,22 +285,33 @@ void ProgramRun::backward(const std::vector<Tensor>& outputs, size_t number, Out
 void ProgramRun::run(Outcome& outcome) {
   std::vector<Tensor> made;
   try {
-    run_steps(program_.steps);
+    if (surroundings_ == nullptr)
+      run_steps(program_.steps);
+    else
+      for (const Step& step : program_.steps) run_or_be_refused(step, outcome);
     made = program_.loss_in_region ? call(program_.loss_options, [&] { return outputs(); }) : outputs();
+    outcome.forward_ended = true;
     outcome.has_loss = made[0].defined() && made[0].requires_grad();
     if (outcome.has_loss) {
       record(outcome, "loss", made[0], false);
       if (program_.drop_handles_first) drop_handles();
       if (mode_ == Mode::kCheckpoint) ++coverage().backwards[program_.backwards.size()];
-      for (size_t i = 0; i < program_.backwards.size(); ++i) backward(made, i, outcome);
+      for (size_t i = 0; i < program_.backwards.size(); ++i) {
+        if (surroundings_ != nullptr) surroundings_->before_step();
+        backward(made, i, outcome);
+      }
     }
   } catch (const Refused& refused) {
     outcome.error = refused.what();
+  } catch (const c10::OutOfMemoryError& error) {
+    outcome.ran_out = true;
+    outcome.error = error.what_without_backtrace();
   } catch (const c10::Error& error) {
     outcome.error = std::string("c10::Error: ") + error.what_without_backtrace();
   } catch (const std::exception& error) {
     outcome.error = error.what();
   }
+  if (surroundings_ != nullptr) surroundings_->lift();
   outcome.failed_steps = failed_steps_;
   outcome.picks = picks_;
   outcome.made_cycle = made_cycle_;
@@ -238,18 +332,19 @@ void ProgramRun::run(Outcome& outcome) {
 
 }  // namespace
 
-Outcome run(const Program& program, Mode mode, std::string* text) {
+Outcome run(const Program& program, Mode mode, std::string* text, Surroundings* surroundings) {
   Outcome outcome;
   const TapeStats before = tape_stats();
   const MemoryScope memory;
   {
-    ProgramRun run(program, mode, text);
+    ProgramRun run(program, mode, text, surroundings);
     run.run(outcome);
   }
   if (!outcome.error.empty()) {
     // The engine's ready queue keeps tensors of a failed backward until the next one starts.
     at::ones({1}).requires_grad_().sum().backward();
   }
+  if (surroundings != nullptr) surroundings->end();
   const TapeStats after = tape_stats();
   outcome.leaked_bytes = memory.current();
   outcome.leaked_ops = after.live_ops - before.live_ops;

@@ -2,21 +2,13 @@
 
 #include <cmath>
 #include <cstring>
+#include <map>
 
 #include "machine.h"
 #include "memory/testing.h"
 
 namespace refrain::fuzz {
 namespace {
-
-std::string leak(const Outcome& o) {
-  const bool tape = o.leaked_ops != 0 || o.leaked_values != 0 || o.leaked_slots != 0 || o.leaked_regions != 0;
-  if (o.leaked_bytes == 0 && !tape) return "";
-  std::ostringstream out;
-  out << "leaked " << o.leaked_bytes << " bytes, " << o.leaked_ops << " ops, " << o.leaked_values << " values, "
-      << o.leaked_slots << " slots, " << o.leaked_regions << " regions";
-  return out.str();
-}
 
 template <typename T>
 void values_of(const std::string& bytes, std::vector<double>& out) {
@@ -56,7 +48,32 @@ std::string bytes_differ(const Record& a, const Record& b) {
   return out.str();
 }
 
-std::string difference(const Outcome& plain, const Outcome& other) {
+// Results of backward aside, by name: the run that ended early has fewer.
+std::string forward_difference(const Outcome& plain, const Outcome& other) {
+  std::map<std::string, const Record*> known;
+  for (const Record& record : plain.records) known[record.name] = &record;
+  std::string found;
+  for (const Record& b : other.records) {
+    const auto a = known.find(b.name);
+    if (b.gradient || a == known.end()) continue;
+    if (a->second->shape != b.shape || a->second->bytes != b.bytes) found += bytes_differ(*a->second, b) + "\n";
+  }
+  return found;
+}
+
+}  // namespace
+
+std::string leak(const Outcome& o) {
+  const bool tape = o.leaked_ops != 0 || o.leaked_values != 0 || o.leaked_slots != 0 || o.leaked_regions != 0;
+  if (o.leaked_bytes == 0 && !tape) return "";
+  std::ostringstream out;
+  out << "leaked " << o.leaked_bytes << " bytes, " << o.leaked_ops << " ops, " << o.leaked_values << " values, "
+      << o.leaked_slots << " slots, " << o.leaked_regions << " regions";
+  return out.str();
+}
+
+std::string difference(const Outcome& plain, const Outcome& other, bool without_gradients) {
+  if (without_gradients) return forward_difference(plain, other);
   if (plain.picks != other.picks) return "steps saw other tensors (sizes, views, requires_grad) than in the plain run";
   if (plain.failed_steps != other.failed_steps) return "other steps threw in forward than in the plain run";
   if (plain.records.size() != other.records.size()) return "another number of results than the plain run";
@@ -70,7 +87,6 @@ std::string difference(const Outcome& plain, const Outcome& other) {
   return found;
 }
 
-/// The twin adds copies, so the sign of a zero or the order of a sum may change; a wrong version would be far off.
 std::string twin_difference(const Outcome& twin, const Outcome& other) {
   for (size_t i = 0; i < twin.records.size(); ++i) {
     const Record& a = twin.records[i];
@@ -88,6 +104,8 @@ std::string twin_difference(const Outcome& twin, const Outcome& other) {
   }
   return "";
 }
+
+namespace {
 
 Judgement failed(std::string why) {
   Judgement judgement;
@@ -150,15 +168,14 @@ Judgement judge_once(const Program& program) {
   return judgement;
 }
 
-/// Whether plain runs agree, whatever fresh memory holds.
+}  // namespace
+
 bool is_stable(const Program& program) {
   const Outcome first = run(program, Mode::kPlain);
   const Poison poison(true);
   const Outcome second = run(program, Mode::kPlain);
   return !first.error.empty() || difference(first, second).empty();
 }
-
-}  // namespace
 
 Judgement judge(const Program& program) {
   const Judgement judgement = judge_once(program);

@@ -15,7 +15,8 @@
 namespace refrain::fuzz {
 
 struct Step {
-  int number = 0;          ///< unique in its program, kept while shrinking: outputs are named after it
+  int number = 0;          ///< unique in its program, kept while shrinking: outputs are named after it; negative: is not run, but
+                           ///< the program keeps the inputs that it needs
   uint64_t seed = 0;       ///< operands and parameters
   const char* kind = "";   ///< key in `step_table()`, or a block kind below
   RegionOptions options;   ///< regions only
@@ -60,6 +61,18 @@ enum class Mode {
   kTwin,        ///< plain, but an unaliased tensor is cloned before it is overwritten, so that autograd refuses less
 };
 
+/// What happens during a run and is no part of the program: limits on memory that come and go.
+class Surroundings {
+ public:
+  virtual ~Surroundings() = default;
+  /// Before each step, wherever it is, and each backward.
+  virtual void before_step() {}
+  /// An allocation was refused, or the results are about to be read: from now on nothing is refused.
+  virtual void lift() {}
+  /// All handles of the program are gone.
+  virtual void end() {}
+};
+
 /// Bytes of one tensor that two runs must agree on.
 struct Record {
   std::string name;
@@ -71,6 +84,9 @@ struct Record {
 struct Outcome {
   std::vector<Record> records;       ///< loss, gradients, buffers, generators, surviving tensors
   std::vector<int> failed_steps;     ///< steps that threw in forward and were skipped
+  std::vector<int> refused_steps;    ///< outermost ones that were refused memory, and left no trace
+  bool ran_out = false;              ///< `error` is a refusal after which the run could not go on
+  bool forward_ended = false;        ///< it came as far as backward
   std::string error;                 ///< what forward or a backward threw; empty = nothing
   uint64_t picks = 0;                ///< which operands the steps chose: runs that differ here were other programs
   bool has_loss = false;             ///< something required a gradient
@@ -82,7 +98,18 @@ struct Outcome {
 
 /// One run from fresh inputs and generator states. Never throws on account of the program.
 /// @param text  if not null, receives the program as readable lines.
-Outcome run(const Program& program, Mode mode, std::string* text = nullptr);
+Outcome run(const Program& program, Mode mode, std::string* text = nullptr, Surroundings* surroundings = nullptr);
+
+/// How the results of `other` differ from those of `plain`; "" if they do not.
+/// @param without_gradients  `other` ran out of memory: only what backward does not make is compared.
+std::string difference(const Outcome& plain, const Outcome& other, bool without_gradients = false);
+/// The same of gradients that a twin gave. It adds copies, so the sign of a zero or the order of a sum may change; a wrong version
+/// would be far off.
+std::string twin_difference(const Outcome& twin, const Outcome& other);
+/// What `outcome` left behind in memory, or "".
+std::string leak(const Outcome& outcome);
+/// Whether plain runs agree, whatever fresh memory holds.
+bool is_stable(const Program& program);
 
 enum class Verdict {
   kEqual,       ///< accepted: same bytes, nothing leaked

@@ -158,7 +158,7 @@ std::vector<SlotPtr> Machine::choose_inputs(const Step& step) {
   std::vector<std::pair<double, size_t>> scores;
   for (size_t i = 0; i < pool_.size(); ++i) {
     const Tensor& t = pool_[i]->t;
-    const auto shares = [&](const SlotPtr& buffer) { return buffer->t.is_alias_of(t); };
+    const auto shares = [&](const SlotPtr& buffer) { return share_storage(buffer->t, t); };
     if (!t.defined() || std::any_of(buffers_.begin(), buffers_.end(), shares)) continue;
     scores.emplace_back(draw(mix(step.seed, 7), i) * (t.requires_grad() ? 0.3 : 1), i);
   }
@@ -175,6 +175,7 @@ void Machine::run_pure_region(const Step& step) {
   body.step = &step;
   body.mode = mode_;
   body.text = text_;
+  body.surroundings = surroundings_;
   body.indent = indent_;
   body.enclosing = enclosing_;
   std::vector<Tensor> arguments;
@@ -255,8 +256,9 @@ Machine::Machine(const PureBody& body, const std::vector<Tensor>& arguments, con
     : generators(own),
       mode_(body.mode),
       text_(body.text),
-      indent_(body.indent),
+      surroundings_(body.surroundings),
       enclosing_(body.enclosing),
+      indent_(body.indent),
       in_rerun_(true) {
   size_t next = 0;
   for (const PureBody::Input& input : body.inputs) {

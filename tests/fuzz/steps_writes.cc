@@ -6,7 +6,7 @@ namespace {
 
 SlotPtr source_for(Machine& m, const Tensor& target) {
   return m.pick([&](const Tensor& t) {
-    return is_float(t) && broadcasts_to(t, target.sizes()) && (!t.is_alias_of(target) || t.is_same(target));
+    return is_float(t) && broadcasts_to(t, target.sizes()) && (!share_storage(t, target) || t.is_same(target));
   });
 }
 
@@ -173,7 +173,7 @@ void step_average(Machine& m) {
 void step_cache(Machine& m) {
   auto cache = m.given("cache");
   auto x = m.pick([](const Tensor& t) { return is_single(t) && t.dim() == 2 && t.size(1) == 4 && t.size(0) <= 6; });
-  if (x->t.is_alias_of(cache->t)) throw Skip{};
+  if (share_storage(x->t, cache->t)) throw Skip{};
   {
     at::NoGradGuard no_grad;
     cache->t.slice(0, 0, x->t.size(0)).copy_(x->t);
@@ -269,6 +269,8 @@ void step_inner_grad(Machine& m) {
   std::vector<Tensor> gradients;
   try {
     gradients = torch::autograd::grad({y->t.sum()}, {x->t}, {}, true, create, true);
+  } catch (const c10::OutOfMemoryError&) {
+    throw;
   } catch (const c10::Error& error) {
     throw Refused(std::string("inner grad: ") + error.what_without_backtrace());
   } catch (const std::exception& error) {

@@ -21,7 +21,7 @@ from pathlib import Path
 RENDER = os.environ.get("REPORT_RENDER", "build/bin/report_render")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FOLDER = Path(__file__).parent / "samples"
-ORDER = ["advice", "bench", "timeline_none", "timeline_per_block", "breakdown", "segments", "depths", "max_batch"]
+ORDER = ["advice", "bench", "timeline_none", "timeline_per_block", "breakdown", "segments", "depths", "limits", "pareto", "max_batch"]
 SAMPLES = [FOLDER / f"sample_{name}.json" for name in ORDER]
 WIDTHS = (1280, 800, 360)
 

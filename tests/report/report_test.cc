@@ -26,8 +26,8 @@ std::string read(const std::string& path) {
 
 Json sample(const std::string& name) { return Json::parse(read(kFolder + "/samples/sample_" + name + ".json")); }
 
-const std::vector<std::string> kSamples{"advice",    "bench",    "breakdown",     "depths",
-                                        "max_batch", "segments", "timeline_none", "timeline_per_block"};
+const std::vector<std::string> kSamples{"advice",    "bench",  "breakdown", "depths",        "limits",
+                                        "max_batch", "pareto", "segments",  "timeline_none", "timeline_per_block"};
 
 Json strategy(const std::string& name, int64_t bytes, double ms) {
   return {{"name", name},      {"after_forward_bytes", bytes / 2}, {"peak_bytes", bytes}, {"step_ms_median", ms},
@@ -123,7 +123,9 @@ TEST(Report, DrawsEmptyLists) {
       {document("bench", {{"strategies", none}}), document("depths", {{"rows", none}}),
        document("breakdown", {{"rows", none}, {"optimizer", "sgd"}, {"crossover_batch", nullptr}}),
        document("segments", {{"rows", none}, {"layers", 0}, {"sqrt_segments", 0}}),
+       document("limits", {{"rows", none}, {"plain", {{"peak_bytes", 0}, {"step_ms_median", 0}}}}),
        document("max_batch", {{"rows", none}, {"limit_bytes", 0}}),
+       document("pareto", {{"series", none}, {"plain", {{"peak_bytes", 0}, {"step_ms_median", 0}}}}),
        document(
            "advice",
            {{"limit_bytes", 0}, {"fits_plainly", true}, {"choice", nullptr}, {"candidates", none}, {"reasons", none}}),
@@ -165,6 +167,26 @@ TEST(Report, DrawsNothingOnePointAndTheLargestNumbers) {
                                  {"sqrt_segments", 1},
                                  {"plain", segments},
                                  {"per_layer", segments}}),
+           document("pareto", {{"plain", segments},
+                               {"floor_bytes", bytes},
+                               {"series",
+                                {{{"name", "s"},
+                                  {"points", {{{"peak_bytes", bytes}, {"added_ms", -ms}, {"overhead", ms > 0 ? -1 : 0}}}}}}}}),
+           document("limits", {{"plain", segments},
+                               {"rows",
+                                {{{"percent", 100},
+                                  {"heuristic", "h"},
+                                  {"limit_bytes", bytes},
+                                  {"fits", true},
+                                  {"peak_bytes", bytes},
+                                  {"step_ms_median", ms},
+                                  {"added_ms_median", -ms},
+                                  {"overhead", ms > 0 ? -1 : 0},
+                                  {"evictions", bytes},
+                                  {"recomputes", bytes},
+                                  {"choosing_ms", ms},
+                                  {"bit_equal", false}},
+                                 {{"percent", 1}, {"heuristic", "h"}, {"limit_bytes", 0}, {"fits", false}}}}}),
            document("max_batch", {{"rows",
                                    {{{"strategy", "none"},
                                      {"max_batch", bytes},
@@ -190,7 +212,7 @@ TEST(Report, DrawsNothingOnePointAndTheLargestNumbers) {
 /// Every string of `value` replaced, but those that must be one of a few.
 void replace_strings(Json& value, const std::string& text, const std::string& key = "") {
   if (value.is_string()) {
-    if (key != "kind" && key != "phase") value = text;
+    if (key != "kind" && key != "phase" && key != "role") value = text;
   } else if (value.is_structured()) {
     for (auto& [name, member] : value.items()) {
       if (name != "phases") replace_strings(member, text, name);
@@ -244,6 +266,12 @@ TEST(Report, NamesTheMalformedMember) {
        "`rows[2].measured.parameters`: found nothing, expected this member"},
       {"max_batch", "/rows/0/trials/0/fits", 1, "`rows[0].trials[0].fits`"},
       {"segments", "/sqrt_segments", "8", "`sqrt_segments`"},
+      {"limits", "/rows/0/overhead", "8", "`rows[0].overhead`: found \"8\", expected a number"},
+      {"limits", "/rows/0/fits", nullptr, "`rows[0].fits`"},
+      {"limits", "/published/0/plain_gb", 0, "`published[0].plain_gb`: found 0, expected more than 0"},
+      {"pareto", "/series/0/points/1/overhead", nullptr, "`series[0].points[1].overhead`: found null, expected a number"},
+      {"pareto", "/series/2/role", "guessed", "`series[2].role`: found \"guessed\", expected planned, measured or bound"},
+      {"pareto", "/floor_bytes", -1, "`floor_bytes`: found -1"},
       {"advice", "/reasons/0", 1, "`reasons[0]`"},
       {"depths", "/rows/0/strategies/0/peak_bytes", "1", "`rows[0].strategies[0].peak_bytes`"},
   };
@@ -295,6 +323,30 @@ TEST(Report, NamesTheDocument) {
   EXPECT_NE(message_of(Json(3)).find("document 1"), std::string::npos);
   EXPECT_NE(message_of(Json::object()).find("`kind`: found nothing"), std::string::npos);
   EXPECT_THROW(html({sample("bench"), Json::array()}), FormatError);
+}
+
+TEST(Report, LimitsThatWereRefusedNotKeptOrNotEqualAreSaid) {
+  Json limits = sample("limits");
+  const std::string sound = html({limits});
+  EXPECT_NE(sound.find("refused <small>too slow</small>"), std::string::npos);
+  EXPECT_NE(sound.find(" short</small>"), std::string::npos);
+  EXPECT_NE(sound.find("lru within 30 %: refused"), std::string::npos) << "a cross";
+  EXPECT_EQ(sound.find("class=\"warning\""), std::string::npos);
+  Json over = limits, unequal = limits;
+  over["rows"][0]["peak_bytes"] = over["rows"][0]["limit_bytes"].get<int64_t>() + 1;
+  EXPECT_NE(html({over}).find("Not all limits were kept"), std::string::npos);
+  unequal["rows"][0]["bit_equal"] = false;
+  EXPECT_NE(html({unequal}).find("same bits as plain"), std::string::npos);
+}
+
+TEST(Report, PlansThatCostManyTimesMoreAreOnlyInTheTable) {
+  Json pareto = sample("pareto");
+  EXPECT_NE(html({pareto}).find("Points that cost many times more are only in the table"), std::string::npos);
+  pareto["series"].erase(4);  // greedy
+  EXPECT_EQ(html({pareto}).find("many times more"), std::string::npos);
+  EXPECT_EQ(html({pareto}).find("class=\"warning\""), std::string::npos);
+  pareto["series"][1]["points"][0]["bit_equal"] = false;
+  EXPECT_NE(html({pareto}).find("same bits as plain"), std::string::npos);
 }
 
 TEST(Report, TimelinesOfAModelShareTheirScale) {

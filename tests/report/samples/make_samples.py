@@ -137,6 +137,47 @@ def segments():
           plain=row(0, layer * n, layer * n + 6.2, 471.25, layer * n + 6.2), per_layer=row(n, layer * n, layer * n + 9.4, 655.5, layer * n + 9.4))
 
 
+def limits():
+    peak, plain_ms = 428 * MIB + 3912, 812.41
+    parts = {"h_dtr": {100: (0.008, 0, 0), 90: (0.012, 15, 15), 80: (0.021, 28, 30), 70: (0.034, 37, 43), 60: (0.055, 45, 57), 50: (0.091, 59, 84),
+                       40: (0.148, 74, 120), 30: (0.269, 111, 182)},
+             "lru": {100: (-0.006, 0, 0), 90: (0.024, 21, 34), 80: (0.058, 40, 77), 70: (0.119, 66, 148), 60: (0.274, 120, 391), 50: (0.862, 413, 1210)}}
+    rows = []
+    for percent in (100, 90, 80, 70, 60, 50, 40, 30, 20):
+        for name, seen in parts.items():
+            row = {"percent": percent, "heuristic": name, "limit_bytes": peak * percent // 100, "fits": percent in seen}
+            if percent in seen:
+                overhead, evictions, recomputes = seen[percent]
+                row |= {"peak_bytes": peak * percent // 100 - 9032, "step_ms_median": round(plain_ms * (1 + overhead), 4),
+                        "step_ms_spread": 7.125, "added_ms_median": round(plain_ms * overhead, 4), "overhead": overhead, "evictions": evictions,
+                        "evicted_bytes": evictions * 4 * MIB, "recomputes": recomputes, "recompute_ms": recomputes * 1.5,
+                        "choosing_ms": recomputes * 0.013, "bit_equal": True}
+            else:
+                row |= {"refused": "time" if name == "lru" and percent == 40 else "memory", "missing_bytes": (35 - percent) % 30 * MIB + 77}
+            rows.append(row)
+    write("limits", "limits", "gpt", {**GPT, "iters": 5, "warmup": 1, "max_overhead": 10}, base_bytes=38 * MIB,
+          plain={"peak_bytes": peak, "step_ms_median": plain_ms, "step_ms_spread": 6.25}, rows=rows,
+          published=[{"method": "DTR", "model": "Transformer", "limit_gb": 4, "plain_gb": 9.87, "overhead": 0.19,
+                      "source": "Kirisame et al., \"Dynamic Tensor Rematerialization\", ICLR 2021: prototype in PyTorch, on a GPU",
+                      "nearest_percent": 40, "nearest_overhead": 0.148}])
+
+
+def pareto():
+    peak, plain_ms = 428 * MIB + 3912, 812.41
+
+    def series(name, points, role="planned", **more):
+        return {"name": name, "role": role, "points": [{"peak_bytes": int(part * peak), "added_ms": round(plain_ms * overhead, 4), "overhead": overhead,
+                                                        "recomputed_ops": int(900 * overhead), **more} for part, overhead in points]}
+
+    write("pareto", "pareto", "gpt", {**GPT, "points": 9}, plain={"peak_bytes": peak, "step_ms_median": plain_ms}, floor_bytes=41 * MIB + 512, series=[
+        series("refrain", [(1, 0.0), (0.9, 0.004), (0.8, 0.011), (0.7, 0.02), (0.6, 0.034), (0.5, 0.058), (0.4, 0.096), (0.3, 0.161), (0.2, 0.244), (0.135, 0.392)]),
+        series("refrain, measured", [(0.8, 0.013), (0.6, 0.037), (0.4, 0.101), (0.2, 0.251)], "measured", bit_equal=True),
+        series("knapsack", [(1, 0.0), (0.83, 0.03), (0.69, 0.082), (0.52, 0.14), (0.41, 0.22), (0.33, 0.31)]),
+        series("per_block", [(0.62, 0.12), (0.44, 0.2), (0.21, 0.291)]),
+        series("greedy", [(1, 0.0), (0.8, 0.041), (0.6, 0.15), (0.4, 0.62), (0.35, 2.35)]),
+        series("lower bound", [(1, 0.0), (0.8, 0.009), (0.6, 0.028), (0.4, 0.07), (0.2, 0.16)], "bound")])
+
+
 def max_batch():
     rows = []
     for name, most, fixed, slope in (("none", 21, 96, 19.2), ("selective", 43, 96, 9.35), ("per_stage", 58, 96, 7.0), ("per_block", 74, 96, 5.5)):
@@ -162,4 +203,4 @@ def advice():
 
 
 if __name__ == "__main__":
-    bench(), timeline("none"), timeline("per_block"), breakdown(), depths(), segments(), max_batch(), advice()
+    bench(), timeline("none"), timeline("per_block"), breakdown(), depths(), segments(), limits(), pareto(), max_batch(), advice()

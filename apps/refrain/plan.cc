@@ -1,0 +1,179 @@
+#include "plan/plan.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <variant>
+
+#include "apps/refrain/commands.h"
+#include "apps/refrain/html_file.h"
+#include "apps/refrain/pareto_document.h"
+#include "apps/refrain/table.h"
+#include "base/atomic_file.h"
+#include "graph/json.h"
+#include "plan/plan_file.h"
+#include "refrain/bytes.h"
+#include "refrain/error.h"
+
+namespace refrain::cli {
+namespace {
+
+template <typename T>
+T accepted(std::variant<T, FormatError> read, const std::string& file) {
+  if (const auto* error = std::get_if<FormatError>(&read))
+    throw FormatError(fmt::format("'{}': {}", file, error->what()));
+  return std::get<T>(std::move(read));
+}
+
+graph::Graph read_step(const std::string& file) {
+  return accepted(graph::read_graph(read_file(file, "a traced step")), file);
+}
+
+/// Bytes, or a fraction: a plain number from 0 to 1.
+plan::Budget parse_budget(const std::string& text) {
+  double fraction = 0.0;
+  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), fraction);
+  if (error == std::errc() && rest == text.data() + text.size() && fraction >= 0.0 && fraction <= 1.0)
+    return plan::Budget::of_fraction(fraction);
+  try {
+    return plan::Budget::of_bytes(parse_bytes(text));
+  } catch (const InvalidArgument&) {
+    throw InvalidArgument(fmt::format("--budget '{}': expected bytes, as 400MiB, or a part of the way from the least peak to "
+                                      "the plain one, from 0 to 1, as 0.5",
+                                      text));
+  }
+}
+
+plan::PlanOptions options_of(const PlanArgs& args, const graph::Graph& graph) {
+  plan::PlanOptions options;
+  options.solver = plan::solver_by_name(args.solver);
+  options.time_limit_s = args.time_limit;
+  options.seed = args.seed;
+  options.bound = args.bound;
+  options.saved_ops = args.saved_ops;
+  for (const std::string& file : args.starts)
+    options.starts.push_back(accepted(plan::read_plan(read_file(file, "a plan"), graph), file).schedule);
+  return options;
+}
+
+double percent(int64_t part, int64_t of) {
+  return 100.0 * static_cast<double>(part) / static_cast<double>(std::max<int64_t>(1, of));
+}
+
+Json plan_json(const plan::Plan& plan) {
+  Json phases = Json::array();
+  for (const plan::Phase& phase : plan.phases)
+    phases.push_back({{"name", phase.name},
+                      {"seconds", phase.seconds},
+                      {"steps", phase.steps},
+                      {"fits", phase.fits},
+                      {"peak_bytes", phase.peak},
+                      {"added_ns", phase.added_ns}});
+  return {{"is_feasible", plan.is_feasible},
+          {"solver", plan.solver},
+          {"budget_bytes", plan.budget_bytes},
+          {"peak_bytes", plan.peak},
+          {"plain_peak_bytes", plan.plain_peak},
+          {"floor_bytes", plan.floor_bytes},
+          {"least_bytes", plan.least_bytes},
+          {"added_ns", plan.added_ns},
+          {"step_ns", plan.step_ns},
+          {"recomputed_ops", plan.recomputed_ops},
+          {"bound_ns", plan.bound_ns},
+          {"gap", plan.gap()},
+          {"proof", plan.proof},
+          {"timed_out", plan.timed_out},
+          {"phases", phases}};
+}
+
+std::string show(const plan::Plan& plan) {
+  std::string text = fmt::format(
+      "plain peak    {}\nbudget        {}\npeak          {}{}\nadded time    {:.2f} % of {:.3f} ms, {} operators run again\n",
+      format_bytes(plan.plain_peak), format_bytes(plan.budget_bytes), format_bytes(plan.peak),
+      plan.is_feasible ? "" : ", over budget: the least peak found", percent(plan.added_ns, plan.step_ns),
+      static_cast<double>(plan.step_ns) / 1e6, plan.recomputed_ops);
+  if (!plan.is_feasible)
+    text += fmt::format("floor         {}: no plan needs less{}\n", format_bytes(plan.floor_bytes),
+                        plan.proof == "none" ? "; whether the budget can be met is not known" : "");
+  else if (plan.proof != "none")
+    text += fmt::format("at least      {:.2f} % ({}), gap {:.2f} %\n", percent(plan.bound_ns, plan.step_ns),
+                        plan.proof == "exact" ? "proven" : "by " + plan.proof, 100.0 * plan.gap());
+  text += fmt::format("by            {}\n", plan.solver);
+  Table table({"phase", "seconds", "steps", "added", "peak"});
+  for (const plan::Phase& phase : plan.phases) {
+    const bool is_bound = phase.name.starts_with("bound");
+    table.add({phase.name, fmt::format("{:.3f}", phase.seconds), fmt::format("{}", phase.steps),
+               fmt::format("{:.2f} %", percent(phase.added_ns, plan.step_ns)),
+               is_bound ? "" : format_bytes(phase.peak) + (phase.fits ? "" : " OVER")});
+  }
+  return plan.phases.empty() ? text : text + table.str();
+}
+
+/// By one solver alone, to be drawn beside others.
+PlanSeries plans_of(const std::string& solver, const PlanArgs& args, const graph::Graph& graph) {
+  plan::PlanOptions options = options_of(args, graph);
+  options.solver = plan::solver_by_name(solver);
+  options.bound = false;
+  options.starts.clear();
+  return {solver, plan::Planner(graph, options).pareto(args.points)};
+}
+
+}  // namespace
+
+int run_plan(const PlanArgs& args) {
+  check_can_write(args.json, "--json");
+  check_can_write(args.output, "--output");
+  const plan::Budget budget = parse_budget(args.budget);
+  const graph::Graph graph = read_step(args.file);
+  const plan::Plan plan = plan::plan(graph, budget, options_of(args, graph));
+  if (args.json != "-" && args.output != "-") {
+    if (!graph.model.empty()) fmt::print("{}\n", graph.model);
+    fmt::print("{}", show(plan));
+  }
+  write_json(args.json, plan_json(plan));
+  if (!plan.is_feasible) return kOutOfMemory;
+  if (args.output == "-")
+    fmt::print("{}", plan::to_json(graph, plan));
+  else if (!args.output.empty())
+    write_file_atomically(args.output, plan::to_json(graph, plan));
+  return kOk;
+}
+
+int run_pareto(const PlanArgs& args) {
+  check_can_write(args.json, "--json");
+  check_can_write(args.html, "--html");
+  const graph::Graph graph = read_step(args.file);
+  plan::Planner planner(graph, options_of(args, graph));
+  const auto plans = planner.pareto(args.points);
+  std::vector<PlanSeries> series{{args.solver == "auto" ? "refrain" : args.solver, plans}};
+  for (const std::string& name : args.beside) series.push_back(plans_of(name, args, graph));
+  Json document{{"kind", "pareto"},
+                {"version", 1},
+                {"model", graph.model},
+                {"fingerprint", graph::fingerprint(graph)},
+                {"plain_peak_bytes", planner.plain_peak()},
+                {"least_bytes", planner.least_bytes()},
+                {"floor_bytes", planner.floor_bytes()},
+                {"points", Json::array()}};
+  Table table({"budget", "bytes", "peak", "added time", "at least", "proof", "again", "by"});
+  for (size_t k = 0; k < plans.size(); ++k) {
+    const plan::Plan& plan = plans[k];
+    Json point = plan_json(plan);
+    point["fraction"] = static_cast<double>(k) / static_cast<double>(plans.size() - 1);
+    document["points"].push_back(std::move(point));
+    table.add({fmt::format("{:.3f}", static_cast<double>(k) / static_cast<double>(plans.size() - 1)),
+               format_bytes(plan.budget_bytes), format_bytes(plan.peak),
+               plan.is_feasible ? fmt::format("{:.2f} %", percent(plan.added_ns, plan.step_ns)) : "none found",
+               fmt::format("{:.2f} %", percent(plan.bound_ns, plan.step_ns)), plan.proof,
+               fmt::format("{}", plan.recomputed_ops), plan.solver});
+  }
+  add_series(document, graph, series);
+  if (args.json != "-" && args.html != "-")
+    fmt::print("{}{}plain peak {}, floor {}\n{}", graph.model, graph.model.empty() ? "" : ": ",
+               format_bytes(planner.plain_peak()), format_bytes(planner.floor_bytes()), table.str());
+  write_json(args.json, document);
+  write_html(args.html, {document});
+  return kOk;
+}
+
+}  // namespace refrain::cli

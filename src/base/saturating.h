@@ -1,0 +1,15 @@
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+namespace refrain {
+
+/// a + b, or the largest or smallest number if that is beyond.
+inline int64_t saturating_add(int64_t a, int64_t b) {
+  int64_t sum = 0;
+  if (!__builtin_add_overflow(a, b, &sum)) return sum;
+  return b > 0 ? std::numeric_limits<int64_t>::max() : std::numeric_limits<int64_t>::min();
+}
+
+}  // namespace refrain

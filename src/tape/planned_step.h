@@ -1,0 +1,62 @@
+#pragma once
+
+#include <unordered_map>
+#include <vector>
+
+#include "graph/graph.h"
+#include "graph/schedule.h"
+#include "tape/step_listener.h"
+
+namespace refrain::tape {
+
+/// Runs steps under a cap by a schedule: before each operator, what the schedule says for its place.
+///
+/// A step is followed operator by operator: names, bytes of results, values read. It begins at the operator that the graph begins with,
+/// so what comes before (an optimizer, a validation) passes by; where it turns out to be another one, the rest of it runs unplanned and
+/// everything comes back when it is read. Results never depend on it.
+/// Threads: the one that makes it.
+class PlannedStep final : public StepListener {
+ public:
+  struct Counters {
+    int64_t planned = 0;     ///< steps that ran by the schedule to their end
+    int64_t mismatched = 0;  ///< that left it
+    std::string first_mismatch;  ///< in words
+  };
+
+  /// @param graph, schedule  live as long as this.
+  PlannedStep(const graph::Graph& graph, const graph::Schedule& schedule);
+  ~PlannedStep();
+  PlannedStep(const PlannedStep&) = delete;
+  PlannedStep& operator=(const PlannedStep&) = delete;
+
+  const Counters& counters() const { return counters_; }
+
+  void before(const OpTraits& traits) override;
+  void begins(TapeLock& lock, const OpTraits& traits, c10::ArrayRef<Value*> operands) override;
+  void recorded(TapeLock& lock, const Op& op) override;
+  void ends(TapeLock& lock) override;
+  void step_ended() override;
+
+ private:
+  bool is_next(const OpTraits& traits);
+  void act(const graph::Action& action);
+  void drop(graph::ValueId id);
+  void recompute(graph::OpId id, bool in_place);
+  void mismatch(std::string what);
+  void forget();
+
+  const graph::Graph& graph_;
+  const graph::Schedule& schedule_;
+  std::vector<const OpTraits*> names_;   ///< as first seen at each place
+  graph::OpId place_ = 0;
+  bool acted_ = false;                   ///< in this step
+  bool lost_ = false;                    ///< this step is another one
+  bool inside_ = false;                  ///< an operator of the plan runs
+  bool was_recorded_ = false;
+  std::vector<Value*> values_;           ///< by id, those made so far; owned
+  std::vector<Op*> ops_;                 ///< likewise; owned
+  std::unordered_map<graph::ValueId, c10::Storage> temporaries_;
+  Counters counters_;
+};
+
+}  // namespace refrain::tape

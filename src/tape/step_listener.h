@@ -1,0 +1,37 @@
+#pragma once
+
+#include "tape/tape.h"
+
+namespace refrain::tape {
+
+/// Follows the operators of a thread under a cap. One at a time in the process.
+///
+/// For each operator: `before`, `begins`, `recorded` if the cap's tape has it, `ends`; if it throws, no `ends`. `evicted`, `replayed` and `dropped` come in between.
+class StepListener {
+ public:
+  /// No lock is held; may run operators and evict.
+  virtual void before(const OpTraits& traits) = 0;
+  /// @param operands  values that it reads or writes, with bytes by now; one may be there twice.
+  virtual void begins(TapeLock& lock, const OpTraits& traits, c10::ArrayRef<Value*> operands) = 0;
+  virtual void recorded(TapeLock& lock, const Op& op) = 0;
+  virtual void ends(TapeLock& lock) = 0;
+  /// A backward has ended. No lock is held.
+  virtual void step_ended() = 0;
+
+  virtual void evicted(TapeLock&, Value&) {}
+  /// @param consumed  what it overwrote without a copy, or null.
+  virtual void replayed(TapeLock&, const Op&, Value* /*consumed*/) {}
+  /// What a pass made, and nothing in it reads any more.
+  virtual void dropped(TapeLock&, Value&) {}
+
+ protected:
+  ~StepListener() = default;
+};
+
+/// Null on other threads than the one that set it. @throws nothing.
+StepListener* step_listener();
+/// @throws InvalidArgument if there is one.
+void set_step_listener(StepListener& listener);
+void clear_step_listener();
+
+}  // namespace refrain::tape

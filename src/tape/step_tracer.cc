@@ -1,0 +1,179 @@
+#include "tape/step_tracer.h"
+
+#include <torch/csrc/autograd/graph_task.h>
+
+#include <algorithm>
+
+#include "memory/stack.h"
+
+namespace refrain::tape {
+namespace {
+
+bool has_tracked_bytes(const Value& value) {
+  const auto storage = value.storage.lock();
+  return storage && is_tracked(storage->_mutable_data_ptr_no_checks());
+}
+
+template <typename T>
+void add_once(std::vector<T>& to, T what) {
+  if (std::find(to.begin(), to.end(), what) == to.end()) to.push_back(what);
+}
+
+}  // namespace
+
+StepTracer::StepTracer() {
+  tracking_allocator().open(watch_);
+  watch_.peak = watch_.start;
+  set_step_listener(*this);
+}
+
+StepTracer::~StepTracer() {
+  clear_step_listener();
+  tracking_allocator().close(watch_);
+  TapeLock lock;
+  for (auto* value : values_) lock.release(value);
+}
+
+std::vector<graph::Action>& StepTracer::actions() {
+  // what leaves while an operator runs leaves a little earlier in the schedule: before it
+  const auto at = static_cast<size_t>(running_ ? place() - 1 : place());
+  if (schedule_.places.size() <= at) schedule_.places.resize(at + 1);
+  return schedule_.places[at];
+}
+
+graph::ValueId StepTracer::add(Value* value, graph::Value&& known) {
+  const auto id = static_cast<graph::ValueId>(values_.size());
+  retain(value);
+  values_.push_back(value);
+  ids_[value] = id;
+  alive_.push_back(id);
+  known.death = graph::kNone;
+  graph_.values.push_back(std::move(known));
+  return id;
+}
+
+// One that no operator of the step made was there before.
+graph::ValueId StepTracer::id_of(Value* value) {
+  if (const auto known = ids_.find(value); known != ids_.end()) return known->second;
+  graph::Value source;
+  source.bytes = has_tracked_bytes(*value) ? static_cast<int64_t>(value->nbytes) : 0;
+  source.birth = place();
+  return add(value, std::move(source));
+}
+
+bool StepTracer::is_there(graph::ValueId id) const {
+  const auto& value = *values_[static_cast<size_t>(id)];
+  return value.evicted ? false : !value.stale && !value.storage.expired();
+}
+
+int64_t StepTracer::bytes_there() const {
+  int64_t sum = 0;
+  for (const auto id : alive_)
+    if (is_there(id)) sum += graph_.values[static_cast<size_t>(id)].bytes;
+  return sum;
+}
+
+void StepTracer::note_deaths(graph::OpId at) {
+  std::erase_if(alive_, [&](graph::ValueId id) {
+    const auto& value = *values_[static_cast<size_t>(id)];
+    const bool gone = value.stale || value.storage.expired();
+    if (gone) graph_.values[static_cast<size_t>(id)].death = std::max(at, graph::first_place(graph_.values[static_cast<size_t>(id)]));
+    return gone;
+  });
+}
+
+void StepTracer::begins(TapeLock&, const OpTraits& traits, c10::ArrayRef<Value*> operands) {
+  graph::Op made;
+  made.name = traits.name();
+  made.replayable = false;
+  made.backward = torch::autograd::get_current_graph_task_id() >= 0;
+  // what has died since the last operator may have been there when the gap was at its worst
+  int64_t before_deaths = 0;
+  for (const auto id : alive_)
+    if (!values_[static_cast<size_t>(id)]->evicted) before_deaths += graph_.values[static_cast<size_t>(id)].bytes;
+  note_deaths(place());
+  if (!traits.only_metadata)
+    for (auto* value : operands)
+      if (!value->unknown) add_once(made.inputs, id_of(value));
+  start_in_use_ = tracking_allocator().current();
+  made.outside = start_in_use_ - bytes_there();
+  made.gap = std::max<int64_t>(0, watch_.peak.exchange(start_in_use_) - before_deaths);
+  graph_.ops.push_back(std::move(made));
+  running_ = true;
+}
+
+void StepTracer::recorded(TapeLock&, const Op& op) {
+  if (!running_ || !op.region || !op.region->cap) return;
+  const auto at = place() - 1;
+  auto& made = graph_.ops.back();
+  made.replayable = !op.rng_not_preserved;
+  made.random = static_cast<bool>(op.rng);
+  made.ns = op.forward_ns;
+  ops_[op.seq] = at;
+  std::vector<graph::ValueId> read;
+  for (const auto& ref : op.refs_in)
+    if (const auto known = ids_.find(ref.value); ref.value && known != ids_.end()) add_once(read, known->second);
+  made.inputs = std::move(read);
+  for (size_t i = 0; i < op.outs.size(); ++i) {
+    const auto& out = op.outs[i];
+    if (!out.value) continue;
+    graph::Value value;
+    value.bytes = static_cast<int64_t>(out.value->nbytes);
+    value.producer = at;
+    value.output = static_cast<int32_t>(made.outputs.size());
+    if (out.ref >= 0) {
+      const auto* before = op.refs_in[static_cast<size_t>(out.ref)].value;
+      if (const auto known = ids_.find(before); known != ids_.end()) {
+        value.overwrites = known->second;
+        graph_.values[static_cast<size_t>(known->second)].death = at + 1;
+        std::erase(alive_, known->second);
+      }
+    }
+    made.outputs.push_back(add(out.value, std::move(value)));
+  }
+}
+
+void StepTracer::ends(TapeLock&) {
+  if (!std::exchange(running_, false)) return;
+  auto& op = graph_.ops.back();
+  int64_t fresh = 0;
+  for (const auto id : op.outputs)
+    if (graph_.values[static_cast<size_t>(id)].overwrites == graph::kNone) fresh += graph_.values[static_cast<size_t>(id)].bytes;
+  op.workspace = watch_.peak.exchange(tracking_allocator().current()) - start_in_use_ - fresh;
+}
+
+void StepTracer::finish() {
+  TapeLock lock;
+  const auto end = place();
+  int64_t before_deaths = 0;
+  for (const auto id : alive_)
+    if (!values_[static_cast<size_t>(id)]->evicted) before_deaths += graph_.values[static_cast<size_t>(id)].bytes;
+  note_deaths(end);
+  const auto in_use = tracking_allocator().current();
+  graph_.end_outside = in_use - bytes_there();
+  graph_.end_gap = std::max<int64_t>(0, watch_.peak.load() - before_deaths);
+  for (const auto id : alive_) graph_.values[static_cast<size_t>(id)].death = end;
+  for (size_t i = 0; i < values_.size(); ++i) {
+    const auto& value = *values_[i];
+    graph_.values[i].evictable = graph_.values[i].producer != graph::kNone && value.nbytes > 0 && !value.fixed && !value.gradient &&
+                                 value.pins == 0 && graph_.ops[static_cast<size_t>(graph_.values[i].producer)].replayable;
+  }
+  schedule_.places.resize(graph_.ops.size() + 1);
+  clear_step_listener();
+}
+
+void StepTracer::evicted(TapeLock&, Value& value) {
+  if (const auto known = ids_.find(&value); known != ids_.end()) actions().push_back({graph::Action::Kind::kDrop, known->second});
+}
+
+void StepTracer::replayed(TapeLock&, const Op& op, Value* consumed) {
+  const auto known = ops_.find(op.seq);
+  if (known == ops_.end()) return;
+  actions().push_back({consumed ? graph::Action::Kind::kRecomputeInPlace : graph::Action::Kind::kRecompute, known->second});
+}
+
+void StepTracer::dropped(TapeLock&, Value& value) {
+  if (const auto known = ids_.find(&value); known != ids_.end()) actions().push_back({graph::Action::Kind::kDrop, known->second});
+}
+
+}  // namespace refrain::tape

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <unordered_map>
+#include <vector>
+
+#include "graph/graph.h"
+#include "graph/schedule.h"
+#include "memory/tracking_allocator.h"
+#include "tape/step_listener.h"
+
+namespace refrain::tape {
+
+/// Writes down one step as a graph: operators, values, lifetimes, times and exact bytes; and what a cap did in it, as a schedule.
+///
+/// Bytes are those in use in the process. Where the cap has evicted while an operator ran, that operator's `workspace` is too small.
+/// Cost: a look at every live value for each operator. Threads: the one that makes it.
+class StepTracer final : public StepListener {
+ public:
+  StepTracer();
+  ~StepTracer();
+  StepTracer(const StepTracer&) = delete;
+  StepTracer& operator=(const StepTracer&) = delete;
+
+  /// Ends the step here. What was made in it and is not there any more dies with its last operator.
+  void finish();
+  graph::Graph& graph() { return graph_; }
+  graph::Schedule& schedule() { return schedule_; }
+
+  void before(const OpTraits&) override {}
+  void begins(TapeLock& lock, const OpTraits& traits, c10::ArrayRef<Value*> operands) override;
+  void recorded(TapeLock& lock, const Op& op) override;
+  void ends(TapeLock& lock) override;
+  void step_ended() override {}
+  void evicted(TapeLock& lock, Value& value) override;
+  void replayed(TapeLock& lock, const Op& op, Value* consumed) override;
+  void dropped(TapeLock& lock, Value& value) override;
+
+ private:
+  graph::ValueId id_of(Value* value);
+  graph::ValueId add(Value* value, graph::Value&& known);
+  bool is_there(graph::ValueId id) const;
+  int64_t bytes_there() const;
+  void note_deaths(graph::OpId place);
+  graph::OpId place() const { return static_cast<graph::OpId>(graph_.ops.size()); }
+  std::vector<graph::Action>& actions();
+
+  graph::Graph graph_;
+  graph::Schedule schedule_;
+  std::vector<Value*> values_;            ///< by id; owned
+  std::vector<graph::ValueId> alive_;
+  std::unordered_map<const Value*, graph::ValueId> ids_;
+  std::unordered_map<uint64_t, graph::OpId> ops_;  ///< by `Op::seq`
+  TrackingAllocator::Watch watch_;
+  bool running_ = false;
+  int64_t start_in_use_ = 0;
+};
+
+}  // namespace refrain::tape
