@@ -38,9 +38,10 @@ plan::Budget parse_budget(const std::string& text) {
   try {
     return plan::Budget::of_bytes(parse_bytes(text));
   } catch (const InvalidArgument&) {
-    throw InvalidArgument(fmt::format("--budget '{}': expected bytes, as 400MiB, or a part of the way from the least peak to "
-                                      "the plain one, from 0 to 1, as 0.5",
-                                      text));
+    throw InvalidArgument(
+        fmt::format("--budget '{}': expected bytes, as 400MiB, or a part of the way from the least peak to "
+                    "the plain one, from 0 to 1, as 0.5",
+                    text));
   }
 }
 
@@ -88,7 +89,8 @@ Json plan_json(const plan::Plan& plan) {
 
 std::string show(const plan::Plan& plan) {
   std::string text = fmt::format(
-      "plain peak    {}\nbudget        {}\npeak          {}{}\nadded time    {:.2f} % of {:.3f} ms, {} operators run again\n",
+      "plain peak    {}\nbudget        {}\npeak          {}{}\n"
+      "added time    {:.2f} % of {:.3f} ms, {} operators run again\n",
       format_bytes(plan.plain_peak), format_bytes(plan.budget_bytes), format_bytes(plan.peak),
       plan.is_feasible ? "" : ", over budget: the least peak found", percent(plan.added_ns, plan.step_ns),
       static_cast<double>(plan.step_ns) / 1e6, plan.recomputed_ops);

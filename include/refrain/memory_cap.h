@@ -40,7 +40,7 @@ class MemoryCapOptions {
   Bytes min_bytes() const { return min_bytes_; }
 
   /// Most time that a step, to the end of backward, may spend computing again, as a part of that of its operators; beyond it an
-  /// allocation throws `OutOfMemory` that says which limit would have kept everything. > 0. Default: no bound.
+  /// operator throws `OutOfMemory` that names the least limit that would have done so far. > 0. Default: no bound.
   MemoryCapOptions& max_overhead(double value) {
     max_overhead_ = value;
     return *this;
@@ -69,7 +69,7 @@ class OutOfMemory : public c10::OutOfMemoryError {
   OutOfMemory(c10::SourceLocation where, std::string message, Bytes floor, Bytes limit)
       : c10::OutOfMemoryError(where, std::move(message)), floor_(floor), limit_(limit) {}
   /// A limit of fewer bytes cannot do: those that cannot leave, of the running operator too, and the request. If time was the
-  /// cause: bytes at which nothing would have left.
+  /// cause: by what has run of the step, with what was computed again for a smaller limit counted out.
   Bytes floor() const { return floor_; }
   Bytes limit() const { return limit_; }
   Bytes missing() const { return floor_ - limit_; }

@@ -11,6 +11,7 @@
 #include "refrain/error.h"
 #include "refrain/explain.h"
 #include "refrain/memory.h"
+#include "refrain/memory_budget.h"
 #include "refrain/memory_cap.h"
 #include "refrain/memory_tracker.h"
 #include "refrain/nn.h"

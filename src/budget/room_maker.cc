@@ -19,6 +19,7 @@ RoomMaker& RoomMaker::get() {
 int RoomMaker::add(const MemoryCapOptions& options) {
   std::lock_guard guard(mutex_);
   if (options_.empty()) choosing_ns_ = 0;
+  tape::set_before_pass([] { get().check_overhead(limiting_allocator().limit()); });
   options_.emplace_back(++last_number_, options);
   return last_number_;
 }
@@ -63,37 +64,53 @@ Bytes RoomMaker::evict_queued(tape::TapeLock& lock, Bytes missing) {
   return freed;
 }
 
-void RoomMaker::check_overhead(Bytes requested, Bytes limit) {
+void RoomMaker::check_overhead(Bytes limit) {
   const double most = options().max_overhead();
   if (most == std::numeric_limits<double>::infinity()) return;
   tape::StepTimes step;
-  Bytes absent = 0;
   {
     tape::TapeLock lock;
     step = tape::step_times(lock);
-    absent = tape::absent_bytes(lock);
   }
-  if (static_cast<double>(step.again_ns) <= most * static_cast<double>(step.operators_ns)) return;
-  const Bytes ample = limiting_allocator().in_use() + absent + requested;
+  const double allowed = most * static_cast<double>(step.operators_ns);
+  if (static_cast<double>(step.again_ns) <= allowed) return;
+  // With a higher limit what left for want of it would have stayed, and the passes for that would not have run.
+  std::sort(step.passes.begin(), step.passes.end(), [](const auto& a, const auto& b) { return a.demand > b.demand; });
+  double spent = 0.0;
+  Bytes enough = limit;
+  for (const auto& pass : step.passes) {
+    spent += static_cast<double>(pass.ns);
+    if (spent <= allowed) continue;
+    enough = pass.demand;
+    break;
+  }
   throw OutOfMemory(
       {__func__, __FILE__, static_cast<uint32_t>(__LINE__)},
       fmt::format("[refrain::MemoryCap] out of memory: the limit {} bytes ({}) would be kept, but this step has spent {:.1f} ms "
-                  "computing again beside {:.1f} ms of operators, expected at most {:.2f} of that; at {} bytes ({}) nothing would "
-                  "have had to leave here; raise the limit or max_overhead",
+                  "computing again beside {:.1f} ms of operators, expected at most {:.2f} of that; the least limit that would have "
+                  "done so far is {} bytes ({}); raise the limit or max_overhead",
                   limit, format_bytes(limit), static_cast<double>(step.again_ns) / 1e6,
-                  static_cast<double>(step.operators_ns) / 1e6, most, ample, format_bytes(ample)),
-      ample, limit);
+                  static_cast<double>(step.operators_ns) / 1e6, most, enough, format_bytes(enough)),
+      enough, limit);
 }
 
 void RoomMaker::make_room(Bytes missing, Bytes requested, Bytes limit) {
-  check_overhead(requested, limit);
+  check_overhead(limit);
   const auto start = std::chrono::steady_clock::now();
+  {
+    tape::TapeLock lock;
+    tape::set_demand(lock, limit + missing + tape::absent_bytes(lock));
+  }
   const Bytes freed = evict_until(missing);
   const int64_t took =
       std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
   choosing_ns_.fetch_add(took);
   tape::ThreadState::get().made_room_ns += took;
   if (freed > 0) return;
+  {
+    tape::TapeLock lock;
+    tape::forget_history(lock);
+  }
   const Bytes floor = limiting_allocator().in_use() + requested;
   if (floor <= limit) return;  // another thread gave some up
   const auto op = tape::running_operator();

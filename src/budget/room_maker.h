@@ -33,7 +33,8 @@ class RoomMaker final : public LimitingAllocator::Relief {
   /// @return bytes that left.
   Bytes evict_until(Bytes missing);
   Bytes evict_queued(tape::TapeLock& lock, Bytes missing);
-  void check_overhead(Bytes requested, Bytes limit);
+  /// @throws OutOfMemory if the step has taken too long. Needs no lock held.
+  void check_overhead(Bytes limit);
 
   std::mutex mutex_;  // guards what follows
   std::vector<std::pair<int, MemoryCapOptions>> options_;

@@ -26,10 +26,10 @@ class Best {
 
   void consider() {
     const bool fits = state_.peak() <= budget_;
-    const bool is_better = !found_              ? true
-                           : fits != fits_      ? fits
-                           : fits               ? state_.added_ns() < ns_
-                                                : state_.peak() < peak_;
+    const bool is_better = !found_         ? true
+                           : fits != fits_ ? fits
+                           : fits          ? state_.added_ns() < ns_
+                                           : state_.peak() < peak_;
     if (!is_better) return;
     found_ = true;
     fits_ = fits;

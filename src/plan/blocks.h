@@ -11,7 +11,8 @@ namespace refrain::plan {
 
 using Stays = std::vector<std::vector<Stay>>;
 
-/// Where forward ends and what it keeps is needed from: the first operator of backward, or the place of the plain peak if none is marked.
+/// Where forward ends and what it keeps is needed from: the first operator of backward, or the place of the plain peak
+/// if none is marked.
 OpId turn(const Problem& problem);
 
 /// Operators of forward that follow each other.
@@ -20,18 +21,21 @@ struct Block {
   bool operator==(const Block&) const = default;
 };
 
-/// By module path: up to its first number, as `blocks.3` of `blocks.3.mlp`. What has no number is in no block; less than two: empty.
+/// By module path: up to its first number, as `blocks.3` of `blocks.3.mlp`. What has no number is in no block; less
+/// than two: empty.
 std::vector<Block> blocks_by_scope(const Problem& problem);
 
 /// `parts` blocks of all of forward, of about the same time each.
 std::vector<Block> equal_blocks(const Problem& problem, int32_t parts);
 
-/// Checkpoints blocks: what a block made for itself leaves after it; all of it comes back together before the first operator of backward that
-/// needs any of it. Everything else stays. @param is_saved  of a block's own values, what stays all the same; may be null.
+/// Checkpoints blocks: what a block made for itself leaves after it; all of it comes back together before the first
+/// operator of backward that needs any of it. Everything else stays. @param is_saved  of a block's own values, what
+/// stays all the same; may be null.
 Stays checkpoint_blocks(const Problem& problem, const std::vector<Block>& blocks,
                         const std::function<bool(ValueId)>& is_saved = nullptr);
 
-/// What `is_saved` stays over the turn; the rest leaves after its last use in forward. For `State::assign` with `retain`.
+/// What `is_saved` stays over the turn; the rest leaves after its last use in forward. For `State::assign` with
+/// `retain`.
 template <typename IsSaved>
 Stays save_only(const Problem& problem, IsSaved&& is_saved) {
   const OpId at = turn(problem);

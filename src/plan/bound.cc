@@ -57,8 +57,9 @@ class PlaceBound {
     best = std::max(best, high.value - price * free_);
     if (high.bytes > free_) return to_ns(best);
     for (int round = 0; round < 30 && !effort.is_over(); ++round) {
-      const double between = static_cast<double>(high.value - high.price * high.bytes - low.value + low.price * low.bytes) /
-                             static_cast<double>(low.bytes - high.bytes);
+      const double between =
+          static_cast<double>(high.value - high.price * high.bytes - low.value + low.price * low.bytes) /
+          static_cast<double>(low.bytes - high.bytes);
       price = std::clamp(static_cast<int64_t>(std::llround(between)), low.price, high.price);
       if (price == low.price || price == high.price) break;
       const int64_t before = cut_.steps();

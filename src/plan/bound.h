@@ -15,16 +15,19 @@ struct Bound {
   bool is_infeasible = false;  ///< no schedule fits the budget
 };
 
-/// No schedule has a lower peak: most of what must be there while an operator of the step runs. `problem` must have been made with no tiny values.
+/// No schedule has a lower peak: most of what must be there while an operator of the step runs. `problem` must have
+/// been made with no tiny values.
 int64_t floor_bytes(const Problem& problem);
 
-/// Least added time of any schedule with a peak of at most `budget`, by what must be given up at single places: the Lagrangian bound
-/// max over prices of (least ClosureCut - price * bytes free), at the places where the plain run uses most. `problem` as above.
-/// Cost: some min cuts for each place. Source: Fisher, "The Lagrangian relaxation method for solving integer programming problems", 1981.
+/// Least added time of any schedule with a peak of at most `budget`, by what must be given up at single places: the
+/// Lagrangian bound max over prices of (least ClosureCut - price * bytes free), at the places where the plain run uses
+/// most. `problem` as above. Cost: some min cuts for each place. Source: Fisher, "The Lagrangian relaxation method for
+/// solving integer programming problems", 1981.
 Bound cut_bound(const Problem& problem, int64_t budget, Effort& effort);
 
-/// The same by the relaxation of `StageProgram` with boundaries at up to `boundaries` places over budget, or at all places if the graph has
-/// few operators. Cost: one linear program; nothing is proven if HiGHS is not there or `seconds` are over.
+/// The same by the relaxation of `StageProgram` with boundaries at up to `boundaries` places over budget, or at all
+/// places if the graph has few operators. Cost: one linear program; nothing is proven if HiGHS is not there or
+/// `seconds` are over.
 Bound lp_bound(const Problem& problem, int64_t budget, double seconds);
 
 }  // namespace refrain::plan

@@ -3,8 +3,8 @@
 #include <limits>
 #include <map>
 
-#include "plan/blocks.h"
 #include "plan/best.h"
+#include "plan/blocks.h"
 #include "plan/strategies.h"
 
 namespace refrain::plan {
@@ -24,19 +24,23 @@ struct Link {
   std::vector<ValueId> own;     ///< values that backward reads, and of forward only the block
   std::vector<ValueId> passed;  ///< that later blocks read: its checkpoint
   int64_t own_bytes = 0, passed_bytes = 0;
-  OpId back = 0;                ///< first operator of backward that reads any of them
-  int64_t transient = 0;        ///< most bytes in use in its backward beyond what is saved
+  OpId back = 0;          ///< first operator of backward that reads any of them
+  int64_t transient = 0;  ///< most bytes in use in its backward beyond what is saved
   double ns = 0.0;
   std::vector<Option> options;  ///< the first keeps all; bytes fall, time rises
 };
 
-/// F(i, j, m): least added time for forward and backward of links i to j with m units free for what they save, the input of i being there.
-/// Either link i keeps something and F(i + 1, j) follows; or links i to k - 1 run and keep only what k reads, F(k, j) follows, and then
-/// they run again: F(i, k - 1).
+/// F(i, j, m): least added time for forward and backward of links i to j with m units free for what they save, the
+/// input of i being there. Either link i keeps something and F(i + 1, j) follows; or links i to k - 1 run and keep only
+/// what k reads, F(k, j) follows, and then they run again: F(i, k - 1).
 class Program {
  public:
   Program(const Problem& problem, const std::vector<Link>& links, int64_t free, int32_t levels)
-      : p_(problem), links_(links), levels_(levels), unit_(std::max<int64_t>(1, free / levels)), sums_(links.size() + 1) {
+      : p_(problem),
+        links_(links),
+        levels_(levels),
+        unit_(std::max<int64_t>(1, free / levels)),
+        sums_(links.size() + 1) {
     const auto n = static_cast<int32_t>(links.size());
     cells_.assign(links.size() * links.size() * index(levels + 1), {});
     for (size_t k = 0; k < links.size(); ++k) sums_[k + 1] = sums_[k] + links[k].ns;
@@ -141,8 +145,8 @@ class Program {
   OpId turn_ = turn(p_);
 };
 
-/// Keeps less and less of a block: what gives most bytes for its operator's time leaves first. A block is like another if all its numbers are,
-/// so that what was worked out for one serves all.
+/// Keeps less and less of a block: what gives most bytes for its operator's time leaves first. A block is like another
+/// if all its numbers are, so that what was worked out for one serves all.
 class Options {
  public:
   explicit Options(const Problem& problem) : p_(problem), own_index_(problem.items.size(), graph::kNone) {}
@@ -259,8 +263,9 @@ class Options {
 std::vector<Block> cover(const Problem& problem, size_t most) {
   std::vector<Block> blocks = blocks_by_scope(problem);
   if (blocks.empty())
-    blocks = equal_blocks(problem, static_cast<int32_t>(std::min<double>(
-                                       static_cast<double>(most), 2.0 * std::sqrt(static_cast<double>(turn(problem))))));
+    blocks =
+        equal_blocks(problem, static_cast<int32_t>(std::min<double>(
+                                  static_cast<double>(most), 2.0 * std::sqrt(static_cast<double>(turn(problem))))));
   if (blocks.empty()) return blocks;
   blocks.front().begin = 0;
   for (size_t k = 0; k + 1 < blocks.size(); ++k) blocks[k].end = blocks[k + 1].begin;

@@ -10,12 +10,12 @@ namespace refrain::plan {
 
 /// What to keep over one place of the step, and what to compute again after it, as a min cut.
 ///
-/// Of the values made before `place`, those read at it or later are needed. Each is kept, for `keep_cost` of it, or its operator runs again,
-/// for `run_cost`, which needs all that the operator reads. With A_v: needed, y_o: o runs again, the cut minimises
-/// sum keep_v A_v (1 - y_o(v)) + sum run_o y_o  s.t.  A_r = 1 for needed r,  y_o <= A_u for inputs u of o.
-/// An operator is paid once, however many places need it: a lower bound for any schedule. What the operator at `place` reads is there then,
-/// and so kept for nothing. A value that is dead in a plain run can be there over the place only if it was computed again before; as a plan
-/// that is of no use, for a bound it must be allowed.
+/// Of the values made before `place`, those read at it or later are needed. Each is kept, for `keep_cost` of it, or its
+/// operator runs again, for `run_cost`, which needs all that the operator reads. With A_v: needed, y_o: o runs again,
+/// the cut minimises sum keep_v A_v (1 - y_o(v)) + sum run_o y_o  s.t.  A_r = 1 for needed r,  y_o <= A_u for inputs u
+/// of o. An operator is paid once, however many places need it: a lower bound for any schedule. What the operator at
+/// `place` reads is there then, and so kept for nothing. A value that is dead in a plain run can be there over the
+/// place only if it was computed again before; as a plan that is of no use, for a bound it must be allowed.
 class ClosureCut {
  public:
   ClosureCut(const Problem& problem, OpId place, bool keeps_dead = false);

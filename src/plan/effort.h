@@ -5,13 +5,15 @@
 
 namespace refrain::plan {
 
-/// How much work may be done, in steps, so that results do not depend on the machine; and a time that ends it all the same.
+/// How much work may be done, in steps, so that results do not depend on the machine; and a time that ends it all the
+/// same.
 class Effort {
  public:
   using Clock = std::chrono::steady_clock;
 
   Effort(int64_t steps, double seconds)
-      : steps_(steps), deadline_(Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds))) {}
+      : steps_(steps),
+        deadline_(Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds))) {}
 
   void spend(int64_t steps) {
     spent_ += steps;

@@ -29,7 +29,12 @@ struct Node {
 class Search {
  public:
   Search(const graph::Graph& graph, int64_t budget, size_t most_states, Effort& effort)
-      : graph_(graph), budget_(budget), most_(most_states), effort_(effort), dies_(graph.ops.size() + 2), comes_(graph.ops.size() + 1) {
+      : graph_(graph),
+        budget_(budget),
+        most_(most_states),
+        effort_(effort),
+        dies_(graph.ops.size() + 2),
+        comes_(graph.ops.size() + 1) {
     std::vector<char> overwritten(graph.values.size());
     for (const auto& value : graph.values)
       if (value.overwrites != kNone) overwritten[index(value.overwrites)] = true;
@@ -147,7 +152,8 @@ class Search {
       for (OpId op = 0; op < place_; ++op) {
         if (!graph_.ops[index(op)].replayable || (reads_[index(op)] & ~here.there) != 0) continue;
         recompute(here, at, op, false, reach);
-        if (overwrites_[index(op)] != 0 && (overwrites_[index(op)] & ~here.there) == 0) recompute(here, at, op, true, reach);
+        if (overwrites_[index(op)] != 0 && (overwrites_[index(op)] & ~here.there) == 0)
+          recompute(here, at, op, true, reach);
       }
     }
     return reached;
@@ -170,7 +176,11 @@ class Search {
     for (const ValueId v : op.outputs) there |= bit(v);
     const int64_t bytes = bytes_of(there);
     if (bytes + outside_ > budget_) return;
-    reach({there, bytes, here.ns + op.ns, at, place_,
+    reach({there,
+           bytes,
+           here.ns + op.ns,
+           at,
+           place_,
            {in_place ? Action::Kind::kRecomputeInPlace : Action::Kind::kRecompute, id}});
   }
 
@@ -196,8 +206,8 @@ class Search {
   const size_t most_;
   Effort& effort_;
   std::vector<Mask> reads_, overwrites_;
-  std::vector<Mask> dies_;                    // by place
-  std::vector<std::vector<ValueId>> comes_;   // sources by place
+  std::vector<Mask> dies_;                   // by place
+  std::vector<std::vector<ValueId>> comes_;  // sources by place
   Mask outlives_ = 0, alive_ = 0;
   OpId place_ = 0;
   int64_t outside_ = 0;

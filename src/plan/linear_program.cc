@@ -38,10 +38,11 @@ namespace {
 struct Highs {
   void* library = nullptr;
   std::string error;
-#define REFRAIN_HIGHS_FUNCTIONS(X)                                                                                  \
-  X(Highs_create) X(Highs_destroy) X(Highs_setBoolOptionValue) X(Highs_setIntOptionValue) X(Highs_setDoubleOptionValue) \
-  X(Highs_passMip) X(Highs_passLp) X(Highs_run) X(Highs_getModelStatus) X(Highs_getSolution)                          \
-  X(Highs_getObjectiveValue) X(Highs_getDoubleInfoValue)
+#define REFRAIN_HIGHS_FUNCTIONS(X)                                                                      \
+  X(Highs_create)                                                                                       \
+  X(Highs_destroy) X(Highs_setBoolOptionValue) X(Highs_setIntOptionValue) X(Highs_setDoubleOptionValue) \
+      X(Highs_passMip) X(Highs_passLp) X(Highs_run) X(Highs_getModelStatus) X(Highs_getSolution)        \
+          X(Highs_getObjectiveValue) X(Highs_getDoubleInfoValue)
 #define REFRAIN_DECLARE(name) decltype(&::name) name = nullptr;
   REFRAIN_HIGHS_FUNCTIONS(REFRAIN_DECLARE)
 #undef REFRAIN_DECLARE
@@ -53,7 +54,7 @@ struct Highs {
       error = std::string("HiGHS cannot be loaded: ") + dlerror();
       return;
     }
-#define REFRAIN_LOAD(name)                                                              \
+#define REFRAIN_LOAD(name)                                                         \
   if ((name = reinterpret_cast<decltype(name)>(dlsym(library, #name))) == nullptr) \
     error = "HiGHS has no function " #name "; expected version 1.7 or later";
     REFRAIN_HIGHS_FUNCTIONS(REFRAIN_LOAD)
@@ -105,7 +106,8 @@ LinearProgram::Solution LinearProgram::solve(double seconds, bool relaxed) const
       solution.bound = bound;
     solution.x.resize(cost_.size());
     std::vector<double> duals(cost_.size()), row_values(row_lower_.size()), row_duals(row_lower_.size());
-    if (h.Highs_getSolution(model, solution.x.data(), duals.data(), row_values.data(), row_duals.data()) == kHighsStatusError)
+    if (h.Highs_getSolution(model, solution.x.data(), duals.data(), row_values.data(), row_duals.data()) ==
+        kHighsStatusError)
       solution.x.clear();
   }
   h.Highs_destroy(model);

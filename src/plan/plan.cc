@@ -24,10 +24,18 @@ struct Named {
   std::string_view name;
 };
 constexpr Named kNames[] = {
-    {Solver::kAuto, "auto"},           {Solver::kKeepAll, "keep_all"},    {Solver::kSqrtN, "sqrt_n"},
-    {Solver::kPerBlock, "per_block"},  {Solver::kSelective, "selective"}, {Solver::kMinCut, "min_cut"},
-    {Solver::kKnapsack, "knapsack"},   {Solver::kXla, "xla"},             {Solver::kGreedy, "greedy"},
-    {Solver::kChain, "chain"},         {Solver::kPricedCut, "priced_cut"}, {Solver::kLocalSearch, "local_search"},
+    {Solver::kAuto, "auto"},
+    {Solver::kKeepAll, "keep_all"},
+    {Solver::kSqrtN, "sqrt_n"},
+    {Solver::kPerBlock, "per_block"},
+    {Solver::kSelective, "selective"},
+    {Solver::kMinCut, "min_cut"},
+    {Solver::kKnapsack, "knapsack"},
+    {Solver::kXla, "xla"},
+    {Solver::kGreedy, "greedy"},
+    {Solver::kChain, "chain"},
+    {Solver::kPricedCut, "priced_cut"},
+    {Solver::kLocalSearch, "local_search"},
     {Solver::kExact, "exact"},
 };
 
@@ -40,13 +48,13 @@ constexpr double kStepsPerSecond = 2.5e7;  // on a slow machine, so that the clo
 struct Point {
   int64_t peak = 0, added_ns = 0;
   std::string solver;
-  Stays stays;                                ///< or
-  std::optional<graph::Schedule> schedule;    ///< one from outside
+  Stays stays;                              ///< or
+  std::optional<graph::Schedule> schedule;  ///< one from outside
 };
 
 double default_seconds(const graph::Graph& graph, double asked) {
   if (asked > 0.0) return asked;
-  return std::max(1.0, static_cast<double>(graph.ops.size()) / 5000.0);
+  return std::max(1.0, static_cast<double>(graph.ops.size()) / 8000.0);
 }
 
 }  // namespace
@@ -85,8 +93,12 @@ double Plan::gap() const {
 
 struct Planner::Impl {
   Impl(const graph::Graph& graph_in, PlanOptions options_in)
-      : graph(graph_in), options(std::move(options_in)), plain(graph::simulate(graph, graph::empty_schedule(graph))),
-        exact_problem(graph, 0), problem(graph, tiny_bytes()), state(problem) {
+      : graph(graph_in),
+        options(std::move(options_in)),
+        plain(graph::simulate(graph, graph::empty_schedule(graph))),
+        exact_problem(graph, 0),
+        problem(graph, tiny_bytes()),
+        state(problem) {
     for (const graph::Op& op : graph.ops) step_ns += op.ns;
     floor = refrain::plan::floor_bytes(exact_problem);
     add({state.peak(), 0, "keep_all", state.stays(), {}});
@@ -111,7 +123,8 @@ struct Planner::Impl {
   void add(Point point) {
     for (const Point& known : points)
       if (known.peak <= point.peak && known.added_ns <= point.added_ns) return;
-    std::erase_if(points, [&](const Point& known) { return point.peak <= known.peak && point.added_ns <= known.added_ns; });
+    std::erase_if(points,
+                  [&](const Point& known) { return point.peak <= known.peak && point.added_ns <= known.added_ns; });
     points.push_back(std::move(point));
     std::sort(points.begin(), points.end(), [](const Point& a, const Point& b) { return a.peak < b.peak; });
   }
@@ -144,16 +157,36 @@ struct Planner::Impl {
   bool run(Solver solver, int64_t budget, Effort& effort) {
     Search search(state, effort);
     switch (solver) {
-      case Solver::kKeepAll: state.assign(save_only(problem, [](ValueId) { return true; })); break;
-      case Solver::kSqrtN: solve_sqrt_n(state, budget, effort); break;
-      case Solver::kPerBlock: solve_per_block(state, budget, effort); break;
-      case Solver::kSelective: solve_selective(state, budget, effort, options.saved_ops); break;
-      case Solver::kMinCut: solve_min_cut(state, budget, effort); break;
-      case Solver::kKnapsack: solve_knapsack(state, budget, effort); break;
-      case Solver::kXla: solve_xla(state, budget, effort); break;
-      case Solver::kChain: solve_chain(state, budget, effort); break;
-      case Solver::kPricedCut: solve_priced_cut(state, budget, effort); break;
-      case Solver::kExact: solve_exact(budget, effort); break;
+      case Solver::kKeepAll:
+        state.assign(save_only(problem, [](ValueId) { return true; }));
+        break;
+      case Solver::kSqrtN:
+        solve_sqrt_n(state, budget, effort);
+        break;
+      case Solver::kPerBlock:
+        solve_per_block(state, budget, effort);
+        break;
+      case Solver::kSelective:
+        solve_selective(state, budget, effort, options.saved_ops);
+        break;
+      case Solver::kMinCut:
+        solve_min_cut(state, budget, effort);
+        break;
+      case Solver::kKnapsack:
+        solve_knapsack(state, budget, effort);
+        break;
+      case Solver::kXla:
+        solve_xla(state, budget, effort);
+        break;
+      case Solver::kChain:
+        solve_chain(state, budget, effort);
+        break;
+      case Solver::kPricedCut:
+        solve_priced_cut(state, budget, effort);
+        break;
+      case Solver::kExact:
+        solve_exact(budget, effort);
+        break;
       case Solver::kLocalSearch:
         state.assign(save_only(problem, [](ValueId) { return true; }));
         if (search.descend(budget)) {
@@ -221,8 +254,9 @@ struct Planner::Impl {
     const auto note = [&](const std::string& name) {
       if (state.peak() <= budget) starts.push_back({state.peak(), state.added_ns(), name, state.stays(), {}});
     };
-    for (const double exponent : {0.0, 1.0}) {
-      const std::string name = exponent == 0.0 ? "greedy" : "greedy_bytes";
+    const bool is_small = graph.ops.size() <= 2000;
+    for (const double exponent : is_small ? std::vector{0.0, 1.0, 0.25, 0.5, 2.0} : std::vector{0.0, 1.0}) {
+      const std::string name = exponent == 0.0 ? "greedy" : fmt::format("greedy^{:g}", exponent);
       measure(plan, name, budget, effort, [&] {
         state.assign(save_only(problem, [](ValueId) { return true; }));
         Effort part(effort.left() / 2, effort.seconds_left() / 2);
@@ -230,10 +264,20 @@ struct Planner::Impl {
         if (search.descend(budget, {exponent, true})) search.refill(budget);
         effort.spend(part.spent());
       });
+      if (exponent != 0.0) {
+        note(name);
+        continue;
+      }
+      // as the solver local_search does, which auto must not be worse than
+      measure(plan, name + "+", budget, effort, [&] {
+        Effort part(effort.left() / 4, effort.seconds_left() / 4);
+        if (state.peak() <= budget) Search(state, part).improve(budget, options.seed, improve_rounds());
+        effort.spend(part.spent());
+      });
       note(name);
     }
-    for (const Solver solver : {Solver::kPerBlock, Solver::kSqrtN, Solver::kSelective, Solver::kMinCut, Solver::kKnapsack,
-                                Solver::kChain, Solver::kPricedCut, Solver::kXla}) {
+    for (const Solver solver : {Solver::kPerBlock, Solver::kSqrtN, Solver::kSelective, Solver::kMinCut,
+                                Solver::kKnapsack, Solver::kChain, Solver::kPricedCut, Solver::kXla}) {
       if (effort.is_over()) break;
       const std::string name(solver_name(solver));
       measure(plan, name, budget, effort, [&] {
@@ -257,8 +301,9 @@ struct Planner::Impl {
 
   /// Local search for a while from each of the best few.
   void improve_some(Plan& plan, int64_t budget, std::vector<Point> starts, Effort& effort) {
-    std::stable_sort(starts.begin(), starts.end(), [](const Point& a, const Point& b) { return a.added_ns < b.added_ns; });
-    constexpr size_t kTried = 4;
+    std::stable_sort(starts.begin(), starts.end(),
+                     [](const Point& a, const Point& b) { return a.added_ns < b.added_ns; });
+    constexpr size_t kTried = 6;
     int64_t last = -1;
     size_t tried = 0;
     for (const Point& start : starts) {
@@ -285,7 +330,7 @@ struct Planner::Impl {
       if (state.peak() > budget) return;
       Search search(state, effort);
       search.refill(budget);
-      search.improve(budget, options.seed, improve_rounds());
+      search.improve(budget, options.seed, 8 * improve_rounds());
     });
   }
 
@@ -363,7 +408,8 @@ struct Planner::Impl {
 
   int64_t to_bytes(Budget budget, Plan& plan) {
     if (budget.fraction < 0.0) {
-      if (budget.bytes < 0) throw InvalidArgument(fmt::format("budget: found {} bytes; expected 0 or more", budget.bytes));
+      if (budget.bytes < 0)
+        throw InvalidArgument(fmt::format("budget: found {} bytes; expected 0 or more", budget.bytes));
       return budget.bytes;
     }
     if (!(budget.fraction <= 1.0))
@@ -413,7 +459,8 @@ struct Planner::Impl {
     };
     consider("bound by cuts", [&] { return cut_bound(exact_problem, plan.budget_bytes, effort); });
     if (graph.ops.size() <= kLpOps || options.time_limit_s > 0.0)
-      consider("bound by lp", [&] { return lp_bound(exact_problem, plan.budget_bytes, std::max(0.01, effort.seconds_left())); });
+      consider("bound by lp",
+               [&] { return lp_bound(exact_problem, plan.budget_bytes, std::max(0.01, effort.seconds_left())); });
     plan.bound_ns = best.added_ns;
     plan.proof = plan.bound_ns == plan.added_ns ? "exact" : best.proof;
   }
@@ -477,18 +524,18 @@ double percent(int64_t part, int64_t of) {
 
 std::string Plan::brief() const {
   if (!is_feasible)
-    return fmt::format("no plan found for {}: least peak found {}, none is below {} (plain {})", mib(budget_bytes), mib(peak),
-                       mib(floor_bytes), mib(plain_peak));
-  return fmt::format("peak {} of {} (plain {}), {:.2f} % time added by {} operators, at least {:.2f} % ({}), by {}", mib(peak),
-                     mib(budget_bytes), mib(plain_peak), percent(added_ns, step_ns), recomputed_ops,
+    return fmt::format("no plan found for {}: least peak found {}, none is below {} (plain {})", mib(budget_bytes),
+                       mib(peak), mib(floor_bytes), mib(plain_peak));
+  return fmt::format("peak {} of {} (plain {}), {:.2f} % time added by {} operators, at least {:.2f} % ({}), by {}",
+                     mib(peak), mib(budget_bytes), mib(plain_peak), percent(added_ns, step_ns), recomputed_ops,
                      percent(bound_ns, step_ns), proof, solver);
 }
 
 std::string Plan::report() const {
   std::string text = brief() + "\n";
   for (const Phase& phase : phases)
-    text += fmt::format("  {:<15} {:7.3f} s {:10} steps  {}{:.2f} % added, peak {}\n", phase.name, phase.seconds, phase.steps,
-                        phase.fits ? "" : "over: ", percent(phase.added_ns, step_ns), mib(phase.peak));
+    text += fmt::format("  {:<15} {:7.3f} s {:10} steps  {}{:.2f} % added, peak {}\n", phase.name, phase.seconds,
+                        phase.steps, phase.fits ? "" : "over: ", percent(phase.added_ns, step_ns), mib(phase.peak));
   return text;
 }
 

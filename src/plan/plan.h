@@ -8,25 +8,30 @@
 
 #include "graph/schedule.h"
 
-/// Which values of a step to drop and which operators to run again, so that the step fits a budget of bytes and takes least time.
-/// docs/design/plan.md tells the whole of it.
+/// Which values of a step to drop and which operators to run again, so that the step fits a budget of bytes and takes
+/// least time. docs/design/plan.md tells the whole of it.
 namespace refrain::plan {
 
 /// Where a plan comes from.
 enum class Solver {
-  kAuto,         ///< the best of all, improved by local search
-  kKeepAll,      ///< nothing leaves before its last use
-  kSqrtN,        ///< segments of about sqrt(n) operators. Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016
-  kPerBlock,     ///< the first m blocks of the model are checkpointed, m as small as the budget allows, as with torch.utils.checkpoint
-  kSelective,    ///< outputs of named operators are saved, all else is computed again
-  kMinCut,       ///< least bytes saved for backward, costly operators never run again: torch.compile's partitioner
-  kKnapsack,     ///< bytes saved for backward within a limit, least time: torch.compile's activation memory budget
-  kXla,          ///< at the peak, what gives most bytes for its time, one by one, as XLA's rematerialization pass
-  kGreedy,       ///< least time for the bytes over budget in all slots
-  kChain,        ///< dynamic program over a chain of blocks. Beaumont et al., "Optimal checkpointing for heterogeneous chains", 2019 (rotor)
+  kAuto,     ///< the best of all, improved by local search
+  kKeepAll,  ///< nothing leaves before its last use
+  /// Segments of about sqrt(n) operators. Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016
+  kSqrtN,
+  /// The first m blocks of the model are checkpointed, m as small as the budget allows, as with torch.utils.checkpoint
+  kPerBlock,
+  kSelective,  ///< outputs of named operators are saved, all else is computed again
+  kMinCut,     ///< least bytes saved for backward, costly operators never run again: torch.compile's partitioner
+  kKnapsack,   ///< bytes saved for backward within a limit, least time: torch.compile's activation memory budget
+  kXla,        ///< at the peak, what gives most bytes for its time, one by one, as XLA's rematerialization pass
+  kGreedy,     ///< least time for the bytes over budget in all slots
+  /// Dynamic program over a chain of blocks. Beaumont et al., "Optimal checkpointing for heterogeneous chains", 2019
+  /// (rotor)
+  kChain,
   kPricedCut,    ///< min cuts under prices per byte that rise where the budget is exceeded
   kLocalSearch,  ///< greedy, then local search
-  kExact,        ///< mixed integer program: Jain et al., "Checkmate", MLSys 2020; small graphs, needs HiGHS; very small ones by search
+  /// Mixed integer program: Jain et al., "Checkmate", MLSys 2020; small graphs, needs HiGHS; very small ones by search
+  kExact,
 };
 
 std::string_view solver_name(Solver solver);
@@ -46,13 +51,15 @@ struct Budget {
 
 struct PlanOptions {
   Solver solver = Solver::kAuto;
-  double time_limit_s = 0.0;  ///< of solvers; the bound has as much again. 0: 1 s, more above 5,000 operators. Matters only if it strikes
-  int64_t step_limit = 0;     ///< of work, about 20 ns each; 0: what suits the graph and `time_limit_s`
-  uint64_t seed = 0;          ///< of the local search
-  bool bound = true;          ///< prove how much time any plan for the budget adds at least
-  std::vector<std::string> saved_ops;      ///< for kSelective; empty: matrix products, convolutions, attention
-  std::vector<graph::Schedule> starts;     ///< further plans, as what a cap did; those that cannot run are passed over
-  int64_t tiny_bytes = -1;                 ///< smaller values always stay; negative: such that they are 1/1,000 of the plain peak together
+  /// Of solvers; the bound has as much again. 0: 1 s, more above 8,000 operators. Matters only if it strikes
+  double time_limit_s = 0.0;
+  int64_t step_limit = 0;               ///< of work, about 20 ns each; 0: what suits the graph and `time_limit_s`
+  uint64_t seed = 0;                    ///< of the local search
+  bool bound = true;                    ///< prove how much time any plan for the budget adds at least
+  std::vector<std::string> saved_ops;   ///< for kSelective; empty: matrix products, convolutions, attention
+  std::vector<graph::Schedule> starts;  ///< further plans, as what a cap did; those that cannot run are passed over
+  /// Smaller values always stay; negative: such that they are 1/1,000 of the plain peak together
+  int64_t tiny_bytes = -1;
 };
 
 /// What one part of the work took.
@@ -67,18 +74,19 @@ struct Phase {
 /// A schedule and what is known about it. An infeasible budget is a result.
 struct Plan {
   bool is_feasible = false;
-  graph::Schedule schedule;    ///< if not feasible: the one of least peak found
-  std::string solver;          ///< what found it
+  graph::Schedule schedule;  ///< if not feasible: the one of least peak found
+  std::string solver;        ///< what found it
   int64_t budget_bytes = 0;
-  int64_t peak = 0;            ///< of the schedule, by `graph::simulate`
+  int64_t peak = 0;  ///< of the schedule, by `graph::simulate`
   int64_t added_ns = 0;
   int64_t recomputed_ops = 0;
   int64_t plain_peak = 0;
-  int64_t step_ns = 0;         ///< of all operators once
-  int64_t floor_bytes = 0;     ///< no schedule has a lower peak
-  int64_t least_bytes = 0;     ///< least peak found; 0: not looked for, as the budget was met
-  int64_t bound_ns = 0;        ///< no schedule within the budget adds less
-  std::string proof = "none";  ///< of the bound: none, cut (at one place), lp, exact; if infeasible, that nothing fits: none, floor, exact
+  int64_t step_ns = 0;      ///< of all operators once
+  int64_t floor_bytes = 0;  ///< no schedule has a lower peak
+  int64_t least_bytes = 0;  ///< least peak found; 0: not looked for, as the budget was met
+  int64_t bound_ns = 0;     ///< no schedule within the budget adds less
+  /// Of the bound: none, cut (at one place), lp, exact; if infeasible, that nothing fits: none, floor, exact
+  std::string proof = "none";
   bool timed_out = false;
   std::vector<Phase> phases;
 
@@ -88,8 +96,9 @@ struct Plan {
   std::string report() const;  ///< all, with time by phase
 };
 
-/// Plans for one graph. What it found for one budget is a start point for the next: a larger budget never gives more added time, in whatever
-/// order budgets are asked for, except for a smaller budget asked for later and met by a better plan.
+/// Plans for one graph. What it found for one budget is a start point for the next: a larger budget never gives more
+/// added time, in whatever order budgets are asked for, except for a smaller budget asked for later and met by a better
+/// plan.
 class Planner {
  public:
   /// `graph` must outlive this. @throws InvalidArgument  if it has a defect, or an option is out of range.

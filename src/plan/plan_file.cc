@@ -26,7 +26,8 @@ class Document {
     if (!json.is_object()) throw refusal("the whole", "no object", "a plan, as refrain plan writes it");
     if (text("kind") != "plan") throw refusal("`kind`", json_string(text("kind")), "\"plan\"");
     if (const int64_t version = number("version"); version != kVersion)
-      throw refusal("`version`", fmt::format("{}", version), fmt::format("{}, the version that this refrain writes", kVersion));
+      throw refusal("`version`", fmt::format("{}", version),
+                    fmt::format("{}, the version that this refrain writes", kVersion));
   }
 
   const Json& member(const char* name) const {
@@ -88,13 +89,14 @@ Plan make_plan(const Document& document, const graph::Graph& graph) {
 std::string to_json(const graph::Graph& graph, const Plan& plan) {
   return fmt::format(
       "{{\"kind\":\"plan\",\"version\":{},\"fingerprint\":{},\"model\":{},\"solver\":{},\n"
-      "\"is_feasible\":{},\"budget_bytes\":{},\"peak_bytes\":{},\"plain_peak_bytes\":{},\"floor_bytes\":{},\"least_bytes\":{},\n"
+      "\"is_feasible\":{},\"budget_bytes\":{},\"peak_bytes\":{},\"plain_peak_bytes\":{},"
+      "\"floor_bytes\":{},\"least_bytes\":{},\n"
       "\"added_ns\":{},\"step_ns\":{},\"recomputed_ops\":{},\"bound_ns\":{},\"gap\":{:.6f},\"proof\":{},\n"
       "\"schedule\":{},\n\"graph\":{}}}\n",
-      kVersion, json_string(graph::fingerprint(graph)), json_string(graph.model), json_string(plan.solver), plan.is_feasible,
-      plan.budget_bytes, plan.peak, plan.plain_peak, plan.floor_bytes, plan.least_bytes, plan.added_ns, plan.step_ns,
-      plan.recomputed_ops, plan.bound_ns, plan.gap(), json_string(plan.proof), graph::to_json(graph, plan.schedule),
-      graph::to_json(graph));
+      kVersion, json_string(graph::fingerprint(graph)), json_string(graph.model), json_string(plan.solver),
+      plan.is_feasible, plan.budget_bytes, plan.peak, plan.plain_peak, plan.floor_bytes, plan.least_bytes,
+      plan.added_ns, plan.step_ns, plan.recomputed_ops, plan.bound_ns, plan.gap(), json_string(plan.proof),
+      graph::to_json(graph, plan.schedule), graph::to_json(graph));
 }
 
 std::variant<PlannedGraph, FormatError> read_plan(std::string_view text) {

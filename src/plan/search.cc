@@ -16,8 +16,8 @@ void Search::spend() {
   counted_ = state_.steps();
 }
 
-/// Drops a value after a touch. Then everything that the place it comes back at computes on the way may stay until it is wanted next,
-/// where the budget allows.
+/// Drops a value after a touch. Then everything that the place it comes back at computes on the way may stay until it
+/// is wanted next, where the budget allows.
 bool Search::drop_and_retain(ValueId id, size_t t, int64_t budget, bool retain) {
   const OpId place = state_.touches(id)[t + 1].place;
   const int32_t slot = 2 * place + 1;
@@ -47,7 +47,7 @@ void Search::weigh(int64_t budget, double exponent) {
   weights_.assign(bytes.size() + 1, 0.0);
   for (size_t s = 0; s < bytes.size(); ++s) {
     const int64_t over = bytes[s] - budget;
-    const double weight = over <= 0          ? 0.0
+    const double weight = over <= 0         ? 0.0
                           : exponent == 0.0 ? 1.0
                                             : std::pow(static_cast<double>(over) / most, exponent);
     weights_[s + 1] = weights_[s] + weight;
@@ -65,7 +65,12 @@ double Search::benefit(ValueId id, size_t t) const {
 bool Search::descend(int64_t budget, const DescendOptions& options) {
   while (state_.peak() > budget && !effort_.is_over()) {
     const int64_t peak = state_.peak(), ns = state_.added_ns();
-    if (descend_by_heap(budget, options)) break;
+    // long closures cost much to look at, and are good for nothing as long as there is another way
+    state_.limit_closures(
+        std::max<size_t>(256, 3 * static_cast<size_t>(std::sqrt(static_cast<double>(state_.problem().ends)))));
+    const bool fits = descend_by_heap(budget, options);
+    state_.limit_closures(SIZE_MAX);
+    if (fits) break;
     if (effort_.is_over()) break;
     if (descend_at_peak(budget, options)) break;
     if (state_.peak() == peak && state_.added_ns() == ns) break;
@@ -166,8 +171,9 @@ bool Search::descend_at_peak(int64_t budget, const DescendOptions& options) {
       const int64_t before = state_.added_ns();
       state_.begin();
       const bool done = drop_and_retain(gap.id, t, peak - 1, options.retain) && state_.profile().at(slot) < peak;
-      const double score = (static_cast<double>(state_.added_ns() - before) + 1.0) /
-                           static_cast<double>(std::max<int64_t>(1, std::min(state_.problem().item(gap.id).bytes, peak - budget)));
+      const double score =
+          (static_cast<double>(state_.added_ns() - before) + 1.0) /
+          static_cast<double>(std::max<int64_t>(1, std::min(state_.problem().item(gap.id).bytes, peak - budget)));
       state_.rollback();
       spend();
       if (done && (best_score < 0.0 || score < best_score)) {
@@ -237,8 +243,7 @@ bool Search::repair(int64_t budget, int64_t most_ns, Gap except) {
     found.clear();
     collect_covering(slot, found);
     effort_.spend(static_cast<int64_t>(state_.problem().items.size()) / 4);
-    for (Scored& gap : found)
-      gap.score /= static_cast<double>(std::min(over, state_.problem().item(gap.id).bytes));
+    for (Scored& gap : found) gap.score /= static_cast<double>(std::min(over, state_.problem().item(gap.id).bytes));
     const size_t tried = std::min(kTried, found.size());
     std::partial_sort(found.begin(), found.begin() + static_cast<int64_t>(tried), found.end(),
                       [](const Scored& a, const Scored& b) { return b < a; });
@@ -266,50 +271,52 @@ bool Search::repair(int64_t budget, int64_t most_ns, Gap except) {
   return state_.peak() <= budget;
 }
 
-void Search::improve(int64_t budget, uint64_t seed, int64_t rounds) {
-  std::mt19937_64 dice(seed);
+std::vector<Search::Gap> Search::gaps() {
   std::vector<Gap> gaps;
-  int64_t failed = 0;
-  const auto collect = [&] {
-    gaps.clear();
-    for (size_t v = 0; v < state_.problem().items.size(); ++v)
-      for (size_t t = 0; t + 1 < state_.touches(static_cast<ValueId>(v)).size(); ++t)
-        if (state_.can_stay(static_cast<ValueId>(v), t))
-          gaps.push_back({static_cast<ValueId>(v), state_.touches(static_cast<ValueId>(v))[t].place});
-    effort_.spend(static_cast<int64_t>(state_.problem().items.size()));
-  };
-  collect();
-  while (failed < rounds && !gaps.empty() && !effort_.is_over()) {
-    const int64_t before = state_.added_ns();
+  for (size_t v = 0; v < state_.problem().items.size(); ++v)
+    for (size_t t = 0; t + 1 < state_.touches(static_cast<ValueId>(v)).size(); ++t)
+      if (state_.can_stay(static_cast<ValueId>(v), t))
+        gaps.push_back({static_cast<ValueId>(v), state_.touches(static_cast<ValueId>(v))[t].place});
+  effort_.spend(static_cast<int64_t>(state_.problem().items.size()));
+  return gaps;
+}
+
+/// One or two gaps are filled, and what that takes is dropped; taken back unless less than `most_ns` is added then.
+/// @return whether it was not.
+bool Search::exchange(int64_t budget, int64_t most_ns, const std::vector<Gap>& gaps, std::mt19937_64& dice) {
+  state_.begin();
+  const int stays = dice() % 3 == 0 ? 2 : 1;
+  Gap last{graph::kNone, 0};
+  bool done = false;
+  size_t at = dice() % gaps.size();
+  for (int k = 0; k < stays; ++k) {
+    const Gap gap = gaps[at];
+    at = (at + 1 + dice() % 4) % gaps.size();
+    const int t = state_.find(gap.id, gap.place);
+    if (t < 0 || !state_.can_stay(gap.id, index(t))) continue;
     state_.begin();
-    const int stays = dice() % 3 == 0 ? 2 : 1;
-    Gap last{graph::kNone, 0};
-    bool done = false;
-    size_t at = dice() % gaps.size();
-    for (int k = 0; k < stays; ++k) {
-      const Gap gap = gaps[at];
-      at = (at + 1 + dice() % 4) % gaps.size();
-      const int t = state_.find(gap.id, gap.place);
-      if (t < 0 || !state_.can_stay(gap.id, index(t))) continue;
-      state_.begin();
-      if (state_.stay(gap.id, index(t))) {
-        state_.commit();
-        done = true;
-        last = gap;
-      } else {
-        state_.rollback();
-      }
-    }
-    spend();
-    done = done && (state_.peak() <= budget || (state_.added_ns() < before && repair(budget, before, last)));
-    if (done && state_.added_ns() < before) {
+    if (state_.stay(gap.id, index(t))) {
       state_.commit();
-      failed = 0;
-      collect();
+      done = true;
+      last = gap;
     } else {
       state_.rollback();
-      ++failed;
     }
+  }
+  spend();
+  done = done && (state_.peak() <= budget || (state_.added_ns() < most_ns && repair(budget, most_ns, last))) &&
+         state_.added_ns() < most_ns;
+  done ? state_.commit() : state_.rollback();
+  return done;
+}
+
+void Search::improve(int64_t budget, uint64_t seed, int64_t rounds) {
+  std::mt19937_64 dice(seed);
+  std::vector<Gap> open = gaps();
+  for (int64_t failed = 0; failed < rounds && !open.empty() && !effort_.is_over(); ++failed) {
+    if (!exchange(budget, state_.added_ns(), open, dice)) continue;
+    failed = 0;
+    open = gaps();
   }
 }
 

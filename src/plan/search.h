@@ -21,16 +21,19 @@ class Search {
  public:
   Search(State& state, Effort& effort) : state_(state), effort_(effort), counted_(state.steps()) {}
 
-  /// Drops until the peak is at most `budget`: always what adds least time for the bytes it takes away where they are too many.
-  /// A drop comes with what it makes worthwhile to retain. @return false: no drop helps any more, or the effort is over.
+  /// Drops until the peak is at most `budget`: always what adds least time for the bytes it takes away where they are
+  /// too many. A drop comes with what it makes worthwhile to retain. @return false: no drop helps any more, or the
+  /// effort is over.
   ///
-  /// Source of the greedy rule: Chvatal, "A greedy heuristic for the set-covering problem", 1979; Wolsey 1982 for covers with capacities.
+  /// Source of the greedy rule: Chvatal, "A greedy heuristic for the set-covering problem", 1979; Wolsey 1982 for
+  /// covers with capacities.
   bool descend(int64_t budget, const DescendOptions& options = {});
 
   /// Uses bytes that are left: what fits stays, most time for its bytes first. Never over `budget`.
   void refill(int64_t budget);
 
-  /// Local search: something stays, and for it the cheapest leaves; kept if less time is added. The peak must be, and is, at most `budget`.
+  /// Local search: something stays, and for it the cheapest leaves; kept if less time is added. The peak must be, and
+  /// is, at most `budget`.
   /// @param rounds  without success before it ends.
   void improve(int64_t budget, uint64_t seed, int64_t rounds);
 
@@ -43,7 +46,7 @@ class Search {
     double score;
     ValueId id;
     OpId place;
-    double ns = 0.0;  ///< that it added when last tried
+    double ns = 0.0;                             ///< that it added when last tried
     bool operator<(const Scored& other) const {  // for a heap with the least on top
       if (score != other.score) return score > other.score;
       return id != other.id ? id > other.id : place > other.place;
@@ -54,6 +57,8 @@ class Search {
   bool descend_by_heap(int64_t budget, const DescendOptions& options);
   bool descend_at_peak(int64_t budget, const DescendOptions& options);
   bool repair(int64_t budget, int64_t most_ns, Gap except);
+  std::vector<Gap> gaps();
+  bool exchange(int64_t budget, int64_t most_ns, const std::vector<Gap>& gaps, std::mt19937_64& dice);
   void weigh(int64_t budget, double exponent);
   double benefit(ValueId id, size_t t) const;
   void collect_covering(int32_t slot, std::vector<Scored>& found) const;
@@ -61,7 +66,7 @@ class Search {
 
   State& state_;
   Effort& effort_;
-  int64_t counted_;  // steps of the state that `effort` knows of
+  int64_t counted_;              // steps of the state that `effort` knows of
   std::vector<double> weights_;  // sums up to a slot
 };
 

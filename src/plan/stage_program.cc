@@ -106,7 +106,8 @@ int64_t StageProgram::least_bytes_again(OpId op, size_t stage) const {
   return least;
 }
 
-/// `column` (or 1) <= what makes it available in the stage. @param dead  after its death: what was there before that does not count.
+/// `column` (or 1) <= what makes it available in the stage. @param dead  after its death: what was there before that
+/// does not count.
 void StageProgram::at_most_available(int32_t column, ValueId id, size_t stage, bool dead) {
   if (!dead && is_there_in_stage(id, stage)) return;
   const OpId producer = p_.item(id).producer;
@@ -162,7 +163,8 @@ void StageProgram::add_closure_rows(size_t boundary) {
     program_.begin_row(column == kYes ? 1.0 : 0.0, LinearProgram::infinite());
     if (column != kYes) program_.add(column, -1.0);
     if (here >= 0) program_.add(here, 1.0);
-    if (item.producer != graph::kNone && later[index(item.producer)] >= 0) program_.add(later[index(item.producer)], 1.0);
+    if (item.producer != graph::kNone && later[index(item.producer)] >= 0)
+      program_.add(later[index(item.producer)], 1.0);
     entries_ += 3;
   };
   for (size_t v = 0; v < p_.items.size(); ++v) {

@@ -11,21 +11,21 @@ namespace refrain::plan {
 
 /// The choice of what is there over some places of the step, the *boundaries*, as a mixed integer program.
 ///
-/// S[v,k]: value v is there while the operator at boundary k runs. R[o,k]: operator o runs again, at least once, in stage k, between the
-/// boundaries k - 1 and k. Minimise sum ns[o] R[o,k]  s.t.
+/// S[v,k]: value v is there while the operator at boundary k runs. R[o,k]: operator o runs again, at least once, in
+/// stage k, between the boundaries k - 1 and k. Minimise sum ns[o] R[o,k]  s.t.
 ///   S[v,k] <= S[v,k-1] + R[producer(v),k] + [made by the step in the stage]
 ///   R[o,k] <= S[u,k-1] + R[producer(u),k] + [made by the step in the stage]     for inputs u of o
 ///   1 <= the same for what the step reads in the stage
 ///   sum bytes[v] S[v,k] <= budget - what must be there
-/// In the relaxation a value could come back bit by bit in many stages from a bit of its inputs. So Y[o,k] <= sum of R[o,j] over j > k, whether
-/// o runs again after boundary k at all, with Y[o,k] <= S[u,k] + Y[producer(u),k] and 1 <= S[v,k] + Y[producer(v),k] for what the step reads
-/// later: then the relaxation is no weaker than the min cut at any boundary.
-/// Operators that overwrite read the value as it was before; values that are dead in the plain run are there only if computed again.
-/// Every schedule within the budget gives a solution, so that the least cost, also of the relaxation, is a bound. With all places as boundaries
-/// it lacks only the bytes in use while operators run again.
+/// In the relaxation a value could come back bit by bit in many stages from a bit of its inputs. So Y[o,k] <= sum of
+/// R[o,j] over j > k, whether o runs again after boundary k at all, with Y[o,k] <= S[u,k] + Y[producer(u),k] and 1 <=
+/// S[v,k] + Y[producer(v),k] for what the step reads later: then the relaxation is no weaker than the min cut at any
+/// boundary. Operators that overwrite read the value as it was before; values that are dead in the plain run are there
+/// only if computed again. Every schedule within the budget gives a solution, so that the least cost, also of the
+/// relaxation, is a bound. With all places as boundaries it lacks only the bytes in use while operators run again.
 ///
-/// Source: Jain et al., "Checkmate: Breaking the Memory Wall with Optimal Tensor Rematerialization", MLSys 2020; stages of more than one
-/// operator, storages and overwriting are ours.
+/// Source: Jain et al., "Checkmate: Breaking the Memory Wall with Optimal Tensor Rematerialization", MLSys 2020; stages
+/// of more than one operator, storages and overwriting are ours.
 class StageProgram {
  public:
   /// `problem` must have been made with no tiny values.
@@ -52,8 +52,12 @@ class StageProgram {
   bool is_there_in_stage(ValueId id, size_t stage) const;
   OpId begin(size_t stage) const { return stage == 0 ? graph::kNone : boundaries_[stage - 1]; }
   OpId end(size_t stage) const { return stage < boundaries_.size() ? boundaries_[stage] : p_.ends; }
-  int32_t there(ValueId id, size_t boundary) const { return there_[boundary * p_.items.size() + static_cast<size_t>(id)]; }
-  int32_t again(OpId op, size_t stage) const { return again_[stage * static_cast<size_t>(p_.ends) + static_cast<size_t>(op)]; }
+  int32_t there(ValueId id, size_t boundary) const {
+    return there_[boundary * p_.items.size() + static_cast<size_t>(id)];
+  }
+  int32_t again(OpId op, size_t stage) const {
+    return again_[stage * static_cast<size_t>(p_.ends) + static_cast<size_t>(op)];
+  }
   void at_most_available(int32_t column, ValueId id, size_t stage, bool dead = false);
   int64_t free_bytes(size_t boundary) const;
   int64_t least_bytes_again(OpId op, size_t stage) const;

@@ -278,11 +278,12 @@ bool State::close(OpId place) {
   while (!stack_.empty()) {
     const OpId op = stack_.back();
     stack_.pop_back();
-    for (const ValueId v : p_->op(op).inputs)
-      if (!want(v, place)) {
-        stack_.clear();
-        return false;
-      }
+    bool is_possible = fresh_.size() <= most_again_;
+    for (const ValueId v : p_->op(op).inputs) is_possible = is_possible && want(v, place);
+    if (!is_possible) {
+      stack_.clear();
+      return false;
+    }
   }
   std::sort(fresh_.begin(), fresh_.end());
   return true;
@@ -476,7 +477,8 @@ bool State::assign(const std::vector<std::vector<Stay>>& wanted, bool retain) {
   std::vector<std::vector<ValueId>> begins(index(p_->ends) + 1);
   for (size_t v = 0; v < stays.size(); ++v)
     for (const Stay& stay : stays[v])
-      if (stay.from > p_->items[v].producer && stay.from <= p_->ends) begins[index(stay.from)].push_back(static_cast<ValueId>(v));
+      if (stay.from > p_->items[v].producer && stay.from <= p_->ends)
+        begins[index(stay.from)].push_back(static_cast<ValueId>(v));
   retained_ = &stays;
   bool is_possible = true;
   for (OpId place = 0; place <= p_->ends && is_possible; ++place) {

@@ -16,13 +16,15 @@ struct Stay {
 
 /// A schedule in the form in which solvers change it, with its exact peak and added time at all times.
 ///
-/// Each value has *touches*: the places where it is made, read by the step, or read or made by a recomputation. Between two touches that
-/// follow each other it either stays or not; that is all there is to decide. What is not there where it is needed is computed again
-/// right there, with all that that takes and is not there (the *closure* of the place), in the order of the step; what no one wants
-/// later is dropped after its last read. A change thus has effects at one place, and in the bytes between two touches.
+/// Each value has *touches*: the places where it is made, read by the step, or read or made by a recomputation. Between
+/// two touches that follow each other it either stays or not; that is all there is to decide. What is not there where
+/// it is needed is computed again right there, with all that that takes and is not there (the *closure* of the place),
+/// in the order of the step; what no one wants later is dropped after its last read. A change thus has effects at one
+/// place, and in the bytes between two touches.
 ///
-/// Agrees with `graph::simulate` to the byte. Source of the retention intervals: Bartan et al., "MOCCASIN: Efficient Tensor
-/// Rematerialization for Neural Networks", ICML 2023; here they follow from touches, and a closure is worked out, not searched for.
+/// Agrees with `graph::simulate` to the byte. Source of the retention intervals: Bartan et al., "MOCCASIN: Efficient
+/// Tensor Rematerialization for Neural Networks", ICML 2023; here they follow from touches, and a closure is worked
+/// out, not searched for.
 class State {
  public:
   struct Touch {
@@ -61,8 +63,11 @@ class State {
   bool can_drop(ValueId id, size_t t) const;
   bool can_stay(ValueId id, size_t t) const;
 
-  /// Changes come between `begin` and `commit` or `rollback`, which may be nested. @return false: not possible, roll back.
+  /// Changes come between `begin` and `commit` or `rollback`, which may be nested. @return false: not possible, roll
+  /// back.
   bool drop(ValueId id, size_t t);
+  /// A change that would make more than so many operators run again at one place is not possible from now on.
+  void limit_closures(size_t most) { most_again_ = most; }
   bool stay(ValueId id, size_t t);
   void begin();
   void commit();
@@ -70,8 +75,9 @@ class State {
   /// Values whose touches changed since the last `begin`, some more than once.
   std::vector<ValueId> changed() const;
 
-  /// Everything anew. @param stays  by value. What they ask for and cannot be is left out. Values that come back are retained until
-  /// their last use by the step if `retain`.  @return false: something needed cannot be computed; then all is kept.
+  /// Everything anew. @param stays  by value. What they ask for and cannot be is left out. Values that come back are
+  /// retained until their last use by the step if `retain`.  @return false: something needed cannot be computed; then
+  /// all is kept.
   bool assign(const std::vector<std::vector<Stay>>& stays, bool retain = false);
   /// What `assign` makes the same state of.
   std::vector<std::vector<Stay>> stays() const;
@@ -124,6 +130,7 @@ class State {
   std::vector<int64_t> extra_;  // by place: most bytes while it runs, beyond those in its second slot
   PeakTree tree_;
   int64_t added_ns_ = 0;
+  size_t most_again_ = SIZE_MAX;
   mutable int64_t steps_ = 0;
 
   // changes that can be taken back
@@ -147,8 +154,8 @@ class State {
   mutable std::vector<uint64_t> here_mark_;
   mutable std::vector<char> here_;
   std::vector<OpId> stack_, fresh_;
-  std::vector<OpId> pending_;  // places to rebuild, highest first
-  std::vector<OpId> dirty_;    // places to measure
+  std::vector<OpId> pending_;                           // places to rebuild, highest first
+  std::vector<OpId> dirty_;                             // places to measure
   std::vector<std::vector<Stay>>* retained_ = nullptr;  // while assigning
 };
 

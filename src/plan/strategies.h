@@ -9,8 +9,9 @@
 
 namespace refrain::plan {
 
-/// The solvers that planners elsewhere have, each on its own: no refill, no local search. Each leaves in `state` its plan of least added time
-/// that fits `budget`, or, if none of its plans does, that of least peak. @return whether it fits.
+/// The solvers that planners elsewhere have, each on its own: no refill, no local search. Each leaves in `state` its
+/// plan of least added time that fits `budget`, or, if none of its plans does, that of least peak. @return whether it
+/// fits.
 
 /// sqrt(n) blocks of forward, all checkpointed.
 bool solve_sqrt_n(State& state, int64_t budget, Effort& effort);
@@ -18,15 +19,16 @@ bool solve_sqrt_n(State& state, int64_t budget, Effort& effort);
 /// The first m blocks by module path, m as small as the budget allows. Without module paths: of sqrt(n) equal blocks.
 bool solve_per_block(State& state, int64_t budget, Effort& effort);
 
-/// Blocks come back without the outputs of named operators, which are saved. @param saved_ops  parts of their names; empty: matrix products,
-/// convolutions, attention. Source: torch.utils.checkpoint, selective activation checkpointing.
+/// Blocks come back without the outputs of named operators, which are saved. @param saved_ops  parts of their names;
+/// empty: matrix products, convolutions, attention. Source: torch.utils.checkpoint, selective activation checkpointing.
 bool solve_selective(State& state, int64_t budget, Effort& effort, const std::vector<std::string>& saved_ops);
 
 /// Fewest saved bytes, without and with the operators that torch never runs again.
 /// Source: torch/_functorch/partitioners.py, `min_cut_rematerialization_partition`.
 bool solve_min_cut(State& state, int64_t budget, Effort& effort);
 
-/// From what the min cut saves, which to compute again for a limit on saved bytes; the limit is the largest that fits the peak.
+/// From what the min cut saves, which to compute again for a limit on saved bytes; the limit is the largest that fits
+/// the peak.
 /// Source: torch/_functorch/partitioners.py and knapsack.py, `activation_memory_budget`.
 bool solve_knapsack(State& state, int64_t budget, Effort& effort);
 
@@ -34,12 +36,13 @@ bool solve_knapsack(State& state, int64_t budget, Effort& effort);
 /// Source: XLA, hlo_rematerialization.cc.
 bool solve_xla(State& state, int64_t budget, Effort& effort);
 
-/// Min cuts with a price for each byte in each slot; prices rise where the profile exceeds the budget. If no cut fits, greedy drops follow.
+/// Min cuts with a price for each byte in each slot; prices rise where the profile exceeds the budget. If no cut fits,
+/// greedy drops follow.
 /// Source: Arora, Hazan, Kale, "The Multiplicative Weights Update Method", 2012, for the prices.
 bool solve_priced_cut(State& state, int64_t budget, Effort& effort);
 
-/// Dynamic program over the blocks of forward: each is kept whole, kept at its cheap parts' expense, or comes back from a checkpoint, once or,
-/// in nested segments, more often.
+/// Dynamic program over the blocks of forward: each is kept whole, kept at its cheap parts' expense, or comes back from
+/// a checkpoint, once or, in nested segments, more often.
 bool solve_chain(State& state, int64_t budget, Effort& effort);
 
 /// Whether torch's partitioner counts the operator as too costly to run again.

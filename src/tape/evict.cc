@@ -26,7 +26,11 @@ struct Cap {
   uint64_t steps = 0;  ///< ended
   std::atomic<Value*> gone{nullptr};  ///< evicted or tagged values whose memory died, linked; each owned
   CapCounters counters;
-  StepTimes step, last_step;
+  StepTimes step;
+  int64_t last_operators_ns = 0;
+  int64_t absent_bytes = 0;
+  int64_t demand = 0;
+  std::atomic<void (*)()> before_pass{nullptr};
   ska::flat_hash_map<size_t, int64_t> least_ns;
   std::function<void()> before_operator;
 };
@@ -158,6 +162,7 @@ void no_longer_evicted(TapeLock& lock, Value* value) {
   all[value->evicted_index]->evicted_index = value->evicted_index;
   all.pop_back();
   value->evicted = false;
+  cap().absent_bytes -= static_cast<int64_t>(value->nbytes);
   cap().classes.remove(*value);
   if (cap().classes.is_worn()) cap().classes.rebuild(all);
   release_op(lock, value->producer);
@@ -216,7 +221,8 @@ void open_cap() {
     TapeLock lock;
     if (cap().open++ == 0) {
       cap().history.clear();
-      cap().step = cap().last_step = {};
+      cap().step = {};
+      cap().last_operators_ns = 0;
       auto& counters = cap().counters;
       counters.evictions = counters.evicted_bytes = counters.recomputes = counters.recompute_ns = 0;
       auto* region = new Region;
@@ -271,7 +277,7 @@ void close_cap() {
 
 bool is_evictable(const Value& value) {
   return value.producer && !value.fixed && !value.evicted && !value.stale && !value.unknown && !value.gradient &&
-         value.locks == 0 && value.pins == 0 && value.holds == 0 && !value.slots && !value.storage.expired() &&
+         !value.parked && !value.offloaded && value.locks == 0 && value.pins == 0 && value.holds == 0 && !value.slots && !value.storage.expired() &&
          !value.version_moved();
 }
 
@@ -291,6 +297,8 @@ bool evict(TapeLock& lock, Value* value) {
   storage->set_data_ptr_noswap(at::DataPtr(nullptr, value, &died, device));
   storage->release_data_and_set_meta_custom_data_ptr_error_msg_(kNotThere);
   value->evicted = true;
+  value->demand = cap().demand;
+  cap().absent_bytes += static_cast<int64_t>(value->nbytes);
   value->evicted_index = static_cast<uint32_t>(cap().evicted.size());
   cap().evicted.push_back(value);
   cap().classes.add(*value);
@@ -369,24 +377,30 @@ void collect_gone(TapeLock& lock) {
 
 StepTimes step_times(TapeLock&) {
   const auto& step = cap().step;
-  return {std::max(step.operators_ns, cap().last_step.operators_ns), step.again_ns};
+  return {std::max(step.operators_ns, cap().last_operators_ns), step.again_ns, step.passes};
 }
 
-void add_time(TapeLock&, int64_t operators_ns, int64_t again_ns) {
-  cap().step.operators_ns += operators_ns;
-  cap().step.again_ns += again_ns;
+void add_time(TapeLock&, int64_t operators_ns) { cap().step.operators_ns += operators_ns; }
+
+void add_pass(TapeLock&, const StepTimes::Pass& pass) {
+  cap().step.again_ns += pass.ns;
+  cap().step.passes.push_back(pass);
 }
 
-int64_t absent_bytes(TapeLock&) {
-  int64_t sum = 0;
-  for (const auto* value : cap().evicted) sum += static_cast<int64_t>(value->nbytes);
-  return sum;
+int64_t absent_bytes(TapeLock&) { return cap().absent_bytes; }
+
+void set_demand(TapeLock&, int64_t bytes) { cap().demand = bytes; }
+
+void set_before_pass(void (*call)()) { cap().before_pass.store(call); }
+
+void before_pass() {
+  if (auto* call = cap().before_pass.load()) call();
 }
 
 void end_step(TapeLock& lock) {
   auto* region = lock.tape().cap.load();
   if (!region) return;
-  cap().last_step = std::exchange(cap().step, {});
+  cap().last_operators_ns = std::exchange(cap().step, {}).operators_ns;
   cap().history.end_step();
   ++cap().steps;
   collect_gone(lock);
@@ -409,6 +423,13 @@ void end_step(TapeLock& lock) {
     for (auto& out : op->outs)
       if (out.value && (out.value->gradient || out.value->fixed) && is_resident(*out.value)) make_source(lock, out.value);
   forget_lost(lock, ops);
+}
+
+void forget_history(TapeLock& lock) {
+  const auto* region = lock.tape().cap.load();
+  if (!region) return;
+  for (auto* value : std::vector<Value*>(region->values))
+    if (is_resident(*value)) make_source(lock, value);
 }
 
 void note_gradient(const at::Tensor& parameter) {

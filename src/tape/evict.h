@@ -45,6 +45,8 @@ bool put_back(TapeLock& lock, Value* value, c10::Storage& bytes);
 void collect_gone(TapeLock& lock);
 /// Ends a step: forgets operators that nothing can be computed again with. Cost: linear in what is recorded.
 void end_step(TapeLock& lock);
+/// What is in memory now will not leave any more, and the tape lets go of what made it: generator states take memory too. A last resort.
+void forget_history(TapeLock& lock);
 /// To be called for what an operator made under the cap.
 void note_made(TapeLock& lock, Value* value);
 /// Marks the gradient of `parameter`.
@@ -101,13 +103,25 @@ CapCounters& cap_counters();
 
 /// Of this step, which begins when a backward ends.
 struct StepTimes {
+  /// One pass that brought something back.
+  struct Pass {
+    int64_t demand = 0;  ///< bytes: a limit of as many, and it would not have been needed
+    int64_t ns = 0;
+  };
   int64_t operators_ns = 0;  ///< of the last whole step if that took longer
   int64_t again_ns = 0;      ///< computing again
+  std::vector<Pass> passes = {};
 };
 StepTimes step_times(TapeLock& lock);
-void add_time(TapeLock& lock, int64_t operators_ns, int64_t again_ns);
+void add_time(TapeLock& lock, int64_t operators_ns);
+void add_pass(TapeLock& lock, const StepTimes::Pass& pass);
 /// Bytes of all that is evicted now.
 int64_t absent_bytes(TapeLock& lock);
+/// Values that are evicted from now on leave for want of a limit of `bytes`.
+void set_demand(TapeLock& lock, int64_t bytes);
+/// Called before each pass, without the lock; may throw, then there is none. Null for nothing.
+void set_before_pass(void (*call)());
+void before_pass();
 
 /// Name of the operator that runs on this thread under a cap, or "".
 std::string running_operator();

@@ -8,14 +8,9 @@
 namespace refrain::tape {
 
 PlannedStep::PlannedStep(const graph::Graph& graph, const graph::Schedule& schedule)
-    : graph_(graph), schedule_(schedule), names_(graph.ops.size()), values_(graph.values.size()), ops_(graph.ops.size()) {
-  set_step_listener(*this);
-}
+    : graph_(graph), schedule_(schedule), names_(graph.ops.size()), values_(graph.values.size()), ops_(graph.ops.size()) {}
 
-PlannedStep::~PlannedStep() {
-  clear_step_listener();
-  forget();
-}
+PlannedStep::~PlannedStep() { forget(); }
 
 void PlannedStep::forget() {
   place_ = 0;
@@ -47,7 +42,7 @@ bool PlannedStep::is_next(const OpTraits& traits) {
   return true;
 }
 
-void PlannedStep::before(const OpTraits& traits) {
+void PlannedStep::before(const OpTraits& traits, const torch::jit::Stack&) {
   inside_ = false;
   if (lost_) return;
   if (!is_next(traits)) {

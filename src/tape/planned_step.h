@@ -30,8 +30,9 @@ class PlannedStep final : public StepListener {
   PlannedStep& operator=(const PlannedStep&) = delete;
 
   const Counters& counters() const { return counters_; }
+  bool is_under_way() const { return place_ > 0 || lost_; }
 
-  void before(const OpTraits& traits) override;
+  void before(const OpTraits& traits, const torch::jit::Stack& stack) override;
   void begins(TapeLock& lock, const OpTraits& traits, c10::ArrayRef<Value*> operands) override;
   void recorded(TapeLock& lock, const Op& op) override;
   void ends(TapeLock& lock) override;

@@ -423,7 +423,7 @@ class Recording {
     pause_.restore(lock);
     settle_unknown(lock, thread_);
     if (region_->cap) {
-      add_time(lock, op_->forward_ns, 0);
+      add_time(lock, op_->forward_ns);
       op_->forward_ns = least_ns(lock, *op_, op_->forward_ns);
     }
     if (!op_->outs.empty()) {
@@ -568,7 +568,7 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::ji
   std::optional<Operands> operands;
   auto* const listener = cap ? step_listener() : nullptr;
   if (cap) {
-    if (listener) listener->before(traits);
+    if (listener) listener->before(traits, *stack);
     operands.emplace(traits, *stack);
     operands->bring_back();
     before_operator();

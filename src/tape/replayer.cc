@@ -29,6 +29,34 @@ class ReplayingScope {
   bool before_;
 };
 
+/// Lifts the raw-pointer barriers of storages while it lives. Called without the lock.
+class BarriersLifted {
+ public:
+  explicit BarriersLifted(const c10::SmallVectorImpl<c10::Storage>& storages) {
+    for (const auto& storage : storages) {
+      if (!storage || !has_barrier(storage.unsafeGetStorageImpl())) continue;
+      TapeLock lock;
+      auto* value = find_value(lock, storage.unsafeGetStorageImpl());
+      if (!value || !value->armed) continue;
+      disarm(value, storage.unsafeGetStorageImpl());
+      lifted_.push_back(storage);
+    }
+  }
+  ~BarriersLifted() {
+    if (lifted_.empty()) return;
+    TapeLock lock;
+    for (const auto& storage : lifted_) {
+      auto* value = find_value(lock, storage.unsafeGetStorageImpl());
+      if (value && value->producer) arm(value, storage.unsafeGetStorageImpl());
+    }
+  }
+  BarriersLifted(const BarriersLifted&) = delete;
+  BarriersLifted& operator=(const BarriersLifted&) = delete;
+
+ private:
+  c10::SmallVector<c10::Storage, 3> lifted_;
+};
+
 /// A replay pass: which operators to run, and where each value in it comes from and ends. Made under the lock; run without
 /// it on what it owns.
 class Plan {
@@ -277,7 +305,11 @@ class Plan {
     }
     fill_empty_lists(op, stack);
     const ReplayedOp replayed(op);
-    run_kernel(op, stack);
+    {
+      // kernels ask for pointers to write through where they only read
+      const BarriersLifted lifted(storages);
+      run_kernel(op, stack);
+    }
     replayed.results(stack);
     ++operators_run_;
     tell_replayed(op, written);
@@ -577,10 +609,10 @@ std::unique_lock<std::mutex> one_pass() {
   return std::unique_lock(*mutex);
 }
 
-void count_pass(TapeLock& lock, std::chrono::steady_clock::time_point start, int64_t operators) {
+void count_pass(TapeLock& lock, std::chrono::steady_clock::time_point start, int64_t operators, int64_t demand) {
   const int64_t took =
       std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
-  add_time(lock, 0, took);
+  add_pass(lock, {demand, took});
   cap_counters().recomputes += operators;
   cap_counters().recompute_ns += took;
 }
@@ -591,10 +623,12 @@ bool try_bring_back(const std::vector<Value*>& values, bool lock_inputs) {
   collect_gone(lock);
   Plan plan(lock);
   bool any = false;
+  int64_t demand = 0;
   for (auto* value : values) {
     if (!value->evicted) continue;
     plan.want(value);
     any = true;
+    demand = std::max(demand, value->demand);
   }
   if (!any) return true;
   const auto start = std::chrono::steady_clock::now();
@@ -611,7 +645,7 @@ bool try_bring_back(const std::vector<Value*>& values, bool lock_inputs) {
     failure = std::current_exception();
   }
   if (!lock.raw().owns_lock()) lock.raw().lock();
-  count_pass(lock, start, plan.operators_run());
+  count_pass(lock, start, plan.operators_run(), demand);
   plan.clear(lock);
   if (failure) std::rethrow_exception(failure);
   return is_whole;
@@ -620,6 +654,7 @@ bool try_bring_back(const std::vector<Value*>& values, bool lock_inputs) {
 }  // namespace
 
 void bring_back(const std::vector<Value*>& values) {
+  before_pass();
   const auto pass = one_pass();
   constexpr int kMostAttempts = 16;
   for (int attempt = 1; !try_bring_back(values, attempt == kMostAttempts); ++attempt) {
@@ -652,7 +687,7 @@ std::vector<Remade> run_again(Op& op, Value* consumed, c10::Storage&& bytes) {
     failure = std::current_exception();
   }
   if (!lock.raw().owns_lock()) lock.raw().lock();
-  count_pass(lock, start, plan.operators_run());
+  count_pass(lock, start, plan.operators_run(), 0);
   if (!failure)
     for (const auto& planned : plan.values()) {
       if (!planned.target || !planned.ours) continue;

@@ -17,13 +17,13 @@ StepListener* step_listener() {
   return listener && owner == std::this_thread::get_id() ? listener : nullptr;
 }
 
-void set_step_listener(StepListener& listener) {
+ListenerScope::ListenerScope(StepListener& listener) {
   if (current.load())
     throw InvalidArgument("[refrain] a step is being profiled or runs by a plan already; found a second, expected one at a time in the process");
   owner = std::this_thread::get_id();
   current.store(&listener, std::memory_order_release);
 }
 
-void clear_step_listener() { current.store(nullptr); }
+ListenerScope::~ListenerScope() { current.store(nullptr); }
 
 }  // namespace refrain::tape

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <ATen/core/stack.h>
+
 #include "tape/tape.h"
 
 namespace refrain::tape {
@@ -10,7 +12,7 @@ namespace refrain::tape {
 class StepListener {
  public:
   /// No lock is held; may run operators and evict.
-  virtual void before(const OpTraits& traits) = 0;
+  virtual void before(const OpTraits& traits, const torch::jit::Stack& stack) = 0;
   /// @param operands  values that it reads or writes, with bytes by now; one may be there twice.
   virtual void begins(TapeLock& lock, const OpTraits& traits, c10::ArrayRef<Value*> operands) = 0;
   virtual void recorded(TapeLock& lock, const Op& op) = 0;
@@ -30,8 +32,14 @@ class StepListener {
 
 /// Null on other threads than the one that set it. @throws nothing.
 StepListener* step_listener();
-/// @throws InvalidArgument if there is one.
-void set_step_listener(StepListener& listener);
-void clear_step_listener();
+
+/// Sets it for this thread while it lives. @throws InvalidArgument if there is one.
+class ListenerScope {
+ public:
+  explicit ListenerScope(StepListener& listener);
+  ~ListenerScope();
+  ListenerScope(const ListenerScope&) = delete;
+  ListenerScope& operator=(const ListenerScope&) = delete;
+};
 
 }  // namespace refrain::tape

@@ -24,11 +24,9 @@ void add_once(std::vector<T>& to, T what) {
 StepTracer::StepTracer() {
   tracking_allocator().open(watch_);
   watch_.peak = watch_.start;
-  set_step_listener(*this);
 }
 
 StepTracer::~StepTracer() {
-  clear_step_listener();
   tracking_allocator().close(watch_);
   TapeLock lock;
   for (auto* value : values_) lock.release(value);
@@ -139,7 +137,7 @@ void StepTracer::ends(TapeLock&) {
   int64_t fresh = 0;
   for (const auto id : op.outputs)
     if (graph_.values[static_cast<size_t>(id)].overwrites == graph::kNone) fresh += graph_.values[static_cast<size_t>(id)].bytes;
-  op.workspace = watch_.peak.exchange(tracking_allocator().current()) - start_in_use_ - fresh;
+  op.workspace = watch_.peak.exchange(tracking_allocator().current()) - start_in_use_ - fresh + std::exchange(evicted_inside_, 0);
 }
 
 void StepTracer::finish() {
@@ -153,16 +151,34 @@ void StepTracer::finish() {
   graph_.end_outside = in_use - bytes_there();
   graph_.end_gap = std::max<int64_t>(0, watch_.peak.load() - before_deaths);
   for (const auto id : alive_) graph_.values[static_cast<size_t>(id)].death = end;
+  note_evictable();
+  schedule_.places.resize(graph_.ops.size() + 1);
+}
+
+// Evicting holds what all is computed from in the end. Where that dies before the value, it would live longer than in a plain run.
+void StepTracer::note_evictable() {
+  std::vector<graph::OpId> sources_last(graph_.ops.size());  // least death of what an operator's results are computed from
+  const auto least = [&](const graph::Op& op) {
+    auto last = place();
+    for (const auto id : op.inputs) {
+      const auto& value = graph_.values[static_cast<size_t>(id)];
+      const auto producer = static_cast<size_t>(value.producer);
+      last = std::min(last, value.producer != graph::kNone && graph_.ops[producer].replayable ? sources_last[producer] : value.death);
+    }
+    return last;
+  };
+  for (size_t i = 0; i < graph_.ops.size(); ++i) sources_last[i] = least(graph_.ops[i]);
   for (size_t i = 0; i < values_.size(); ++i) {
     const auto& value = *values_[i];
-    graph_.values[i].evictable = graph_.values[i].producer != graph::kNone && value.nbytes > 0 && !value.fixed && !value.gradient &&
-                                 value.pins == 0 && graph_.ops[static_cast<size_t>(graph_.values[i].producer)].replayable;
+    auto& known = graph_.values[i];
+    known.evictable = known.producer != graph::kNone && value.nbytes > 0 && !value.fixed && !value.gradient && value.pins == 0 &&
+                      graph_.ops[static_cast<size_t>(known.producer)].replayable &&
+                      sources_last[static_cast<size_t>(known.producer)] >= known.death;
   }
-  schedule_.places.resize(graph_.ops.size() + 1);
-  clear_step_listener();
 }
 
 void StepTracer::evicted(TapeLock&, Value& value) {
+  if (running_) evicted_inside_ += static_cast<int64_t>(value.nbytes);
   if (const auto known = ids_.find(&value); known != ids_.end()) actions().push_back({graph::Action::Kind::kDrop, known->second});
 }
 

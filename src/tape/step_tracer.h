@@ -10,9 +10,9 @@
 
 namespace refrain::tape {
 
-/// Writes down one step as a graph: operators, values, lifetimes, times and exact bytes; and what a cap did in it, as a schedule.
+/// Writes down one step, while it listens, as a graph: operators, values, lifetimes, times and exact bytes; and what a cap did in it, as a schedule.
 ///
-/// Bytes are those in use in the process. Where the cap has evicted while an operator ran, that operator's `workspace` is too small.
+/// Bytes are those in use in the process. Where the cap has evicted while an operator ran, that operator's `workspace` may be too large.
 /// Cost: a look at every live value for each operator. Threads: the one that makes it.
 class StepTracer final : public StepListener {
  public:
@@ -26,7 +26,7 @@ class StepTracer final : public StepListener {
   graph::Graph& graph() { return graph_; }
   graph::Schedule& schedule() { return schedule_; }
 
-  void before(const OpTraits&) override {}
+  void before(const OpTraits&, const torch::jit::Stack&) override {}
   void begins(TapeLock& lock, const OpTraits& traits, c10::ArrayRef<Value*> operands) override;
   void recorded(TapeLock& lock, const Op& op) override;
   void ends(TapeLock& lock) override;
@@ -41,6 +41,7 @@ class StepTracer final : public StepListener {
   bool is_there(graph::ValueId id) const;
   int64_t bytes_there() const;
   void note_deaths(graph::OpId place);
+  void note_evictable();
   graph::OpId place() const { return static_cast<graph::OpId>(graph_.ops.size()); }
   std::vector<graph::Action>& actions();
 
@@ -53,6 +54,7 @@ class StepTracer final : public StepListener {
   TrackingAllocator::Watch watch_;
   bool running_ = false;
   int64_t start_in_use_ = 0;
+  int64_t evicted_inside_ = 0;  ///< bytes, while the operator ran
 };
 
 }  // namespace refrain::tape

@@ -82,6 +82,7 @@ struct Value {
   int32_t needed = 0;         ///< evicted values' operators that read it, a source
   uint64_t last_use = 0;      ///< `Tape::next_seq` then
   uint32_t evicted_index = 0;
+  int64_t demand = 0;         ///< bytes: with a limit of as many it would not have been evicted
   uint32_t evicted_class = 0;  ///< in `EvictedClasses`
   uint32_t history = 0;       ///< number among the values of the step `history_step`; see step_history.h
   uint32_t history_step = 0;

@@ -920,6 +920,23 @@ class VerifyAndBenchTest(CliTest):
         plan["schedule"]["places"] = [[1, "drop", 1]]
         self.refuse("explain", self.file("plan.json", json.dumps(plan)), says=("cannot run", "it reads value 1, which has been dropped"))
 
+    def test_plan_keeps_a_budget_and_explain_reads_it(self):
+        sin = [{"name": "aten::sin", "ns": 1000000, "inputs": [i], "outputs": [i + 1]} for i in range(4)]
+        back = [{"name": "back", "ns": 1000000, "inputs": [3 - i] + ([4 + i] if i else []), "outputs": [5 + i], "backward": True} for i in range(4)]
+        values = [{"bytes": 4096, "death": 8}] + [{"bytes": 4096, "death": 8 - i, "evictable": True} for i in range(1, 4)]
+        values += [{"bytes": 64, "death": 4}] + [{"bytes": 64, "death": min(6 + i, 8)} for i in range(4)]
+        step = self.file("step.json", json.dumps({"kind": "graph", "version": 1, "model": "tiny", "ops": sin + back, "values": values}))
+        file = self.dir / "plan.json"
+        report = json.loads(self.succeed("plan", step, "--budget", "13000", "--bound", "-o", file, "--json", "-"))
+        self.assertEqual((report["is_feasible"], report["added_ns"], report["bound_ns"], report["proof"]), (True, 1000000, 1000000, "exact"))
+        self.assertLessEqual(report["peak_bytes"], 13000)
+        self.assertIn("1 operators run again", self.succeed("explain", file))
+        again = json.loads(self.succeed("plan", step, "--budget", "13000", "--starts", file, "--json", "-"))
+        self.assertLessEqual(again["added_ns"], 1000000)
+        self.refuse("plan", step, "--budget", "much", says=("--budget 'much'", "400MiB", "0.5"))
+        self.refuse("plan", step, "--budget", "0.5", "--solver", "greedi", says=("unknown solver 'greedi'", "did you mean greedy"))
+        self.assertEqual(refrain("plan", step, "--budget", "1KiB").returncode, 3)
+
     def test_pareto_draws_solvers_beside_each_other(self):
         chain = [{"name": "aten::sin", "ns": 1000000, "inputs": [i], "outputs": [i + 1]} for i in range(6)]
         back = [{"name": "aten::sin_backward", "ns": 1000000, "inputs": [5 - i] + ([6 + i] if i else []), "outputs": [7 + i], "backward": True}

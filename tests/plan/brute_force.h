@@ -12,8 +12,8 @@
 
 namespace refrain::plan {
 
-/// Least added time of any schedule that the rules of graph/schedule.h allow, by a search over what is there, place by place. Nothing of
-/// src/plan is used. For graphs of at most 32 values, and few operators.
+/// Least added time of any schedule that the rules of graph/schedule.h allow, by a search over what is there, place by
+/// place. Nothing of src/plan is used. For graphs of at most 32 values, and few operators.
 class BruteForce {
  public:
   BruteForce(const graph::Graph& graph, int64_t budget) : graph_(graph), budget_(budget) {
@@ -106,7 +106,8 @@ class BruteForce {
         if ((there & bit(v)) && (value(v).evictable || !is_alive(v))) reach(there & ~bit(v), ns);
       for (int32_t op = 0; op < place_; ++op)
         for (const bool in_place : {false, true})
-          if (const auto next = recompute(there, op, in_place)) reach(*next, ns + graph_.ops[static_cast<size_t>(op)].ns);
+          if (const auto next = recompute(there, op, in_place))
+            reach(*next, ns + graph_.ops[static_cast<size_t>(op)].ns);
     }
     States fit;
     for (const auto& [there, ns] : done)

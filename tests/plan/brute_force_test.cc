@@ -12,7 +12,8 @@
 namespace refrain::plan {
 namespace {
 
-/// A small random step, a budget between what must be there and what the plain run needs, and the least time that the budget costs.
+/// A small random step, a budget between what must be there and what the plain run needs, and the least time that the
+/// budget costs.
 struct Case {
   uint64_t seed = 0;
   graph::Graph graph;
@@ -20,7 +21,8 @@ struct Case {
   std::optional<int64_t> least_ns;
 
   std::string text() const {
-    return fmt::format("seed {} budget {} least {}\n{}", seed, budget, least_ns ? *least_ns : -1, graph::to_text(graph));
+    return fmt::format("seed {} budget {} least {}\n{}", seed, budget, least_ns ? *least_ns : -1,
+                       graph::to_text(graph));
   }
 };
 
@@ -102,8 +104,31 @@ TEST(BruteForce, NoSolverIsBelowIt) {
     }
   });
   for (size_t k = 0; k < met.size(); ++k)
-    fmt::print("{:<13} met {} of {} budgets, {} of them with least time\n", solver_name(all_solvers()[k]), met[k], feasible,
-               best[k]);
+    fmt::print("{:<13} met {} of {} budgets, {} of them with least time\n", solver_name(all_solvers()[k]), met[k],
+               feasible, best[k]);
+}
+
+/// w is dead when it is computed again, from a source that is gone later, and kept over the peak.
+TEST(BruteForce, ADeadValueMayBeKeptOverThePeak) {
+  const auto step = graph::parse(R"(
+    source s bytes=1 death=3
+    w = f(s) ns=7 bytes=1
+    z = g(w) ns=5 bytes=100
+    c = use(s) bytes=1
+    big = h(c) bytes=100
+    e = done(big) backward bytes=1
+    r = back(z, e) backward bytes=1
+  )");
+  const int64_t plain = graph::simulate(step.graph, graph::empty_schedule(step.graph)).peak;
+  const auto least = BruteForce(step.graph, plain - 50).least_ns();
+  ASSERT_EQ(least, 12);
+  const Problem problem(step.graph);
+  Effort effort(1'000'000, 60.0);
+  const Bound cut = cut_bound(problem, plain - 50, effort), lp = lp_bound(problem, plain - 50, 60.0);
+  for (const Bound& bound : {cut, lp}) {
+    EXPECT_LE(bound.added_ns, *least) << bound.proof;
+    EXPECT_FALSE(bound.is_infeasible) << bound.proof;
+  }
 }
 
 TEST(BruteForce, NoBoundIsAboveIt) {

@@ -85,7 +85,8 @@ TEST(PlanFile, RefusalsSayWhere) {
 }
 
 TEST(PlanFile, AnyBytesAreReadOrRefused) {
-  const std::string text = to_json(graph::make_transformer(1), plan::plan(graph::make_transformer(1), Budget::of_fraction(0.5)));
+  const std::string text =
+      to_json(graph::make_transformer(1), plan::plan(graph::make_transformer(1), Budget::of_fraction(0.5)));
   std::mt19937_64 dice(1);
   int64_t refusals = 0;
   for (int i = 0; i < 1500; ++i) {

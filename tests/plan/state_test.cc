@@ -17,10 +17,13 @@ void expect_exact(const State& state, const std::string& what) {
   const auto schedule = state.schedule();
   const auto run = graph::simulate(graph, schedule);
   ASSERT_EQ(run.error, "") << what << "\n" << graph::to_text(graph) << graph::to_text(graph, schedule);
-  ASSERT_EQ(run.peak, std::max<int64_t>(0, state.peak())) << what << "\n" << graph::to_text(graph) << graph::to_text(graph, schedule);
+  ASSERT_EQ(run.peak, std::max<int64_t>(0, state.peak())) << what << "\n"
+                                                          << graph::to_text(graph) << graph::to_text(graph, schedule);
   ASSERT_EQ(run.added_ns, state.added_ns()) << what;
   for (OpId p = 0; p <= state.problem().ends; ++p) {
-    ASSERT_EQ(run.peaks[static_cast<size_t>(p)], state.profile().most(2 * p, 2 * p + 1)) << what << " place " << p << "\n" << graph::to_text(graph) << graph::to_text(graph, schedule);
+    ASSERT_EQ(run.peaks[static_cast<size_t>(p)], state.profile().most(2 * p, 2 * p + 1))
+        << what << " place " << p << "\n"
+        << graph::to_text(graph) << graph::to_text(graph, schedule);
   }
 }
 
@@ -120,7 +123,9 @@ TEST(State, TakesAnyScheduleThatRuns) {
     ASSERT_TRUE(state.assign(State::stays_of(problem, schedule))) << seed;
     expect_exact(state, fmt::format("seed {}", seed));
     if (HasFatalFailure()) return;
-    EXPECT_LE(state.added_ns(), run.added_ns) << "seed " << seed << "\n" << graph::to_text(graph) << graph::to_text(graph, schedule) << "\n" << graph::to_text(graph, state.schedule());
+    EXPECT_LE(state.added_ns(), run.added_ns) << "seed " << seed << "\n"
+                                              << graph::to_text(graph) << graph::to_text(graph, schedule) << "\n"
+                                              << graph::to_text(graph, state.schedule());
   }
 }
 

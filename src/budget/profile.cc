@@ -1,0 +1,132 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <fstream>
+#include <sstream>
+#include <utility>
+#include <variant>
+
+#include "base/atomic_file.h"
+#include "budget/step_state.h"
+#include "graph/json.h"
+#include "plan/plan_file.h"
+#include "refrain/error.h"
+#include "refrain/memory.h"
+#include "tape/evict.h"
+#include "tape/step_tracer.h"
+
+namespace refrain {
+namespace {
+
+std::string content_of(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream content;
+  if (!(file && content << file.rdbuf()))
+    throw InvalidArgument(fmt::format("cannot read {}: expected a file with a trace or a plan; check the path", path));
+  return std::move(content).str();
+}
+
+template <typename T>
+T right(std::variant<T, FormatError>&& read, const std::string& path) {
+  if (auto* error = std::get_if<FormatError>(&read)) throw InvalidArgument(fmt::format("{}: {}", path, error->what()));
+  return std::get<T>(std::move(read));
+}
+
+/// A cap without a limit: everything is recorded, nothing leaves.
+class OpenCap {
+ public:
+  OpenCap() { tape::open_cap(); }
+  ~OpenCap() { tape::close_cap(); }
+  OpenCap(const OpenCap&) = delete;
+  OpenCap& operator=(const OpenCap&) = delete;
+};
+
+}  // namespace
+
+StepTrace StepTrace::load(const std::string& path) {
+  auto graph = right(graph::read_graph(content_of(path)), path);
+  auto schedule = graph::empty_schedule(graph);
+  return StepTrace(std::make_shared<const State>(State{std::move(graph), std::move(schedule)}));
+}
+
+void StepTrace::save(const std::string& path) const { write_file_atomically(path, graph::to_json(state_->graph)); }
+
+int64_t StepTrace::operators() const { return static_cast<int64_t>(state_->graph.ops.size()); }
+
+Bytes StepTrace::peak() const { return graph::simulate(state_->graph, graph::empty_schedule(state_->graph)).peak; }
+
+double StepTrace::operators_ms() const {
+  double sum = 0.0;
+  for (const auto& op : state_->graph.ops) sum += static_cast<double>(op.ns) / 1e6;
+  return sum;
+}
+
+StepTrace profile(const std::function<void()>& step, const ProfileOptions& options) {
+  if (options.runs < 1) throw InvalidArgument(fmt::format("[refrain::profile] `runs` is {}, expected at least 1", options.runs));
+  install_memory_tracking();
+  const OpenCap cap;
+  for (int i = 1; i < options.runs; ++i) step();
+  tape::StepTracer tracer;
+  {
+    const tape::ListenerScope listening(tracer);
+    step();
+    tracer.finish();
+  }
+  tracer.graph().model = options.model;
+  return StepTrace(std::make_shared<const StepTrace::State>(StepTrace::State{std::move(tracer.graph()), std::move(tracer.schedule())}));
+}
+
+StepPlan StepPlan::load(const std::string& path) {
+  auto read = right(plan::read_plan(content_of(path)), path);
+  return StepPlan(std::make_shared<const State>(State{std::move(read.graph), std::move(read.plan)}));
+}
+
+void StepPlan::save(const std::string& path) const { write_file_atomically(path, plan::to_json(state_->graph, state_->plan)); }
+
+bool StepPlan::fits() const { return state_->plan.is_feasible; }
+Bytes StepPlan::peak() const { return state_->plan.peak; }
+double StepPlan::added_ms() const { return static_cast<double>(state_->plan.added_ns) / 1e6; }
+double StepPlan::bound_ms() const { return static_cast<double>(state_->plan.bound_ns) / 1e6; }
+std::string StepPlan::brief() const { return state_->plan.brief(); }
+std::string StepPlan::report() const { return state_->plan.report(); }
+
+namespace {
+
+StepPlan plan_for(const StepTrace& trace, plan::Budget budget, double seconds) {
+  plan::PlanOptions options;
+  options.time_limit_s = seconds;
+  options.starts.push_back(trace.state().recorded);
+  return StepPlan(std::make_shared<const StepPlan::State>(
+      StepPlan::State{trace.state().graph, plan::plan(trace.state().graph, budget, options)}));
+}
+
+}  // namespace
+
+StepPlan plan_step(const StepTrace& trace, Bytes budget, double seconds) {
+  return plan_for(trace, plan::Budget::of_bytes(budget), seconds);
+}
+
+StepPlan plan_step(const StepTrace& trace, double budget, double seconds) {
+  if (!(budget >= 0.0 && budget <= 1.0))
+    throw InvalidArgument(fmt::format("[refrain::plan_step] `budget` is {}, expected a part from 0.0 to 1.0, or bytes", budget));
+  return plan_for(trace, plan::Budget::of_fraction(budget), seconds);
+}
+
+StepPlan plan_as_recorded(const StepTrace& trace) {
+  const auto& [graph, schedule] = trace.state();
+  const auto simulation = graph::simulate(graph, schedule);
+  if (!simulation.error.empty())
+    throw InvalidArgument("[refrain::plan_as_recorded] what the cap did cannot be done again by plan: " + simulation.error);
+  plan::Plan plan;
+  plan.is_feasible = true;
+  plan.schedule = schedule;
+  plan.solver = "cap";
+  plan.peak = plan.budget_bytes = simulation.peak;
+  plan.added_ns = simulation.added_ns;
+  plan.recomputed_ops = simulation.recomputed_ops;
+  plan.plain_peak = graph::simulate(graph, graph::empty_schedule(graph)).peak;
+  for (const auto& op : graph.ops) plan.step_ns += op.ns;
+  return StepPlan(std::make_shared<const StepPlan::State>(StepPlan::State{graph, std::move(plan)}));
+}
+
+}  // namespace refrain
