@@ -39,7 +39,7 @@ struct ProfileOptions {
   std::string model = {};    ///< free text for reports
 };
 
-/// Runs `step` (forward and backward, and what else belongs to it) and traces it. Under a `MemoryCap` it need not fit otherwise; the trace then
+/// Runs `step` and traces it from its first operator to the end of its first backward. Under a `MemoryCap` it need not fit otherwise; the trace then
 /// also tells what the cap did, see `plan_as_recorded`.
 /// Cost: about twice the step. @throws what `step` throws; InvalidArgument in a step that is profiled or planned already.
 StepTrace profile(const std::function<void()>& step, const ProfileOptions& options = {});

@@ -42,7 +42,7 @@ constexpr Named kNames[] = {
 constexpr size_t kExactOps = 40;  // up to which integer programs are quick
 constexpr size_t kLpOps = 400;    // likewise for linear ones, if no time is given
 
-constexpr double kStepsPerSecond = 2.5e7;  // on a slow machine, so that the clock seldom strikes
+constexpr double kStepsPerSecond = 3.5e7;  // on a slow machine, so that the clock seldom strikes
 
 /// A plan that was found.
 struct Point {

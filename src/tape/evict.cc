@@ -375,6 +375,8 @@ void collect_gone(TapeLock& lock) {
   }
 }
 
+bool has_gone() { return cap().gone.load() != nullptr; }
+
 StepTimes step_times(TapeLock&) {
   const auto& step = cap().step;
   return {std::max(step.operators_ns, cap().last_operators_ns), step.again_ns, step.passes};

@@ -43,6 +43,7 @@ Now now(TapeLock& lock);
 bool put_back(TapeLock& lock, Value* value, c10::Storage& bytes);
 /// Ends the eviction of values whose storage died.
 void collect_gone(TapeLock& lock);
+bool has_gone();
 /// Ends a step: forgets operators that nothing can be computed again with. Cost: linear in what is recorded.
 void end_step(TapeLock& lock);
 /// What is in memory now will not leave any more, and the tape lets go of what made it: generator states take memory too. A last resort.

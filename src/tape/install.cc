@@ -108,6 +108,7 @@ void install() {
 namespace refrain {
 
 TapeStats tape_stats() {
+  while (tape::has_gone()) const tape::TapeLock settling;
   tape::TapeLock lock;
   return lock.tape().stats;
 }

@@ -4,6 +4,7 @@
 
 #include "tape/evict.h"
 #include "tape/replayer.h"
+#include "tape/step_tracer.h"
 
 namespace refrain::tape {
 
@@ -87,9 +88,10 @@ void PlannedStep::ends(TapeLock&) {
 }
 
 void PlannedStep::step_ended() {
-  const bool is_whole = !lost_ && static_cast<size_t>(place_) == graph_.ops.size();
+  const bool is_whole = !lost_ && static_cast<size_t>(place_) + 1 == graph_.ops.size() && graph_.ops.back().name == StepTracer::kEnd;
   if (is_whole) {
-    for (const auto& action : schedule_.places.back()) act(action);
+    for (auto place = schedule_.places.end() - 2; place != schedule_.places.end(); ++place)
+      for (const auto& action : *place) act(action);
     ++counters_.planned;
   } else if (place_ > 0 && acted_) {
     ++counters_.mismatched;

@@ -81,8 +81,12 @@ void StepTracer::note_deaths(graph::OpId at) {
 }
 
 void StepTracer::begins(TapeLock&, const OpTraits& traits, c10::ArrayRef<Value*> operands) {
+  if (!finished_) begin(&traits, operands);
+}
+
+void StepTracer::begin(const OpTraits* traits, c10::ArrayRef<Value*> operands) {
   graph::Op made;
-  made.name = traits.name();
+  made.name = traits ? traits->name() : kEnd;
   made.replayable = false;
   made.backward = torch::autograd::get_current_graph_task_id() >= 0;
   // what has died since the last operator may have been there when the gap was at its worst
@@ -90,9 +94,11 @@ void StepTracer::begins(TapeLock&, const OpTraits& traits, c10::ArrayRef<Value*>
   for (const auto id : alive_)
     if (!values_[static_cast<size_t>(id)]->evicted) before_deaths += graph_.values[static_cast<size_t>(id)].bytes;
   note_deaths(place());
-  if (!traits.only_metadata)
+  const auto known = graph_.values.size();
+  if (traits && !traits->only_metadata)
     for (auto* value : operands)
       if (!value->unknown) add_once(made.inputs, id_of(value));
+  for (auto id = known; id < graph_.values.size(); ++id) before_deaths += graph_.values[id].bytes;  // sources count in the gap before them
   start_in_use_ = tracking_allocator().current();
   made.outside = start_in_use_ - bytes_there();
   made.gap = std::max<int64_t>(0, watch_.peak.exchange(start_in_use_) - before_deaths);
@@ -141,16 +147,12 @@ void StepTracer::ends(TapeLock&) {
 }
 
 void StepTracer::finish() {
+  if (std::exchange(finished_, true)) return;
   TapeLock lock;
-  const auto end = place();
-  int64_t before_deaths = 0;
-  for (const auto id : alive_)
-    if (!values_[static_cast<size_t>(id)]->evicted) before_deaths += graph_.values[static_cast<size_t>(id)].bytes;
-  note_deaths(end);
-  const auto in_use = tracking_allocator().current();
-  graph_.end_outside = in_use - bytes_there();
-  graph_.end_gap = std::max<int64_t>(0, watch_.peak.load() - before_deaths);
-  for (const auto id : alive_) graph_.values[static_cast<size_t>(id)].death = end;
+  begin(nullptr, {});
+  running_ = false;
+  graph_.end_outside = graph_.end_gap = graph_.ops.back().outside;
+  for (const auto id : alive_) graph_.values[static_cast<size_t>(id)].death = place();
   note_evictable();
   schedule_.places.resize(graph_.ops.size() + 1);
 }
@@ -178,17 +180,20 @@ void StepTracer::note_evictable() {
 }
 
 void StepTracer::evicted(TapeLock&, Value& value) {
+  if (finished_) return;
   if (running_) evicted_inside_ += static_cast<int64_t>(value.nbytes);
   if (const auto known = ids_.find(&value); known != ids_.end()) actions().push_back({graph::Action::Kind::kDrop, known->second});
 }
 
 void StepTracer::replayed(TapeLock&, const Op& op, Value* consumed) {
+  if (finished_) return;
   const auto known = ops_.find(op.seq);
   if (known == ops_.end()) return;
   actions().push_back({consumed ? graph::Action::Kind::kRecomputeInPlace : graph::Action::Kind::kRecompute, known->second});
 }
 
 void StepTracer::dropped(TapeLock&, Value& value) {
+  if (finished_) return;
   if (const auto known = ids_.find(&value); known != ids_.end()) actions().push_back({graph::Action::Kind::kDrop, known->second});
 }
 

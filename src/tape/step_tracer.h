@@ -21,7 +21,10 @@ class StepTracer final : public StepListener {
   StepTracer(const StepTracer&) = delete;
   StepTracer& operator=(const StepTracer&) = delete;
 
-  /// Ends the step here. What was made in it and is not there any more dies with its last operator.
+  /// A last entry in the graph, which is no operator: what died after the last one is gone before it.
+  static constexpr const char* kEnd = "end of step";
+
+  /// Ends the step here, if no backward has ended it before.
   void finish();
   graph::Graph& graph() { return graph_; }
   graph::Schedule& schedule() { return schedule_; }
@@ -30,12 +33,13 @@ class StepTracer final : public StepListener {
   void begins(TapeLock& lock, const OpTraits& traits, c10::ArrayRef<Value*> operands) override;
   void recorded(TapeLock& lock, const Op& op) override;
   void ends(TapeLock& lock) override;
-  void step_ended() override {}
+  void step_ended() override { finish(); }
   void evicted(TapeLock& lock, Value& value) override;
   void replayed(TapeLock& lock, const Op& op, Value* consumed) override;
   void dropped(TapeLock& lock, Value& value) override;
 
  private:
+  void begin(const OpTraits* traits, c10::ArrayRef<Value*> operands);
   graph::ValueId id_of(Value* value);
   graph::ValueId add(Value* value, graph::Value&& known);
   bool is_there(graph::ValueId id) const;
@@ -53,6 +57,7 @@ class StepTracer final : public StepListener {
   std::unordered_map<uint64_t, graph::OpId> ops_;  ///< by `Op::seq`
   TrackingAllocator::Watch watch_;
   bool running_ = false;
+  bool finished_ = false;
   int64_t start_in_use_ = 0;
   int64_t evicted_inside_ = 0;  ///< bytes, while the operator ran
 };

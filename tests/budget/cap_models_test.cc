@@ -1,7 +1,4 @@
-#include <ATen/CPUGeneratorImpl.h>
-
-#include "models/zoo.h"
-#include "tests/budget/cap_support.h"
+#include "tests/budget/model_training.h"
 
 /// Every model under a cap: the same bits as the plain run, and never a byte above the limit.
 namespace refrain_test {
@@ -21,85 +18,15 @@ struct Case {
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.model << ' ' << c.strategy; }
 
-/// What a run leaves behind, name by name, as digests: the weights of a ResNet-50 are 100 MB.
-using Trace = std::vector<std::pair<std::string, size_t>>;
-
-size_t digest_of(const Tensor& tensor) { return std::hash<std::string>()(bits_of(tensor)); }
-
-class Training {
- public:
-  Training(const Case& c, const std::string& optimizer, const refrain::models::Batch& batch)
-      : model_(refrain::models::make_model(c.model, c.sizes)), batch_(batch) {
-    model_->set_strategy(c.strategy);
-    if (optimizer == "adam")
-      optimizer_ = std::make_unique<torch::optim::Adam>(parameters(), 0.001);
-    else
-      optimizer_ = std::make_unique<torch::optim::SGD>(parameters(), 0.01);
-    torch::manual_seed(5);
-  }
-
-  std::vector<Tensor> parameters() { return model_->module().parameters(); }
-
-  /// Gradients of some micro-batches, then the optimizer.
-  void step(Trace& trace, int micro_batches) {
-    optimizer_->zero_grad();
-    for (int micro = 0; micro < micro_batches; ++micro) {
-      auto loss = model_->loss(batch_);
-      loss.backward();
-      trace.emplace_back("loss", digest_of(loss));
-    }
-    for (auto& item : model_->module().named_parameters())
-      trace.emplace_back("gradient " + item.key(), digest_of(item.value().grad()));
-    optimizer_->step();
-    for (auto& item : model_->module().named_buffers()) trace.emplace_back("buffer " + item.key(), digest_of(item.value()));
-    for (auto& item : model_->module().named_parameters()) trace.emplace_back(item.key(), digest_of(item.value()));
-    trace.emplace_back("generator", digest_of(at::detail::getDefaultCPUGenerator().get_state()));
-  }
-
-  /// All that a step changes but the optimizer's state.
-  std::vector<Tensor> state() {
-    std::vector<Tensor> all{at::detail::getDefaultCPUGenerator().get_state()};
-    for (const auto& tensors : {model_->module().parameters(), model_->module().buffers()})
-      for (const auto& tensor : tensors) all.push_back(tensor.detach().clone());
-    return all;
-  }
-
-  void set_state(const std::vector<Tensor>& all) {
-    torch::NoGradGuard no_grad;
-    auto generator = at::detail::getDefaultCPUGenerator();
-    generator.set_state(all[0]);
-    size_t next = 1;
-    for (const auto& tensors : {model_->module().parameters(), model_->module().buffers()})
-      for (auto tensor : tensors) tensor.copy_(all[next++]);
-  }
-
- private:
-  std::unique_ptr<refrain::models::TrainableModel> model_;
-  refrain::models::Batch batch_;
-  std::unique_ptr<torch::optim::Optimizer> optimizer_;
-};
-
 refrain::models::Batch batch_of(const Case& c) {
   return refrain::models::make_model(c.model, c.sizes)->synthetic_batch(1);
 }
 
 Trace train(const Case& c, const std::string& optimizer, const refrain::models::Batch& batch, int steps = 2, int micro_batches = 2) {
-  Training training(c, optimizer, batch);
+  Training training(c.model, c.sizes, optimizer, batch, c.strategy);
   Trace trace;
   for (int i = 0; i < steps; ++i) training.step(trace, micro_batches);
   return trace;
-}
-
-/// @param got  may have ended early.
-void expect_prefix(const Trace& want, const Trace& got) {
-  ASSERT_GE(want.size(), got.size());
-  for (size_t i = 0; i < got.size(); ++i)
-    EXPECT_TRUE(want[i] == got[i]) << want[i].first << " (entry " << i << ") differs from the plain run";
-}
-
-void expect_equal(const Trace& want, const Trace& got) {
-  EXPECT_EQ(want.size(), got.size());
-  expect_prefix(want, got);
 }
 
 class CapModelsTest : public testing::TestWithParam<Case> {};
@@ -145,7 +72,7 @@ TEST_P(CapModelsTest, StaysWithinEveryLimitThatCanBeKept) {
   const Bytes peak = refrain::memory_stats().peak - before;
   std::string refused;
   for (int percent = 90; percent >= 10 && refused.empty(); percent -= 10) {
-    Training training(GetParam(), "sgd", batch);
+    Training training(GetParam().model, GetParam().sizes, "sgd", batch, GetParam().strategy);
     std::vector<size_t> unchanged;
     for (const auto& p : training.parameters()) unchanged.push_back(digest_of(p));
     const auto fresh = training.state();
