@@ -366,10 +366,12 @@ void collect_gone(TapeLock& lock) {
       no_longer_evicted(lock, value);
     } else {
       value->tagged = false;
-      if (!value->key)
+      if (!value->key) {
         disown(lock, value);
-      else if (value->storage.expired())
+      } else if (value->storage.expired()) {
+        value->armed = false;
         unmap_value(lock, value);
+      }
     }
     value = next;
   }

@@ -6,6 +6,8 @@
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <typeinfo>
+
 #include "refrain/error.h"
 #include "tape/evict.h"
 #include "tape/graph_leaves.h"
@@ -32,7 +34,8 @@ class GradientHook final : public torch::autograd::PostAccumulateGradHook {
 void hook_gradients(const torch::autograd::edge_list& roots) {
   for (const auto& leaf : graph_leaves(roots)) {
     auto& hook = torch::autograd::impl::post_acc_grad_hooks(leaf);
-    if (!dynamic_cast<GradientHook*>(hook.get())) hook = std::make_unique<GradientHook>(std::move(hook));
+    const auto* known = hook.get();
+    if (!known || typeid(*known) != typeid(GradientHook)) hook = std::make_unique<GradientHook>(std::move(hook));
   }
 }
 

@@ -372,7 +372,7 @@ class Recording {
       if (write && traits_.pure_inplace && traits_.writes.size() == 1 && element < 0) return;
       make_leaf(lock, value);
     }
-    value = value_of(lock, tensor);
+    if (!value) value = value_of(lock, tensor);
     refer(lock, ref, value, tensor);
   }
 
