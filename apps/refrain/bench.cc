@@ -25,6 +25,8 @@ std::string show(const std::vector<Measurement>& all) {
   std::vector<std::string> columns{"strategy",   "after forward", "peak",         "peak saved", "ms/step",
                                    "added ms",   "overhead",      "replayed ops", "bit-equal"};
   if (any_offload) columns.insert(columns.end(), {"written", "read", "stalls, ms"});
+  const bool any_plan = std::any_of(all.begin(), all.end(), [](const auto& m) { return m.planned.has_value(); });
+  if (any_plan) columns.insert(columns.end(), {"planned peak", "planned ms"});
   Table table(columns);
   const auto& plain = all.front();
   for (const auto& seen : all) {
@@ -36,6 +38,11 @@ std::string show(const std::vector<Measurement>& all) {
     if (any_offload) {
       const auto cells = offload_cells(seen);
       row.insert(row.end(), cells.begin(), cells.end());
+    }
+    if (any_plan && seen.planned) {
+      row.insert(row.end(), {format_bytes(seen.planned->peak()), fmt::format("{:.1f}", seen.planned->plan.added_ms())});
+    } else if (any_plan) {
+      row.insert(row.end(), {"", ""});
     }
     table.add(row);
   }
@@ -51,7 +58,7 @@ int run_bench(const BenchArgs& args) {
   check_can_write(args.html, "--html");
   install_memory_tracking();
   auto model = build_model(args.model);
-  auto all = plan_strategies(*model, args.strategies);
+  auto all = plan_strategies(*model, args.strategies, Budgets::kAllowed);
   const auto batch = model->synthetic_batch(args.model.seed);
   torch::manual_seed(args.model.seed);
   verify(*model, batch, all);

@@ -136,6 +136,13 @@ struct AdviseArgs {
   std::string json, html;
 };
 
+struct ProfileArgs {
+  ModelArgs model;
+  int iters = 3;       ///< runs of the step; times are the least of all
+  std::string output;  ///< the traced step
+  std::string json;
+};
+
 /// Of plan and pareto.
 struct PlanArgs {
   std::string file;              ///< a traced step
@@ -171,6 +178,7 @@ int run_limits(const BenchArgs& args);  ///< bench with `limits`
 int run_segments(const SegmentsArgs& args);
 int run_max_batch(const MaxBatchArgs& args);
 int run_advise(const AdviseArgs& args);
+int run_profile(const ProfileArgs& args);
 int run_plan(const PlanArgs& args);
 int run_pareto(const PlanArgs& args);
 int run_report(const ReportArgs& args);

@@ -22,7 +22,7 @@ Row measure_depth(const BenchArgs& args, int64_t depth, Json& config) {
   auto model = build_model(sizes);
   const bool is_row = model->row_length() > 0 && args.strategies.empty();
   const auto asked = is_row ? std::vector<std::string>{"segments", "per_layer"} : args.strategies;
-  Row row{depth, 0, plan_strategies(*model, asked)};
+  Row row{depth, 0, plan_strategies(*model, asked, Budgets::kAllowed)};
   for (const auto& parameter : model->module().parameters()) row.gradients += static_cast<Bytes>(parameter.nbytes());
   const auto batch = model->synthetic_batch(args.model.seed);
   torch::manual_seed(args.model.seed);

@@ -16,8 +16,10 @@ namespace {
 
 double run_step(models::TrainableModel& model, const models::Batch& batch, Gradients gradients, Measurement& seen) {
   if (gradients == Gradients::kMade) drop_gradients(model.module());
-  model.set_strategy(seen.strategy);
+  set_model_strategy(model, seen.strategy);
   MemoryScope memory;
+  std::optional<MemoryBudget> budget;
+  if (seen.planned) budget.emplace(seen.planned->plan);
   const auto begin = std::chrono::steady_clock::now();
   {
     auto loss = model.loss(batch);
@@ -29,10 +31,17 @@ double run_step(models::TrainableModel& model, const models::Batch& batch, Gradi
   return took.count();
 }
 
+PlannedBudget plan_step_of(models::TrainableModel& model, const models::Batch& batch, Gradients gradients,
+                           const std::string& strategy) {
+  set_model_strategy(model, strategy);
+  if (gradients == Gradients::kMade) drop_gradients(model.module());
+  return plan_budget(strategy, [&] { model.loss(batch).backward(); }, model.name());
+}
+
 void count_replays(models::TrainableModel& model, const models::Batch& batch, Gradients gradients, Measurement& seen) {
   const bool was_timing = set_op_timing(true);
   const TapeStats before = tape_stats();
-  model.set_strategy(seen.strategy);
+  set_model_strategy(model, seen.strategy);
   const auto* store = model.offload_store();
   if (store) store->reset_stats();
   run_step(model, batch, gradients, seen);
@@ -45,10 +54,13 @@ void count_replays(models::TrainableModel& model, const models::Batch& batch, Gr
 
 }  // namespace
 
-std::vector<Measurement> plan_strategies(models::TrainableModel& model, const std::vector<std::string>& asked) {
+std::vector<Measurement> plan_strategies(models::TrainableModel& model, const std::vector<std::string>& asked, Budgets budgets) {
   std::vector<Measurement> all{{.strategy = "none"}};
   for (const auto& strategy : asked.empty() ? model.strategies() : asked) {
-    model.set_strategy(strategy);
+    if (budgets == Budgets::kAllowed)
+      set_model_strategy(model, strategy);
+    else
+      model.set_strategy(strategy);
     const bool is_known = std::any_of(all.begin(), all.end(), [&](const auto& m) { return m.strategy == strategy; });
     if (!is_known) all.push_back({.strategy = strategy});
   }
@@ -68,6 +80,9 @@ void measure(models::TrainableModel& model, const models::Batch& batch, int iter
   if (gradients == Gradients::kThere) {
     drop_gradients(model.module());
     model.loss(batch).backward();
+  }
+  for (auto& seen : all) {
+    if (is_budget(seen.strategy)) seen.planned = plan_step_of(model, batch, gradients, seen.strategy);
   }
   for (int i = 0; i < warmup; ++i) {
     for (auto& seen : all) run_step(model, batch, gradients, seen);
@@ -106,6 +121,11 @@ Json strategy_json(const Measurement& seen) {
           {"replayed_ops", seen.replayed_ops},
           {"replayed_kernel_ms", seen.replayed_kernel_ms},
           {"bit_equal", seen.is_bit_equal}};
+  if (seen.planned)
+    json["plan"] = {{"peak_bytes", seen.planned->peak()},
+                    {"level_bytes", seen.planned->level},
+                    {"added_ms", seen.planned->plan.added_ms()},
+                    {"bound_ms", seen.planned->plan.bound_ms()}};
   if (seen.offload) json["offload"] = offload_json(*seen.offload);
   return json;
 }

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "apps/refrain/budget_strategy.h"
 #include "apps/refrain/json_file.h"
 #include "models/zoo.h"
 #include "refrain/bytes.h"
@@ -19,6 +20,7 @@ struct Measurement {
   int64_t replayed_ops = 0;
   double replayed_kernel_ms = 0.0;
   std::optional<OffloadStats> offload = {};  ///< of one step, if the strategy offloads
+  std::optional<PlannedBudget> planned = {};  ///< of a budget
   bool is_bit_equal = false;
 };
 
@@ -28,8 +30,12 @@ enum class Gradients {
   kThere,  ///< added to those of earlier steps, so that bytes are activations and what backward needs beside them
 };
 
+/// Whether budgets are strategies.
+enum class Budgets { kAllowed, kUnknown };
+
 /// "none", then each of `asked`, once; all of the model's if empty. @throws InvalidArgument on an unknown one.
-std::vector<Measurement> plan_strategies(models::TrainableModel& model, const std::vector<std::string>& asked);
+std::vector<Measurement> plan_strategies(models::TrainableModel& model, const std::vector<std::string>& asked,
+                                         Budgets budgets = Budgets::kUnknown);
 
 /// Sets `is_bit_equal` by one step of each.
 void verify(models::TrainableModel& model, const models::Batch& batch, std::vector<Measurement>& all);

@@ -11,6 +11,7 @@ namespace {
 
 constexpr const char* kJsonHelp = "write the result as JSON to this file; '-' for standard output";
 constexpr const char* kHtmlHelp = "draw the result as one HTML page to this file; '-' for standard output";
+constexpr const char* kBudgetHelp = "; budget:0.5 or budget:400MiB plans the whole step for a peak";
 constexpr int64_t kManySteps = 1'000'000'000;
 constexpr int kMostRanks = 1024;
 
@@ -57,8 +58,9 @@ void add_optimizer_option(CLI::App& command, std::string& optimizer) {
       ->capture_default_str();
 }
 
-void add_strategies_option(CLI::App& command, std::vector<std::string>& strategies) {
-  command.add_option("--strategies", strategies, "comma-separated; default: all of the model; 'none' is always run")
+/// @param more  for the help.
+void add_strategies_option(CLI::App& command, std::vector<std::string>& strategies, const std::string& more = "") {
+  command.add_option("--strategies", strategies, "comma-separated; default: all of the model; 'none' is always run" + more)
       ->delimiter(',');
 }
 
@@ -107,7 +109,7 @@ Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
   verify_ = app.add_subcommand("verify",
                                "Check that a strategy changes no bit: loss, gradients, buffers, weights, generator");
   add_model_options(*verify_, verify_args_.model, "model to check, or 'all'");
-  verify_->add_option("--strategy", verify_args_.strategy, "strategy to check, or 'all'")->capture_default_str();
+  verify_->add_option("--strategy", verify_args_.strategy, std::string("strategy to check, or 'all'") + kBudgetHelp)->capture_default_str();
   verify_->add_option("--steps", verify_args_.steps, "training steps to compare")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
@@ -115,7 +117,7 @@ Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
 
   bench_ = app.add_subcommand("bench", "Measure memory and time of strategies, against 'none', interleaved");
   add_model_options(*bench_, bench_args_.model, "model to measure");
-  add_strategies_option(*bench_, bench_args_.strategies);
+  add_strategies_option(*bench_, bench_args_.strategies, kBudgetHelp);
   bench_->add_option("--depths", bench_args_.depths, "comma-separated; a table for each depth (mlp, gpt, blocks, lstm)")
       ->delimiter(',')
       ->check(kSize);
@@ -146,7 +148,7 @@ Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
   add_model_options(*train_, train_args_.model, "model to train");
   train_->add_option("--data", train_args_.data, "text:FILE, cifar10:DIR, mnist:DIR or synthetic")
       ->capture_default_str();
-  train_->add_option("--strategy", train_args_.strategy, "what to checkpoint; auto: nothing, but keep to --memory-limit")
+  train_->add_option("--strategy", train_args_.strategy, std::string("what to checkpoint; auto: nothing, but keep to --memory-limit") + kBudgetHelp)
       ->capture_default_str();
   train_->add_option("--steps", train_args_.steps, "steps in all, those before --resume included")
       ->check(CLI::Range(int64_t{1}, kManySteps));
@@ -242,6 +244,14 @@ Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
       ->capture_default_str();
   add_document_options(*advise_, advise_args_.json, advise_args_.html);
 
+  profile_ = app.add_subcommand("profile", "Trace a training step for 'plan' and 'pareto': operators, times, lifetimes, exact bytes");
+  add_model_options(*profile_, profile_args_.model, "model to run");
+  profile_->add_option("-o,--output", profile_args_.output, "write the traced step to this JSON file")->required();
+  profile_->add_option("--iters", profile_args_.iters, "runs of the step; the last is traced, with the least time of each operator")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  profile_->add_option("--json", profile_args_.json, kJsonHelp);
+
   plan_ = app.add_subcommand("plan", "Plan what to drop and compute again so that a traced step keeps a budget of bytes");
   add_planner_options(*plan_, plan_args_);
   plan_->add_option("--budget", plan_args_.budget, "most bytes at any time, as 400MiB; or 0 to 1, from the least peak to the plain one")
@@ -274,6 +284,7 @@ int Commands::dispatch() const {
   if (*segments_) return run_segments(segments_args_);
   if (*max_batch_) return run_max_batch(max_batch_args_);
   if (*advise_) return run_advise(advise_args_);
+  if (*profile_) return run_profile(profile_args_);
   if (*plan_) return run_plan(plan_args_);
   if (*pareto_) return run_pareto(pareto_args_);
   return run_report(report_args_);

@@ -15,7 +15,7 @@ class Commands {
 
  private:
   CLI::App *env_, *verify_, *bench_, *explain_, *train_, *launch_, *compare_, *breakdown_, *timeline_, *segments_, *max_batch_,
-      *advise_, *plan_, *pareto_, *report_;
+      *advise_, *profile_, *plan_, *pareto_, *report_;
   EnvArgs env_args_;
   VerifyArgs verify_args_;
   BenchArgs bench_args_;
@@ -28,6 +28,7 @@ class Commands {
   SegmentsArgs segments_args_;
   MaxBatchArgs max_batch_args_;
   AdviseArgs advise_args_;
+  ProfileArgs profile_args_;
   PlanArgs plan_args_, pareto_args_;
   ReportArgs report_args_;
 };

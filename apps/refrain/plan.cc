@@ -2,9 +2,9 @@
 
 #include <fmt/format.h>
 
-#include <charconv>
 #include <variant>
 
+#include "apps/refrain/budget_strategy.h"
 #include "apps/refrain/commands.h"
 #include "apps/refrain/html_file.h"
 #include "apps/refrain/pareto_document.h"
@@ -27,22 +27,6 @@ T accepted(std::variant<T, FormatError> read, const std::string& file) {
 
 graph::Graph read_step(const std::string& file) {
   return accepted(graph::read_graph(read_file(file, "a traced step")), file);
-}
-
-/// Bytes, or a fraction: a plain number from 0 to 1.
-plan::Budget parse_budget(const std::string& text) {
-  double fraction = 0.0;
-  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), fraction);
-  if (error == std::errc() && rest == text.data() + text.size() && fraction >= 0.0 && fraction <= 1.0)
-    return plan::Budget::of_fraction(fraction);
-  try {
-    return plan::Budget::of_bytes(parse_bytes(text));
-  } catch (const InvalidArgument&) {
-    throw InvalidArgument(
-        fmt::format("--budget '{}': expected bytes, as 400MiB, or a part of the way from the least peak to "
-                    "the plain one, from 0 to 1, as 0.5",
-                    text));
-  }
 }
 
 plan::PlanOptions options_of(const PlanArgs& args, const graph::Graph& graph) {
@@ -125,7 +109,7 @@ PlanSeries plans_of(const std::string& solver, const PlanArgs& args, const graph
 int run_plan(const PlanArgs& args) {
   check_can_write(args.json, "--json");
   check_can_write(args.output, "--output");
-  const plan::Budget budget = parse_budget(args.budget);
+  const plan::Budget budget = parse_budget(args.budget, "--budget");
   const graph::Graph graph = read_step(args.file);
   const plan::Plan plan = plan::plan(graph, budget, options_of(args, graph));
   if (args.json != "-" && args.output != "-") {

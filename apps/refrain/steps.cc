@@ -9,6 +9,8 @@
 #include <mutex>
 #include <thread>
 
+#include "apps/refrain/budget_strategy.h"
+
 namespace refrain::cli {
 namespace {
 
@@ -39,7 +41,7 @@ std::unique_ptr<models::TrainableModel> build_model(const ModelArgs& args) {
 
 std::vector<std::string> choose_strategies(models::TrainableModel& model, const std::string& strategy) {
   if (strategy == "all") return model.strategies();
-  model.set_strategy(strategy);
+  set_model_strategy(model, strategy);
   return {strategy};
 }
 

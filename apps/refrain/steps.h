@@ -14,7 +14,7 @@ namespace refrain::cli {
 /// Sets the thread count, then builds the model.
 std::unique_ptr<models::TrainableModel> build_model(const ModelArgs& args);
 
-/// All of the model's strategies for "all", else just this one, checked.
+/// All of the model's strategies for "all", else just this one, checked; a budget too.
 std::vector<std::string> choose_strategies(models::TrainableModel& model, const std::string& strategy);
 
 /// @param kind  adam, adamw, or sgd with momentum 0.9.  @param lr  0: 0.001, for sgd 0.01.

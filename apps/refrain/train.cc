@@ -6,6 +6,7 @@
 #include <new>
 #include <optional>
 
+#include "apps/refrain/budget_strategy.h"
 #include "apps/refrain/data.h"
 #include "apps/refrain/failures.h"
 #include "apps/refrain/measure.h"
@@ -36,6 +37,7 @@ struct Run {
   std::unique_ptr<DataParallel<torch::nn::Module>> parallel = nullptr;
   Schedule schedule = {};
   int64_t first_step = 0, last_step = 0;
+  std::optional<MemoryBudgetStats> budget = std::nullopt;  ///< at the end, of strategy budget
   std::vector<float> losses = {};
   std::vector<double> step_ms = {};
   double total_ms = 0.0;
@@ -117,7 +119,7 @@ Run prepare(const TrainArgs& args, const ProcessGroupOptions& place) {
   run.model = build_model(args.model);
   if (run.is_auto() && !run.limit)
     throw InvalidArgument("--strategy auto: found no --memory-limit, which is what it keeps to; expected one, as '300MiB'");
-  run.model->set_strategy(run.is_auto() ? "none" : args.strategy);
+  set_model_strategy(*run.model, run.is_auto() ? "none" : args.strategy);
   run.data = open_data(args.data, *run.model, args.model.seed, args.epochs > 0 ? Order::kByEpoch : Order::kRandom);
   run.optimizer = make_optimizer(args.optimizer, args.lr, run.model->module());
   run.scaler = make_scaler(*run.model);
@@ -175,6 +177,11 @@ float step(Run& run) {
 void train(Run& run) {
   std::optional<MemoryLimit> limit;
   std::optional<MemoryCap> cap;  // a limit of its own, which it lifts to bring back what has left
+  std::unique_ptr<MemoryBudget> budget;
+  if (is_budget(run.args.strategy)) {
+    const auto asked = budget_of(run.args.strategy);
+    budget = asked.fraction < 0 ? std::make_unique<MemoryBudget>(asked.bytes) : std::make_unique<MemoryBudget>(asked.fraction);
+  }
   if (run.is_auto()) {
     cap.emplace(*run.limit);
   } else if (run.limit) {
@@ -195,6 +202,7 @@ void train(Run& run) {
     const bool is_due = run.args.save_every > 0 && run.steps_done() % run.args.save_every == 0;
     if (is_due && run.steps_done() < run.last_step) save(run);
   }
+  if (budget) run.budget = budget->stats();
 }
 
 /// @param failure  empty if the run ended well.
@@ -210,6 +218,11 @@ Json report(const Run& run, const std::string& failure) {
   json["model"] = run.model->name();
   json["config"] = config_json(*run.model);
   if (const auto* store = run.model->offload_store()) json["offload"] = offload_json(store->stats());
+  if (run.budget)
+    json["budget"] = {{"traced_steps", run.budget->traced_steps},
+                      {"planned_steps", run.budget->planned_steps},
+                      {"mismatched_steps", run.budget->mismatched_steps},
+                      {"planning_ms", run.budget->planning_ms}};
   json["data"] = run.args.data;
   json["strategy"] = run.args.strategy;
   json["optimizer"] = run.args.optimizer.empty() ? "adamw" : run.args.optimizer;

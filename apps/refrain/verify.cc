@@ -5,9 +5,12 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <optional>
 
+#include "apps/refrain/budget_strategy.h"
 #include "apps/refrain/steps.h"
 #include "apps/refrain/table.h"
+#include "refrain/memory.h"
 #include "refrain/tape.h"
 
 namespace refrain::cli {
@@ -42,7 +45,7 @@ void descend(torch::nn::Module& module) {
 
 Trace run_steps(models::TrainableModel& model, const models::Batch& batch, const std::string& strategy, int steps) {
   auto& module = model.module();
-  model.set_strategy(strategy);
+  set_model_strategy(model, strategy);
   Trace trace;
   auto keep = [&](std::string what, const torch::Tensor& t) {
     trace.emplace_back(std::move(what), t.defined() ? t.detach().clone() : t);
@@ -95,8 +98,16 @@ std::vector<VerifyResult> verify_strategies(models::TrainableModel& model, const
   std::vector<VerifyResult> results;
   for (const auto& strategy : strategies) {
     before.restore();
+    std::optional<MemoryBudget> budget;
+    if (is_budget(strategy)) {
+      set_model_strategy(model, strategy);
+      budget.emplace(plan_budget(strategy, [&] { model.loss(batch).backward(); }, model.name()).plan);
+      drop_gradients(model.module());
+      before.restore();
+    }
     const int64_t replayed = tape_stats().replayed_ops;
     const Trace other = run_steps(model, batch, strategy, steps);
+    budget.reset();
     VerifyResult result{strategy, static_cast<int64_t>(plain.size()), tape_stats().replayed_ops - replayed, {}};
     for (size_t i = 0; i < plain.size(); ++i) {
       if (is_bit_equal(plain[i].second, other[i].second)) continue;
@@ -110,6 +121,7 @@ std::vector<VerifyResult> verify_strategies(models::TrainableModel& model, const
 
 int run_verify(const VerifyArgs& args) {
   check_can_write(args.json, "--json");
+  if (is_budget(args.strategy)) install_memory_tracking();
   const auto names = args.model.name == "all" ? models::model_names() : std::vector<std::string>{args.model.name};
   Table table({"model", "strategy", "tensors", "replayed ops", "largest difference", "bit-equal"});
   Json report = Json::array();

@@ -3,36 +3,46 @@
 #include <c10/util/Exception.h>
 #include <c10/util/hash.h>
 
+#include <algorithm>
 #include <chrono>
+#include <optional>
+#include <utility>
 
+#include "graph/json.h"
 #include "tape/for_each_tensor.h"
 
 namespace refrain::budget {
 namespace {
 
-uint64_t kind_of(const tape::OpTraits& traits, const torch::jit::Stack& stack) {
+/// Of all that it reads, with its name; none if it reads no tensor.
+std::optional<uint64_t> sizes_of(const tape::OpTraits& traits, const torch::jit::Stack& stack) {
   size_t key = std::hash<std::string>()(traits.name());
+  bool reads = false;
   tape::for_each_tensor(stack.data() + (stack.size() - traits.num_args), traits.num_args,
                         [&](const at::Tensor& tensor, size_t, int32_t) {
-                          if (tensor.defined() && tape::has_plain_storage(tensor))
-                            for (const auto size : tensor.sizes()) key = c10::hash_combine(key, static_cast<size_t>(size));
+                          if (!tensor.defined() || !tape::has_plain_storage(tensor)) return;
+                          reads = true;
+                          for (const auto size : tensor.sizes()) key = c10::hash_combine(key, static_cast<size_t>(size));
                         });
-  return key;
+  return reads ? std::optional<uint64_t>(key) : std::nullopt;
 }
 
 }  // namespace
 
 BudgetedStep::BudgetedStep(const StepPlan& plan) : budget_(), may_trace_(false) {
-  add(0, std::shared_ptr<const StepPlan::State>(std::make_shared<StepPlan>(plan), &plan.state()));
-  running_ = &kinds_.begin()->second;
+  add(std::shared_ptr<const StepPlan::State>(std::make_shared<StepPlan>(plan), &plan.state()));
+  running_ = last_;
 }
 
-void BudgetedStep::add(uint64_t kind, std::shared_ptr<const StepPlan::State> state) {
-  auto& made = kinds_[kind];
-  made.state = std::move(state);
-  made.plan = &made.state->plan;
-  made.step = std::make_unique<tape::PlannedStep>(made.state->graph, made.plan->schedule);
-  last_ = &made;
+int BudgetedStep::add(std::shared_ptr<const StepPlan::State> state) {
+  auto made = std::make_unique<Kind>();
+  made->fingerprint = graph::fingerprint(state->graph);
+  made->state = std::move(state);
+  made->plan = &made->state->plan;
+  made->step = std::make_unique<tape::PlannedStep>(made->state->graph, made->plan->schedule);
+  last_ = made.get();
+  kinds_.push_back(std::move(made));
+  return static_cast<int>(kinds_.size()) - 1;
 }
 
 tape::StepListener* BudgetedStep::active() const {
@@ -40,20 +50,30 @@ tape::StepListener* BudgetedStep::active() const {
   return running_ ? running_->step.get() : nullptr;
 }
 
-void BudgetedStep::before(const tape::OpTraits& traits, const torch::jit::Stack& stack) {
-  if (may_trace_ && !tracer_ && !(running_ && running_->step->is_under_way())) {
-    running_ = nullptr;
-    if (first_operator_.empty() || traits.name() == first_operator_) {
-      const auto kind = kind_of(traits, stack);
-      if (const auto known = kinds_.find(kind); known != kinds_.end()) {
-        running_ = last_ = &known->second;
-      } else if (kinds_.size() < kMostKinds) {
-        traced_kind_ = kind;
-        first_operator_ = traits.name();
-        tracer_ = std::make_unique<tape::StepTracer>();
-      }
-    }
+int BudgetedStep::guess() const {
+  if (const auto known = known_.find(situation_); known != known_.end()) return known->second;
+  const auto last = last_of_sizes_.find(situation_.sizes);
+  return last == last_of_sizes_.end() ? kToTrace : last->second;
+}
+
+void BudgetedStep::begin_step(const tape::OpTraits& traits, const torch::jit::Stack& stack) {
+  running_ = nullptr;
+  if (!first_operator_.empty() && traits.name() != first_operator_) return;
+  const auto sizes = sizes_of(traits, stack);
+  if (!sizes) return;
+  situation_ = {*sizes, before_, row_};
+  has_begun_ = true;
+  const int kind = guess();
+  if (kind >= 0) {
+    running_ = last_ = kinds_[static_cast<size_t>(kind)].get();
+  } else if (kinds_.size() < kMostKinds) {
+    first_operator_ = traits.name();
+    tracer_ = std::make_unique<tape::StepTracer>();
   }
+}
+
+void BudgetedStep::before(const tape::OpTraits& traits, const torch::jit::Stack& stack) {
+  if (may_trace_ && !tracer_ && !(running_ && running_->step->is_under_way())) begin_step(traits, stack);
   if (auto* listener = active()) listener->before(traits, stack);
 }
 
@@ -83,40 +103,65 @@ void BudgetedStep::dropped(tape::TapeLock& lock, tape::Value& value) {
 
 void BudgetedStep::plan_traced() {
   tracer_->finish();
+  auto graph = std::move(tracer_->graph());
   plan::PlanOptions options;
   options.bound = false;
-  options.starts.push_back(tracer_->schedule());
-  auto graph = std::move(tracer_->graph());
+  options.starts.push_back(std::move(tracer_->schedule()));
   tracer_.reset();
   ++traced_;
+  const auto fingerprint = graph::fingerprint(graph);
+  const auto same = std::find_if(kinds_.begin(), kinds_.end(), [&](const auto& kind) { return kind->fingerprint == fingerprint; });
+  if (same != kinds_.end()) {
+    last_ = same->get();
+    return note_end(static_cast<int>(same - kinds_.begin()));
+  }
   const auto start = std::chrono::steady_clock::now();
   auto plan = plan::plan(graph, budget_, options);
   planning_ms_ += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
-  add(traced_kind_, std::make_shared<const StepPlan::State>(StepPlan::State{std::move(graph), std::move(plan)}));
+  note_end(add(std::make_shared<const StepPlan::State>(StepPlan::State{std::move(graph), std::move(plan)})));
+}
+
+void BudgetedStep::note_end(int kind) {
+  if (kind >= 0 && guess() != kind) known_[situation_] = kind;
+  if (kind >= 0) last_of_sizes_[situation_.sizes] = kind;
+  row_ = kind == before_ ? std::min(row_ + 1, kLongestRow) : 1;
+  before_ = kind;
+}
+
+void BudgetedStep::note_mismatch(const Kind* kind) {
+  ++mismatched_;
+  if (first_mismatch_.empty() && kind) first_mismatch_ = kind->step->counters().first_mismatch;
+  if (first_mismatch_.empty()) first_mismatch_ = "the step left the plan before anything had left memory";
+  if (!std::exchange(has_warned_, true))
+    TORCH_WARN("[refrain::MemoryBudget] a step is not the one that was planned for: ", first_mismatch_,
+               ". It runs unplanned; results are right, but it may take more memory or time. Said once.");
 }
 
 void BudgetedStep::step_ended() {
+  const bool has_begun = std::exchange(has_begun_, false);
   if (tracer_) return plan_traced();
-  if (!running_) return;
-  running_->step->step_ended();
-  const auto& counters = running_->step->counters();
-  if (counters.mismatched > 0 && !std::exchange(has_warned_, true))
-    TORCH_WARN("[refrain::MemoryBudget] a step is not the one that was planned for: ", counters.first_mismatch,
-               ". It runs unplanned; results are right, but it may take more memory or time. Said once.");
-  if (may_trace_) running_ = nullptr;
+  if (may_trace_ && !has_begun) return;
+  auto* const kind = running_;
+  const auto planned_before = kind ? kind->step->counters().planned : 0;
+  if (kind) kind->step->step_ended();
+  const bool is_planned = kind && kind->step->counters().planned > planned_before;
+  if (is_planned)
+    ++planned_;
+  else
+    note_mismatch(kind);
+  if (!may_trace_) return;
+  running_ = nullptr;
+  if (!is_planned) known_[situation_] = kToTrace;
+  const auto is_this = [&](const auto& known) { return known.get() == kind; };
+  note_end(is_planned ? static_cast<int>(std::find_if(kinds_.begin(), kinds_.end(), is_this) - kinds_.begin()) : kNoKind);
 }
 
 MemoryBudgetStats BudgetedStep::stats() const {
-  MemoryBudgetStats stats;
-  stats.traced_steps = traced_;
-  stats.planning_ms = planning_ms_;
-  for (const auto& [number, kind] : kinds_) {
-    const auto& counters = kind.step->counters();
-    stats.planned_steps += counters.planned;
-    stats.mismatched_steps += counters.mismatched;
-    if (stats.first_mismatch.empty()) stats.first_mismatch = counters.first_mismatch;
-  }
-  return stats;
+  return {.traced_steps = traced_,
+          .planned_steps = planned_,
+          .mismatched_steps = mismatched_,
+          .first_mismatch = first_mismatch_,
+          .planning_ms = planning_ms_};
 }
 
 }  // namespace refrain::budget

@@ -2,6 +2,8 @@
 
 #include <map>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "budget/step_state.h"
 #include "tape/planned_step.h"
@@ -9,8 +11,11 @@
 
 namespace refrain::budget {
 
-/// Traces the first step of each kind, plans for it, and runs the next ones by that plan. A step is known by its first operator and the sizes that
-/// this reads.
+/// Traces the first step of each kind, plans for it, and runs the next ones by that plan.
+///
+/// Which kind a step will be is guessed at its first operator that reads a tensor, from the sizes of these and from the kinds of the steps before: as it was
+/// last time after these, else that of the last step of those sizes. A guess that turns out wrong is corrected: the next step in that situation is
+/// traced. So micro-batches, whose first one makes gradients and whose others add to them, are all planned for from the third cycle on at the latest.
 /// Threads: the one that makes it.
 class BudgetedStep final : public tape::StepListener {
  public:
@@ -32,26 +37,48 @@ class BudgetedStep final : public tape::StepListener {
 
  private:
   static constexpr size_t kMostKinds = 16;
+  static constexpr int kLongestRow = 64;
+
+  /// What is known when a step begins.
+  struct Situation {
+    uint64_t sizes = 0;        ///< of what the first operator reads, with its name
+    int before = kNoKind;      ///< kind of the last step
+    int row = 0;               ///< how many of that kind in a row, at most `kLongestRow`
+    auto operator<=>(const Situation&) const = default;
+  };
+  static constexpr int kNoKind = -1;
+  static constexpr int kToTrace = -2;
 
   struct Kind {
+    std::string fingerprint;  ///< of the graph
     std::shared_ptr<const StepPlan::State> state;
     const plan::Plan* plan = nullptr;
     std::unique_ptr<tape::PlannedStep> step;
   };
-  void add(uint64_t kind, std::shared_ptr<const StepPlan::State> state);
+  /// @return its number.
+  int add(std::shared_ptr<const StepPlan::State> state);
+  void begin_step(const tape::OpTraits& traits, const torch::jit::Stack& stack);
+  int guess() const;
   void plan_traced();
+  void note_end(int kind);
+  void note_mismatch(const Kind* kind);
   tape::StepListener* active() const;
 
   const plan::Budget budget_;
   const bool may_trace_;
-  std::map<uint64_t, Kind> kinds_;
+  std::vector<std::unique_ptr<Kind>> kinds_;
+  std::map<Situation, int> known_;           ///< kinds that came in a situation, where the default was wrong; or `kToTrace`
+  std::map<uint64_t, int> last_of_sizes_;    ///< kind of the last step
   std::string first_operator_;               ///< all kinds of steps begin with it
   std::unique_ptr<tape::StepTracer> tracer_;
-  uint64_t traced_kind_ = 0;
+  Situation situation_;                      ///< of this step, once it has begun
+  bool has_begun_ = false;
+  int before_ = kNoKind, row_ = 0;
   Kind* running_ = nullptr;
   Kind* last_ = nullptr;
   bool has_warned_ = false;
-  int64_t traced_ = 0;
+  int64_t traced_ = 0, planned_ = 0, mismatched_ = 0;
+  std::string first_mismatch_;
   double planning_ms_ = 0.0;
 };
 

@@ -20,6 +20,7 @@ namespace {
 /// Guarded by the tape's lock but for `gone`.
 struct Cap {
   int open = 0;
+  bool closing = false;  ///< nothing leaves any more
   std::vector<Value*> evicted;
   EvictedClasses classes;
   StepHistory history;
@@ -53,7 +54,7 @@ bool is_source(const Value& value) { return !value.producer || !value.region || 
 
 // Whether a source still has the bytes that `ref` read.
 bool is_readable(const Value& source, const ArgRef& ref) {
-  if (source.unknown || source.gradient) return false;
+  if (source.unknown || source.gradient || source.writers > 0) return false;
   if (ref.version_moved() && !source.private_copy) return false;
   return static_cast<bool>(resident(source));
 }
@@ -197,6 +198,14 @@ void add_dependents(TapeLock& lock, const Value* source, std::vector<Value*>& de
   }
 }
 
+// What cannot come back stays as it is.
+void try_bring_back_one(Value* value) {
+  try {
+    bring_back({value});
+  } catch (...) {
+  }
+}
+
 void release_all(std::vector<Value*>& values) {
   if (values.empty()) return;
   TapeLock lock;
@@ -245,19 +254,22 @@ void close_cap() {
       return;
     }
     collect_gone(lock);
+    cap().closing = true;
     left = cap().evicted;
     for (auto* value : left) retain(value);
   }
   try {
     bring_back(left);
   } catch (...) {
-    // there is no room even without the limit: they stay as they are
+    // not all at once: there may be no room, even without the limit
+    for (auto* value : left) try_bring_back_one(value);
   }
   release_all(left);
   {
     TapeLock lock;
     settle(lock, ThreadState::get());
     cap().open = 0;
+    cap().closing = false;
     auto* region = lock.tape().cap.exchange(nullptr);
     region->active = false;
     for (auto* value : region->values) {
@@ -283,7 +295,7 @@ bool is_evictable(const Value& value) {
 
 bool evict(TapeLock& lock, Value* value) {
   auto storage = value->storage.lock();
-  if (!storage) return false;
+  if (!storage || cap().closing) return false;
   auto& data = storage->_mutable_data_ptr_no_checks();
   if (value->armed) disarm(value, storage.get());
   if (has_barrier(storage.get()) || !is_tracked(data) || !secure(lock, value->producer)) {
@@ -491,10 +503,13 @@ Operands::Operands(const OpTraits& traits, const torch::jit::Stack& stack)
       retain(value);
       missing_.push_back(value);
     }
-    const bool others_need_it = value->needed > 0 || (value->fixed && value->producer && value->producer->secured > 0);
-    if (!others_need_it ||
-        std::none_of(traits.writes.begin(), traits.writes.end(), [&](const auto& write) { return write.arg == arg; }))
+    if (std::none_of(traits.writes.begin(), traits.writes.end(), [&](const auto& write) {
+          return write.arg == arg && (write.only_if_true < 0 || args[write.only_if_true].toBool());
+        }))
       return;
+    ++value->writers;  // what would need it again does not leave from now on
+    overwritten_.push_back(value);
+    if (value->needed == 0 && !(value->fixed && value->producer && value->producer->secured > 0)) return;
     const auto first = missing_.size();
     add_dependents(lock, value, missing_);
     for (auto i = first; i < missing_.size(); ++i) {  // once back, they must not leave before it is overwritten
@@ -510,6 +525,7 @@ Operands::~Operands() {
   ThreadState::get().operands_of = outer_;
   if (values_.empty() && missing_.empty()) return;
   TapeLock lock;
+  for (auto* value : overwritten_) --value->writers;
   for (auto* value : values_) {
     --value->locks;
     touch(lock, value);

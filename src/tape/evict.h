@@ -68,6 +68,7 @@ class Operands {
  private:
   const OpTraits* const outer_;
   c10::SmallVector<Value*, 6> values_;    ///< owned, locked
+  c10::SmallVector<Value*, 2> overwritten_;  ///< among `values_`
   std::vector<Value*> missing_;           ///< owned
   std::vector<Value*> written_;           ///< among `values_`: parameters that evicted values are computed from
 };

@@ -90,7 +90,8 @@ class BarrierPause {
 
 // Whether the bytes of this leaf must be copied before an operator overwrites them, as policy and bound allow.
 bool should_copy(TapeLock& lock, const Value& value, int32_t own_refs) {
-  if (!value.is_leaf() || value.op_refs <= own_refs || value.lost || value.parked) return false;
+  const bool from_outside = value.is_leaf() || (value.region && value.region->cap && value.producer);
+  if (!from_outside || value.op_refs <= own_refs || value.lost || value.parked) return false;
   auto& tape = lock.tape();
   return tape.leaf_write_policy == LeafWritePolicy::kCopy &&
          tape.stats.leaf_copy_bytes + static_cast<int64_t>(value.nbytes) <= tape.max_leaf_copy_bytes;
@@ -310,11 +311,10 @@ class Recording {
     }
     const bool discard = traits_.pure_inplace && leaves_only;
     for (auto& write : writes_) {
-      if (write.produces) continue;
       auto* value = find_value(lock, write.storage.unsafeGetStorageImpl());
-      if (!value || value->unknown) continue;
+      if (!value || value->unknown || (write.produces && value->is_leaf())) continue;
       int32_t own = 0;
-      if (discard)
+      if (discard && !region_->cap)
         for (const auto& ref : op_->refs_in) own += ref.value == value;
       write.copy_wanted = should_copy(lock, *value, own);
     }
@@ -492,7 +492,7 @@ class Recording {
     after->pins = before->pins;
     after->saved |= before->saved;  // the bytes kept are now these: the same memory, and more of the work in them
     retain(after);
-    overwritten(lock, before, {}, after);
+    overwritten(lock, before, std::move(write.copy), after);
     map_value(lock, after, impl, true);
     arm(after, impl);
     lock.release(after);

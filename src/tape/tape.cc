@@ -264,7 +264,12 @@ Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* af
   } else {
     before->lost = before->unknown;
     before->unknown = false;
-    lock.discard(std::move(before->held));
+    lock.discard(std::exchange(before->held, std::move(copy)));
+    if (before->held) {
+      before->private_copy = true;
+      ++lock.tape().stats.leaf_copies;
+      lock.tape().stats.leaf_copy_bytes += static_cast<int64_t>(before->nbytes);
+    }
   }
   if (before->slots && !after && storage) {
     // The tape did not see what was written: the new bytes are a leaf.

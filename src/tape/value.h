@@ -78,6 +78,7 @@ struct Value {
   bool gradient = false;      ///< a parameter's: not worth the whole step that would bring it back
   uint8_t rewrites = 0;       ///< times that its storage was overwritten by recorded operators
   int32_t locks = 0;          ///< operators and replay passes that use its bytes now
+  int32_t writers = 0;        ///< operators that run now and overwrite it
   int32_t pins = 0;
   int32_t needed = 0;         ///< evicted values' operators that read it, a source
   uint64_t last_use = 0;      ///< `Tape::next_seq` then

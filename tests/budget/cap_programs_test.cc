@@ -18,6 +18,7 @@
 /// REFRAIN_FUZZ_PROGRAMS=3000  programs to run
 /// REFRAIN_FUZZ_SEED=1         seed of the first; a failing seed with REFRAIN_FUZZ_PROGRAMS=1 runs that one again
 /// REFRAIN_FUZZ_PRINT=1        print programs that fail
+/// REFRAIN_FUZZ_SHRINK=20      make them smaller first, for so many seconds
 namespace refrain::fuzz {
 namespace {
 
@@ -199,7 +200,7 @@ class CapPrograms : public testing::Test {
 };
 
 // @returns what is wrong; "" if nothing is.
-std::string trial(const Program& program, Mode mode, uint64_t seed) {
+std::string trial(const Program& program, Mode mode, uint64_t seed, std::string* text = nullptr) {
   const Bytes level = memory_stats().current;
   Bytes peak = 0;
   {
@@ -211,7 +212,7 @@ std::string trial(const Program& program, Mode mode, uint64_t seed) {
     if (!differs.empty()) return "with nothing to leave: " + differs;
   }
   RandomCaps caps(seed, level, peak);
-  const Outcome ours = run(program, mode, nullptr, &caps);
+  const Outcome ours = run(program, mode, text, &caps);
   const std::string differs = compare(program, mode, ours);
   if (!differs.empty()) return differs;
   ++seen.equal;
@@ -219,6 +220,21 @@ std::string trial(const Program& program, Mode mode, uint64_t seed) {
   if (!ours.ran_out && ours.refused_steps.empty()) return "";
   // what was refused leaves nothing behind
   return compare(program, mode, run(program, mode));
+}
+
+// What failed, without numbers and names.
+std::string kind_of(const std::string& wrong) { return wrong.substr(0, std::min(wrong.find_first_of("0123456789"), wrong.find('`'))); }
+
+void print(const Program& program, Mode mode, uint64_t seed) {
+  const std::string wrong = trial(program, mode, seed);
+  const auto seconds = static_cast<double>(env_number("REFRAIN_FUZZ_SHRINK", 0));
+  const Program small = shrink(program, seconds, [&](const Program& candidate) {
+    const std::string its = trial(candidate, mode, seed);
+    return !its.empty() && kind_of(its) == kind_of(wrong);
+  });
+  std::string text;
+  const std::string its = trial(small, mode, seed, &text);
+  std::cout << refrain::fuzz::to_text(small) << "under caps:\n" << text << its << '\n';
 }
 
 TEST_F(CapPrograms, AreEqualToRunsWithout) {
@@ -240,7 +256,7 @@ TEST_F(CapPrograms, AreEqualToRunsWithout) {
       continue;
     }
     ++failures;
-    if (std::getenv("REFRAIN_FUZZ_PRINT")) std::cout << refrain::fuzz::to_text(program) << '\n';
+    if (std::getenv("REFRAIN_FUZZ_PRINT")) print(program, mode, seed);
     ADD_FAILURE() << "seed " << seed << (mode == Mode::kPlain ? ", regions as calls: " : ": ") << wrong;
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -57,7 +57,7 @@ class CliTest(unittest.TestCase):
 class HelpTest(CliTest):
     def test_help_everywhere_with_exit_codes(self):
         for command in ([], ["env"], ["verify"], ["bench"], ["explain"], ["train"], ["launch"], ["compare"], ["report"],
-                        ["segments"], ["max-batch"], ["advise"], ["breakdown"], ["timeline"]):
+                        ["segments"], ["max-batch"], ["advise"], ["breakdown"], ["timeline"], ["profile"], ["plan"], ["pareto"]):
             self.assertIn("Exit codes:", self.succeed(*command, "--help"))
 
     def test_version(self):
@@ -984,6 +984,84 @@ class VerifyAndBenchTest(CliTest):
         self.assertEqual(report["self_test"], "ok")
         self.assertGreater(report["cores"], 0)
         self.assertIn("gpt", report["models"])
+
+
+class BudgetTest(CliTest):
+    """profile, plan, explain, pareto of a real step; strategies budget:..."""
+
+    MODEL = ["gptsmall", "--depth", "2", "--batch", "8", "--seq", "32", "--threads", "1"]
+
+    def test_profile_plan_explain_pareto(self):
+        step, plan = self.dir / "step.json", self.dir / "plan.json"
+        text = self.succeed("profile", *self.MODEL, "-o", step)
+        self.assertRegex(text, r"\Agptsmall, 256 tokens a step: \d+ operators, [\d.]+ ms, of that \d+ % in backward\n")
+        self.assertIn("values can leave", text)
+        self.assertIn("peak", text)
+        profile = json.loads(self.succeed("profile", *self.MODEL, "--iters", 1, "-o", step, "--json", "-"))
+        self.assertEqual((profile["kind"], profile["version"], profile["model"]), ("profile", 1, "gptsmall"))
+        self.assertGreater(profile["evictable_bytes"], 0)
+        self.assertLess(profile["evictable_values"], profile["values"])
+        self.assertEqual(len(profile["holders"]), 8)
+        graph = json.loads(step.read_text())
+        self.assertEqual((graph["kind"], len(graph["ops"])), ("graph", profile["operators"]))
+
+        planned = json.loads(self.succeed("plan", step, "--budget", 0.5, "-o", plan, "--json", "-"))
+        self.assertEqual((planned["is_feasible"], planned["plain_peak_bytes"]), (True, profile["peak_bytes"]))
+        self.assertLess(planned["peak_bytes"], profile["peak_bytes"])
+        explained = json.loads(self.succeed("explain", plan, "--json", "-"))
+        self.assertEqual(explained["peak_bytes"], planned["peak_bytes"])
+        self.assertEqual(explained["recomputed_ops"], planned["recomputed_ops"])
+        self.assertGreater(explained["dropped_values"], 0)
+        points = json.loads(self.succeed("pareto", step, "--points", 3, "--json", "-"))["points"]
+        self.assertEqual(points[-1]["peak_bytes"], profile["peak_bytes"])
+        self.assertEqual(sorted(p["peak_bytes"] for p in points), [p["peak_bytes"] for p in points])
+
+    def test_bench_has_the_planned_peak(self):
+        strategies = "budget:1.0,budget:0.5,budget:0.0"
+        text = self.succeed("bench", *self.MODEL, "--iters", 1, "--warmup", 0, "--strategies", strategies)
+        self.assertIn("planned peak", text)
+        report = json.loads(self.succeed("bench", *self.MODEL, "--iters", 2, "--strategies", strategies, "--json", "-"))
+        plain, *budgets = report["strategies"]
+        self.assertEqual([b["name"] for b in budgets], strategies.split(","))
+        self.assertNotIn("plan", plain)
+        for budget in budgets:
+            self.assertTrue(budget["bit_equal"])
+            self.assertEqual(budget["peak_bytes"], budget["plan"]["peak_bytes"])
+        peaks = [b["peak_bytes"] for b in budgets]
+        self.assertEqual(peaks, sorted(peaks, reverse=True))
+        self.assertLess(peaks[1], plain["peak_bytes"])
+        limit = (peaks[1] + peaks[2]) // 2
+        _, by_bytes = json.loads(self.succeed("bench", *self.MODEL, "--iters", 1, "--strategies", f"budget:{limit}", "--json", "-"))["strategies"]
+        self.assertLessEqual(by_bytes["peak_bytes"], limit)
+
+    def test_verify(self):
+        report = json.loads(self.succeed("verify", *self.MODEL, "--strategy", "budget:0.2", "--json", "-"))
+        (result,) = report["results"]
+        self.assertEqual((result["strategy"], result["bit_equal"], result["differences"]), ("budget:0.2", True, []))
+
+    def test_train(self):
+        reports = {}
+        for strategy in ("none", "budget:0.3"):
+            reports[strategy] = json.loads(self.succeed("train", *self.MODEL, "--steps", 4, "--strategy", strategy, "--json", "-"))
+        plain, budget = reports["none"], reports["budget:0.3"]
+        self.assertEqual(budget["loss_bits"], plain["loss_bits"])
+        self.assertEqual((budget["budget"]["traced_steps"], budget["budget"]["planned_steps"], budget["budget"]["mismatched_steps"]), (1, 3, 0))
+        self.assertNotIn("budget", plain)
+        limit = plain["peak_bytes"] * 8 // 10
+        within = json.loads(self.succeed("train", *self.MODEL, "--steps", 4, "--strategy", f"budget:{limit}", "--json", "-"))
+        self.assertLessEqual(within["peak_bytes"], limit)
+        self.assertEqual(within["loss_bits"], plain["loss_bits"])
+
+    def test_bad_input(self):
+        self.refuse("profile", *self.MODEL, says="--output is required")
+        self.refuse("profile", *self.MODEL, "-o", self.dir, says="--output")
+        self.refuse("profile", "gpd", "-o", self.dir / "x", says="model 'gpd'")
+        self.refuse("profile", *self.MODEL, "--iters", 0, "-o", self.dir / "x", says="--iters")
+        for budget in ("budget:", "budget:1.5", "budget:-1", "budget:much", "budget:0.5x"):
+            for command in (["bench", "--strategies"], ["verify", "--strategy"], ["train", "--steps", "1", "--strategy"]):
+                self.refuse(command[0], *self.MODEL, *command[1:], budget, says=(f"strategy '{budget}'", "from 0 to 1"))
+        self.refuse("bench", *self.MODEL, "--strategies", "budget:1KiB", says=("strategy 'budget:1KiB'", "raise it"))
+        self.refuse("advise", *self.MODEL, "--memory-limit", "9MiB", "--strategies", "budget:0.5", says="strategy 'budget:0.5'")
 
 
 class MemoryTest(CliTest):

@@ -217,9 +217,9 @@ void ProgramRun::record(Outcome& outcome, const std::string& name, const Tensor&
   Record entry{name, "undefined", "", gradient};
   if (t.defined()) {
     at::NoGradGuard no_grad;
-    const Tensor plain = t.detach().resolve_conj().resolve_neg().contiguous();
-    entry.shape = shape_of(plain);
+    entry.shape = shape_of(t);
     try {
+      const Tensor plain = t.detach().resolve_conj().resolve_neg().contiguous();
       const PinScope pin(plain);
       entry.bytes.assign(static_cast<const char*>(plain.const_data_ptr()), plain.nbytes());
     } catch (const c10::Error& error) {
@@ -340,10 +340,8 @@ Outcome run(const Program& program, Mode mode, std::string* text, Surroundings* 
     ProgramRun run(program, mode, text, surroundings);
     run.run(outcome);
   }
-  if (!outcome.error.empty()) {
-    // The engine's ready queue keeps tensors of a failed backward until the next one starts.
-    at::ones({1}).requires_grad_().sum().backward();
-  }
+  // The engine's ready queue keeps tensors of a failed backward, one inside a step too, until the next one starts.
+  at::ones({1}).requires_grad_().sum().backward();
   if (surroundings != nullptr) surroundings->end();
   const TapeStats after = tape_stats();
   outcome.leaked_bytes = memory.current();

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -132,6 +133,8 @@ Judgement judge(const Program& program);
 
 /// Drops steps, options of regions and backwards, and unwraps blocks, while the program still fails; at most `seconds`.
 Program shrink(Program program, double seconds);
+/// The same for another way to fail.
+Program shrink(Program program, double seconds, const std::function<bool(const Program&)>& fails);
 
 /// Readable text of a plain run, or of the twin if plain autograd refuses the program.
 std::string to_text(const Program& program);

@@ -73,8 +73,9 @@ std::string without_unused_inputs(const std::string& text) {
 
 class Shrinking {
  public:
-  Shrinking(Program program, double seconds)
+  Shrinking(Program program, double seconds, const std::function<bool(const Program&)>& fails)
       : program_(std::move(program)),
+        fails_(fails),
         end_(Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds))) {}
 
   Program run() {
@@ -92,7 +93,7 @@ class Shrinking {
   bool out_of_time() const { return Clock::now() > end_; }
 
   bool accept_if_it_fails(Program candidate) {
-    if (judge(candidate).verdict != Verdict::kFailed) return false;
+    if (!fails_(candidate)) return false;
     program_ = std::move(candidate);
     return true;
   }
@@ -162,12 +163,20 @@ class Shrinking {
   }
 
   Program program_;
+  const std::function<bool(const Program&)>& fails_;
   const Clock::time_point end_;
 };
 
 }  // namespace
 
-Program shrink(Program program, double seconds) { return Shrinking(std::move(program), seconds).run(); }
+Program shrink(Program program, double seconds, const std::function<bool(const Program&)>& fails) {
+  return Shrinking(std::move(program), seconds, fails).run();
+}
+
+Program shrink(Program program, double seconds) {
+  return shrink(std::move(program), seconds,
+                [](const Program& candidate) { return judge(candidate).verdict == Verdict::kFailed; });
+}
 
 std::string to_text(const Program& program) {
   const std::string title =

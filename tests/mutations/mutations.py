@@ -1,4 +1,4 @@
-"""Ways to break the tape. `rule` is the number in docs/design/tape.md, "policy", "offload", "amp" or "rerun"; `edits` are (file under src, text, replacement);
+"""Ways to break the tape. `rule` is the number in docs/design/tape.md, "policy", "offload", "amp", "cap", "budget" or "rerun"; `edits` are (file under src, text, replacement);
 `tests`, each a test program or "program:filter", run first."""
 
 
@@ -13,6 +13,10 @@ POLICY, RERUN, SURROUNDINGS, TRACE = "tape/policy.cc", "tape/rerun.cc", "tape/su
 DISK = "offload/disk_store.cc"
 AUTOCAST, SCALER = "train/autocast_scope.cc", "train/grad_scaler.cc"
 INPUTS, PARTITION, ARENA = "tape/region_inputs.cc", "train/partitioned_inputs.cc", "train/input_arena.cc"
+EVICT, HISTORY, QUEUE, ROOM = "tape/evict.cc", "tape/step_history.cc", "budget/eviction_queue.cc", "budget/room_maker.cc"
+TRACER, PLANNED = "tape/step_tracer.cc", "tape/planned_step.cc"
+CAP = ["memory_cap_test", "cap_programs_test"]
+BUDGET = ["memory_budget_test"]
 
 MUTATIONS = [
     m(1, "a changed leaf is replayed without a word",
@@ -327,4 +331,29 @@ MUTATIONS = [
     m("amp", "float16 gradients are divided", (SCALER, "gradient.scalar_type() == at::kHalf", "false"), tests=["amp_test"]),
     m("amp", "a loaded state leaves the count as it was",
       (SCALER, "  growth_tracker_.fill_(growth_tracker_value_);\n", ""), tests=["amp_test"]),
+    m("cap", "a source that has changed counts as the old one",
+      (EVICT, "  if (ref.version_moved() && !source.private_copy) return false;\n", ""), tests=CAP),
+    m("cap", "gradients of parameters leave", (EVICT, "  value->gradient = true;\n", ""), tests=CAP),
+    m("cap", "a source is overwritten before what needs it came back",
+      (EVICT, "    add_dependents(lock, value, missing_);\n", ""), tests=CAP),
+    m("cap", "a loss costs all that was computed from it",
+      (EVICT, "      forget_lost(lock, found);\n", ""), tests=CAP),
+    m("cap", "sources are not held", (EVICT, "          hold(lock, ref.value);\n          ++ref.value->needed;", "          ++ref.value->needed;"),
+      tests=CAP),
+    m("cap", "bytes that left are read as they are", (EVICT, "    if (value->evicted && !traits.only_metadata) {", "    if (false) {"), tests=CAP),
+    m("cap", "the running operator's operands are not locked", (EVICT, "    retain(value);\n    ++value->locks;\n    value->last_use = now;", "    retain(value);\n    value->last_use = now;"),
+      (EVICT, "    --value->locks;\n    touch(lock, value);\n    lock.release(value);", "    touch(lock, value);\n    lock.release(value);"), tests=CAP),
+    m("cap", "pinned values leave", (EVICT, "value.locks == 0 && value.pins == 0 &&", "value.locks == 0 &&"), tests=CAP),
+    m("cap", "memory does not tell", (TAPE, "  Block::of(data.get()).owner.store(value);\n  value->tagged = true;", ""), tests=CAP),
+    m("cap", "replays trip over the pointer barrier", (REPLAYER, "      const BarriersLifted lifted(storages);\n", ""), tests=CAP + BUDGET),
+    m("cap", "the next use is the last one", (HISTORY, "return next == end ? kNever : next->at - now;", "return next == end ? 1 : kNever;"), tests=CAP),
+    m("cap", "another step is taken for the known one", (HISTORY, "(at < step.operators.size() && step.operators[at] == &traits)", "true"), tests=CAP),
+    m("cap", "time is not bounded", (ROOM, "  if (static_cast<double>(step.again_ns) <= allowed) return;", "  return;"), tests=CAP),
+    m("budget", "what a value is computed from may die before it",
+      (TRACER, "sources_last[static_cast<size_t>(known.producer)] >= known.death", "true"), tests=BUDGET),
+    m("budget", "workspace is forgotten", (TRACER, "  op.workspace = watch_.peak", "  op.workspace = 0 * watch_.peak"), tests=BUDGET),
+    m("budget", "sizes of results are not compared",
+      (PLANNED, "if (graph_.values[id].bytes != static_cast<int64_t>(out.value->nbytes)) return void(was_recorded_ = false);", ""), tests=BUDGET),
+    m("budget", "the end of the step has no actions",
+      (PLANNED, "    for (auto place = schedule_.places.end() - 2;", "    for (auto place = schedule_.places.end();"), tests=BUDGET),
 ]

@@ -1,0 +1,54 @@
+#include "apps/refrain/budget_strategy.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+
+#include "refrain/error.h"
+#include "refrain/memory.h"
+
+namespace refrain::cli {
+namespace {
+
+constexpr std::string_view kPrefix = "budget:";
+
+}  // namespace
+
+plan::Budget parse_budget(const std::string& text, const std::string& what) {
+  double fraction = 0.0;
+  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), fraction);
+  if (error == std::errc() && rest == text.data() + text.size() && fraction >= 0.0 && fraction <= 1.0)
+    return plan::Budget::of_fraction(fraction);
+  try {
+    return plan::Budget::of_bytes(parse_bytes(text));
+  } catch (const InvalidArgument&) {
+    throw InvalidArgument(
+        fmt::format("{} '{}': expected bytes, as 400MiB, or a part of the way from the least peak to "
+                    "the plain one, from 0 to 1, as 0.5",
+                    what, text));
+  }
+}
+
+bool is_budget(const std::string& strategy) { return strategy.starts_with(kPrefix); }
+
+plan::Budget budget_of(const std::string& strategy) {
+  return parse_budget(strategy.substr(kPrefix.size()), fmt::format("strategy '{}': budget", strategy));
+}
+
+void set_model_strategy(models::TrainableModel& model, const std::string& strategy) {
+  if (is_budget(strategy)) budget_of(strategy);
+  model.set_strategy(is_budget(strategy) ? "none" : strategy);
+}
+
+PlannedBudget plan_budget(const std::string& strategy, const std::function<void()>& step, const std::string& model) {
+  const auto budget = budget_of(strategy);
+  const Bytes level = memory_stats().current;
+  const auto traced = profile(step, {.model = model});
+  PlannedBudget planned{budget.fraction < 0 ? plan_step(traced, level + budget.bytes) : plan_step(traced, budget.fraction), level};
+  if (!planned.plan.fits())
+    throw InvalidArgument(fmt::format("strategy '{}' for model {}: found no plan of a lower peak than {} ({} bytes) over the level before the step; raise it",
+                                      strategy, model, format_bytes(planned.peak()), planned.peak()));
+  return planned;
+}
+
+}  // namespace refrain::cli
