@@ -198,6 +198,20 @@ void add_dependents(TapeLock& lock, const Value* source, std::vector<Value*>& de
   }
 }
 
+// What is evicted and computed from `source`, which is about to be overwritten. Once back, it must not leave before that.
+// @return whether `source` is needed at all.
+bool lock_dependents(TapeLock& lock, const Value& source, std::vector<Value*>& missing, c10::SmallVectorImpl<Value*>& locked) {
+  if (source.needed == 0 && !(source.fixed && source.producer && source.producer->secured > 0)) return false;
+  const auto first = missing.size();
+  add_dependents(lock, &source, missing);
+  for (auto i = first; i < missing.size(); ++i) {
+    retain(missing[i]);
+    ++missing[i]->locks;
+    locked.push_back(missing[i]);
+  }
+  return true;
+}
+
 // What cannot come back stays as it is.
 void try_bring_back_one(Value* value) {
   try {
@@ -509,15 +523,7 @@ Operands::Operands(const OpTraits& traits, const torch::jit::Stack& stack)
       return;
     ++value->writers;  // what would need it again does not leave from now on
     overwritten_.push_back(value);
-    if (value->needed == 0 && !(value->fixed && value->producer && value->producer->secured > 0)) return;
-    const auto first = missing_.size();
-    add_dependents(lock, value, missing_);
-    for (auto i = first; i < missing_.size(); ++i) {  // once back, they must not leave before it is overwritten
-      retain(missing_[i]);
-      ++missing_[i]->locks;
-      values_.push_back(missing_[i]);
-    }
-    if (value->fixed) written_.push_back(value);
+    if (lock_dependents(lock, *value, missing_, values_) && value->fixed) written_.push_back(value);
   });
 }
 
@@ -535,7 +541,12 @@ Operands::~Operands() {
 }
 
 void Operands::bring_back() {
-  if (!missing_.empty()) tape::bring_back(missing_);
+  while (!missing_.empty()) {
+    tape::bring_back(missing_);
+    release_all(missing_);
+    TapeLock lock;
+    for (auto* value : overwritten_) lock_dependents(lock, *value, missing_, values_);  // has left meanwhile
+  }
   if (written_.empty()) return;
   TapeLock lock;
   for (auto* value : written_) make_source(lock, value);

@@ -24,7 +24,8 @@ void close_if_done(TapeLock& lock, Region* region) {
   for (auto* value : region->values) {
     const bool has_bytes = value->parked || (value->held && !value->stale);
     const bool is_held = value->holds > 0 && has_bytes;
-    const bool others_replay_it = value->op_refs > 0 && (value->stale || value->storage.expired());
+    const bool is_bound = value->storage.expired() && value->producer && value->producer->traits->cast;  // see `needs_hold`
+    const bool others_replay_it = value->op_refs > 0 && (value->stale || is_bound);
     if ((is_held || (in_cap && !others_replay_it)) && value->producer && !value->discard) {
       value->producer->outs[value->out].value = nullptr;
       lock.release(std::exchange(value->producer, nullptr));

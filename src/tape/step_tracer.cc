@@ -165,7 +165,9 @@ void StepTracer::note_evictable() {
     for (const auto id : op.inputs) {
       const auto& value = graph_.values[static_cast<size_t>(id)];
       const auto producer = static_cast<size_t>(value.producer);
-      last = std::min(last, value.producer != graph::kNone && graph_.ops[producer].replayable ? sources_last[producer] : value.death);
+      // one that outlives what it came from stays in memory, and is a source itself
+      const bool may_leave = value.producer != graph::kNone && graph_.ops[producer].replayable && sources_last[producer] >= value.death;
+      last = std::min(last, may_leave ? sources_last[producer] : value.death);
     }
     return last;
   };

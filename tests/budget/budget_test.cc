@@ -457,6 +457,48 @@ TEST_F(BudgetTest, AProfileAfterAnErrorWorks) {
   EXPECT_GT(steps.profiled().operators(), 100);
 }
 
+// What the batch is made from dies at once, so the batch itself cannot be computed again; all that comes from it can.
+TEST_F(BudgetTest, ABatchMadeInTheStepHidesNothing) {
+  torch::nn::Sequential model;
+  for (int i = 0; i < 8; ++i) model->push_back(torch::nn::Linear(256, 256)), model->push_back(torch::nn::GELU());
+  const auto step = [&] {
+    model->zero_grad();
+    auto text = torch::randn({1024, 257});
+    const auto batch = text.narrow(1, 0, 256).contiguous();
+    text.reset();
+    model->forward(batch).pow(2).mean().backward();
+  };
+  const auto gradients = [&] {
+    Trace trace;
+    for (const auto& item : model->named_parameters()) trace.emplace_back(item.key(), digest_of(item.value().grad()));
+    return trace;
+  };
+  torch::manual_seed(1);
+  step();
+  const auto plain = gradients();
+  model->zero_grad();
+  const auto traced = refrain::profile(step);
+  model->zero_grad();
+  const Bytes level = refrain::memory_stats().current;
+  for (const double fraction : {0.5, 0.0}) {
+    SCOPED_TRACE(fraction);
+    const auto plan = refrain::plan_step(traced, fraction, 0.5);
+    torch::manual_seed(1);
+    {
+      MemoryBudget budget(plan);
+      refrain::reset_peak_memory();
+      step();
+      EXPECT_EQ(refrain::memory_stats().peak, plan.peak());
+      EXPECT_EQ(budget.stats().planned_steps, 1) << budget.stats().first_mismatch;
+    }
+    expect_equal(plain, gradients());
+    model->zero_grad();
+    if (fraction == 0.0) {
+      EXPECT_LT(plan.peak() - level, (traced.peak() - level) / 3);
+    }
+  }
+}
+
 TEST_F(BudgetTest, NothingIsLeftBehind) {
   Steps steps(kSmall);
   Trace trace;

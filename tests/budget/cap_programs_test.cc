@@ -83,6 +83,7 @@ class RandomCaps final : public Surroundings {
         limits_(rng_.chance(0.7)) {}
 
   void before_step() override {
+    if (is_recomputing()) return;  // autograd puts the thread's state back after a backward: a cap begun in it would see nothing
     if (caps_.empty() && (!began_ || rng_.chance(0.2))) open();
     began_ = true;
     if (rng_.chance(changes_)) {

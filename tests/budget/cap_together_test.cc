@@ -576,5 +576,57 @@ TEST_F(CapTogether, ThreadsThatComeAndGoWithCapsOfTheirOwn) {
   EXPECT_GT(done, 60);
 }
 
+TEST_F(CapTogether, NothingLeavesForWantOfASourceThatIsBeingOverwritten) {
+  auto x = numbers();
+  MemoryCap cap(kNoLimit, every_byte());
+  const auto y = x * 2;
+  {
+    const Torture torture;  // `y` is asked to leave when `mul_` has begun
+    x.mul_(3);
+  }
+  EXPECT_EQ(bits_of(y), bytes_of(numbers() * 2));
+}
+
+TEST_F(CapTogether, NothingLeavesWhileTheCapEnds) {
+  const auto x = numbers();
+  const Torture torture;
+  std::optional<MemoryCap> cap(std::in_place, kNoLimit, every_byte());
+  const auto y = x * 2, z = y + 1;
+  evict_all();
+  const auto w = x.sin();
+  cap.reset();
+  EXPECT_EQ(evicted_bytes(), 0);
+  EXPECT_EQ(bytes_of(w), bytes_of(x.sin()));
+  EXPECT_EQ(bytes_of(z), bytes_of(x * 2 + 1));
+}
+
+TEST_F(CapTogether, WhatRegionsReadMayBeOverwrittenUnderACap) {
+  const auto program = [](bool capped) {
+    std::optional<MemoryCap> cap;
+    if (capped) cap.emplace(kNoLimit, every_byte());
+    auto w = numbers().requires_grad_();
+    auto outside = numbers(), factor = numbers() + 1;
+    auto made = torch::zeros_like(outside) + 0.5;
+    made.mul_(factor);
+    Tensor parts, fresh;
+    const auto first = refrain::checkpoint([&] {
+      fresh = outside.cos();
+      return (w * outside.cos()).sin() + (w * made.sin()).sin();
+    });
+    const auto second = refrain::checkpoint([&] {
+      parts = w * fresh.sin();
+      fresh.tanh_();
+      return (parts.sin() + made.sin() * w).exp().sin();
+    });
+    outside.slice(0, 0, 7).copy_(outside.slice(0, 7, 14));
+    made.sigmoid_();
+    factor.mul_(0.9);
+    parts.reset();
+    (first + second).sum().backward();
+    return bits_of(w.grad());
+  };
+  EXPECT_EQ(program(true), program(false));
+}
+
 }  // namespace
 }  // namespace refrain_test

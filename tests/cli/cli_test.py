@@ -1046,6 +1046,7 @@ class BudgetTest(CliTest):
         plain, budget = reports["none"], reports["budget:0.3"]
         self.assertEqual(budget["loss_bits"], plain["loss_bits"])
         self.assertEqual((budget["budget"]["traced_steps"], budget["budget"]["planned_steps"], budget["budget"]["mismatched_steps"]), (1, 3, 0))
+        self.assertLess(budget["peak_bytes"] - plain["peak_bytes"], 64 * 1024)  # that of the traced step, which is plain
         self.assertNotIn("budget", plain)
         limit = plain["peak_bytes"] * 8 // 10
         within = json.loads(self.succeed("train", *self.MODEL, "--steps", 4, "--strategy", f"budget:{limit}", "--json", "-"))
