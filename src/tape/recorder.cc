@@ -592,23 +592,9 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::ji
   tell_end();
 }
 
-// LibTorch's views pass by: a call through the fallback takes longer than they do.
-void let_views_pass() {
-  static auto* aten = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::Fake, __FILE__, __LINE__);
-  for (const auto& name : c10::Dispatcher::singleton().getAllOpNames()) {
-    if (name.getNamespace() != std::optional<c10::string_view>("aten")) continue;
-    const auto op = c10::Dispatcher::singleton().findSchema(name);
-    if (!op) continue;
-    const auto& traits = op_traits(*op);
-    if (!traits.view_only || traits.metadata_in_place || traits.effect) continue;
-    aten->impl(c10::toString(name).c_str(), torch::CppFunction::makeFallthrough());
-  }
-}
-
 }  // namespace
 }  // namespace refrain::tape
 
 TORCH_LIBRARY_IMPL(_, Fake, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&refrain::tape::fallback>());
-  refrain::tape::let_views_pass();
 }
