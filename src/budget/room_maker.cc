@@ -75,10 +75,15 @@ void RoomMaker::check_overhead(Bytes limit) {
   const double allowed = most * static_cast<double>(step.operators_ns);
   if (static_cast<double>(step.again_ns) <= allowed) return;
   // With a higher limit what left for want of it would have stayed, and the passes for that would not have run.
-  std::sort(step.passes.begin(), step.passes.end(), [](const auto& a, const auto& b) { return a.demand > b.demand; });
+  std::vector<tape::StepPass> passes;
+  {
+    tape::TapeLock lock;
+    passes = tape::step_passes(lock);
+  }
+  std::sort(passes.begin(), passes.end(), [](const auto& a, const auto& b) { return a.demand > b.demand; });
   double spent = 0.0;
   Bytes enough = limit;
-  for (const auto& pass : step.passes) {
+  for (const auto& pass : passes) {
     spent += static_cast<double>(pass.ns);
     if (spent <= allowed) continue;
     enough = pass.demand;

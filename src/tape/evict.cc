@@ -28,6 +28,7 @@ struct Cap {
   std::atomic<Value*> gone{nullptr};  ///< evicted or tagged values whose memory died, linked; each owned
   CapCounters counters;
   StepTimes step;
+  std::vector<StepPass> passes;  ///< of this step
   int64_t last_operators_ns = 0;
   int64_t absent_bytes = 0;
   int64_t demand = 0;
@@ -174,7 +175,7 @@ const char* const kNotThere =
     "[refrain::MemoryCap] a pointer was asked for to the bytes of a tensor that the cap has evicted. Operators bring them "
     "back; for code that needs the pointer, pin the tensor first: `PinScope pin(tensor);`. The thread must be under the cap.";
 
-// What is computed from the sources among `values` and evicted.
+// What is evicted and computed from `source`.
 void add_dependents(TapeLock& lock, const Value* source, std::vector<Value*>& dependents) {
   for (auto* value : cap().evicted) {
     const uint64_t number = ++lock.tape().plan_number;
@@ -245,6 +246,7 @@ void open_cap() {
     if (cap().open++ == 0) {
       cap().history.clear();
       cap().step = {};
+      cap().passes.clear();
       cap().last_operators_ns = 0;
       auto& counters = cap().counters;
       counters.evictions = counters.evicted_bytes = counters.recomputes = counters.recompute_ns = 0;
@@ -407,14 +409,16 @@ bool has_gone() { return cap().gone.load() != nullptr; }
 
 StepTimes step_times(TapeLock&) {
   const auto& step = cap().step;
-  return {std::max(step.operators_ns, cap().last_operators_ns), step.again_ns, step.passes};
+  return {std::max(step.operators_ns, cap().last_operators_ns), step.again_ns};
 }
+
+std::vector<StepPass> step_passes(TapeLock&) { return cap().passes; }
 
 void add_time(TapeLock&, int64_t operators_ns) { cap().step.operators_ns += operators_ns; }
 
-void add_pass(TapeLock&, const StepTimes::Pass& pass) {
+void add_pass(TapeLock&, const StepPass& pass) {
   cap().step.again_ns += pass.ns;
-  cap().step.passes.push_back(pass);
+  cap().passes.push_back(pass);
 }
 
 int64_t absent_bytes(TapeLock&) { return cap().absent_bytes; }
@@ -431,6 +435,7 @@ void end_step(TapeLock& lock) {
   auto* region = lock.tape().cap.load();
   if (!region) return;
   cap().last_operators_ns = std::exchange(cap().step, {}).operators_ns;
+  cap().passes.clear();
   cap().history.end_step();
   ++cap().steps;
   collect_gone(lock);
@@ -517,10 +522,7 @@ Operands::Operands(const OpTraits& traits, const torch::jit::Stack& stack)
       retain(value);
       missing_.push_back(value);
     }
-    if (std::none_of(traits.writes.begin(), traits.writes.end(), [&](const auto& write) {
-          return write.arg == arg && (write.only_if_true < 0 || args[write.only_if_true].toBool());
-        }))
-      return;
+    if (!write_trait(traits, arg, args)) return;
     ++value->writers;  // what would need it again does not leave from now on
     overwritten_.push_back(value);
     if (lock_dependents(lock, *value, missing_, values_) && value->fixed) written_.push_back(value);

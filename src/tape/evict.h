@@ -105,18 +105,19 @@ CapCounters& cap_counters();
 
 /// Of this step, which begins when a backward ends.
 struct StepTimes {
-  /// One pass that brought something back.
-  struct Pass {
-    int64_t demand = 0;  ///< bytes: a limit of as many, and it would not have been needed
-    int64_t ns = 0;
-  };
   int64_t operators_ns = 0;  ///< of the last whole step if that took longer
   int64_t again_ns = 0;      ///< computing again
-  std::vector<Pass> passes = {};
+};
+/// One pass of this step that brought something back.
+struct StepPass {
+  int64_t demand = 0;  ///< bytes: a limit of as many, and it would not have been needed
+  int64_t ns = 0;
 };
 StepTimes step_times(TapeLock& lock);
 void add_time(TapeLock& lock, int64_t operators_ns);
-void add_pass(TapeLock& lock, const StepTimes::Pass& pass);
+/// A copy, for when time has run out.
+std::vector<StepPass> step_passes(TapeLock& lock);
+void add_pass(TapeLock& lock, const StepPass& pass);
 /// Bytes of all that is evicted now.
 int64_t absent_bytes(TapeLock& lock);
 /// Values that are evicted from now on leave for want of a limit of `bytes`.

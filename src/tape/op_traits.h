@@ -51,6 +51,9 @@ struct OpTraits {
 /// Cached traits of `op`. Threads: any; thread-local cache in front of a shared table. Cost: a few ns when hot.
 const OpTraits& op_traits(const c10::OperatorHandle& op);
 
+/// How a call with these arguments writes argument `arg`, or null if it does not.
+const WriteTrait* write_trait(const OpTraits& traits, size_t arg, const c10::IValue* args);
+
 /// See `refrain::register_effect_op`.
 void mark_effect_op(const std::string& qualified_name);
 

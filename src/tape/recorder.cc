@@ -6,6 +6,7 @@
 #include <chrono>
 #include <optional>
 
+#include "tape/barrier_pause.h"
 #include "tape/evict.h"
 #include "tape/for_each_tensor.h"
 #include "tape/observer.h"
@@ -55,38 +56,6 @@ W& write_to(c10::SmallVectorImpl<W>& writes, const at::Tensor& tensor) {
   write.nbytes = write.storage.nbytes();
   return write;
 }
-
-const WriteTrait* write_trait(const OpTraits& traits, size_t arg, const c10::IValue* args) {
-  for (const auto& write : traits.writes) {
-    if (write.arg != arg) continue;
-    if (write.only_if_true >= 0 && !args[write.only_if_true].toBool()) return nullptr;
-    return &write;
-  }
-  return nullptr;
-}
-
-/// Lifts the raw-pointer barriers of an operator's arguments while it runs.
-class BarrierPause {
- public:
-  BarrierPause() = default;
-  BarrierPause(const BarrierPause&) = delete;
-  BarrierPause& operator=(const BarrierPause&) = delete;
-  void lift(Value* value, const c10::Storage& storage) {
-    if (!value->armed) return;
-    disarm(value, storage.unsafeGetStorageImpl());
-    lifted_.push_back(storage);
-  }
-  void restore(TapeLock& lock) {
-    for (const auto& storage : lifted_) {
-      auto* value = find_value(lock, storage.unsafeGetStorageImpl());
-      if (value && value->producer) arm(value, storage.unsafeGetStorageImpl());
-    }
-    lifted_.clear();
-  }
-
- private:
-  c10::SmallVector<c10::Storage, 3> lifted_;
-};
 
 // Whether the bytes of this leaf must be copied before an operator overwrites them, as policy and bound allow.
 bool should_copy(TapeLock& lock, const Value& value, int32_t own_refs) {

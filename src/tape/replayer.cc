@@ -8,6 +8,7 @@
 #include <chrono>
 
 #include "refrain/error.h"
+#include "tape/barrier_pause.h"
 #include "tape/evict.h"
 #include "tape/region_inputs.h"
 #include "tape/running.h"
@@ -29,32 +30,26 @@ class ReplayingScope {
   bool before_;
 };
 
-/// Lifts the raw-pointer barriers of storages while it lives. Called without the lock.
+/// A `BarrierPause` of storages, while it lives. Called without the lock, which it takes only where there is a barrier.
 class BarriersLifted {
  public:
   explicit BarriersLifted(const c10::SmallVectorImpl<c10::Storage>& storages) {
     for (const auto& storage : storages) {
       if (!storage || !has_barrier(storage.unsafeGetStorageImpl())) continue;
       TapeLock lock;
-      auto* value = find_value(lock, storage.unsafeGetStorageImpl());
-      if (!value || !value->armed) continue;
-      disarm(value, storage.unsafeGetStorageImpl());
-      lifted_.push_back(storage);
+      if (auto* value = find_value(lock, storage.unsafeGetStorageImpl())) pause_.lift(value, storage);
     }
   }
   ~BarriersLifted() {
-    if (lifted_.empty()) return;
+    if (pause_.empty()) return;
     TapeLock lock;
-    for (const auto& storage : lifted_) {
-      auto* value = find_value(lock, storage.unsafeGetStorageImpl());
-      if (value && value->producer) arm(value, storage.unsafeGetStorageImpl());
-    }
+    pause_.restore(lock);
   }
   BarriersLifted(const BarriersLifted&) = delete;
   BarriersLifted& operator=(const BarriersLifted&) = delete;
 
  private:
-  c10::SmallVector<c10::Storage, 3> lifted_;
+  BarrierPause pause_;
 };
 
 /// A replay pass: which operators to run, and where each value in it comes from and ends. Made under the lock; run without
@@ -306,7 +301,6 @@ class Plan {
     fill_empty_lists(op, stack);
     const ReplayedOp replayed(op);
     {
-      // kernels ask for pointers to write through where they only read
       const BarriersLifted lifted(storages);
       run_kernel(op, stack);
     }

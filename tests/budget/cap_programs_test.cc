@@ -1,10 +1,8 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <csignal>
-#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <optional>
@@ -12,6 +10,7 @@
 #include "memory/testing.h"
 #include "tests/budget/cap_support.h"
 #include "tests/fuzz/machine.h"
+#include "tests/fuzz/trials.h"
 
 /// Random programs under caps that come and go, against the same program without.
 ///
@@ -24,23 +23,6 @@ namespace {
 
 using refrain_test::kNoLimit;
 using refrain_test::Torture;
-
-volatile uint64_t current_seed = 0;
-
-/// A crash names the program too.
-void report_crash(int signal) {
-  char text[96];
-  const int n = std::snprintf(text, sizeof text, "crashed in the program of seed %llu\n",
-                              static_cast<unsigned long long>(current_seed));
-  if (n > 0 && write(2, text, static_cast<size_t>(n)) < 0) _exit(1);
-  std::signal(signal, SIG_DFL);
-  raise(signal);
-}
-
-int64_t env_number(const char* name, int64_t fallback) {
-  const char* text = std::getenv(name);
-  return text == nullptr ? fallback : std::atoll(text);
-}
 
 /// What the caps of all runs did: how the test notices that something never happens.
 struct Seen {

@@ -2,12 +2,10 @@
 
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <csignal>
-#include <cstdio>
 #include <cstdlib>
 #include <iterator>
 #include <string>
@@ -18,6 +16,7 @@
 #include "refrain/tape.h"
 #include "tape/offload.h"
 #include "tape/storage_copy.h"
+#include "tests/fuzz/trials.h"
 
 /// REFRAIN_FUZZ_PROGRAMS=6000  accepted programs to run
 /// REFRAIN_FUZZ_SEED=1         seed of the first; a failing seed with REFRAIN_FUZZ_PROGRAMS=1 runs that one again
@@ -25,23 +24,6 @@
 /// REFRAIN_FUZZ_PRINT=1        print every program before it runs
 namespace refrain::fuzz {
 namespace {
-
-volatile uint64_t current_seed = 0;
-
-/// A crash names the program too.
-void report_crash(int signal) {
-  char text[96];
-  const int n = std::snprintf(text, sizeof text, "crashed in the program of seed %llu\n",
-                              static_cast<unsigned long long>(current_seed));
-  if (n > 0 && write(2, text, static_cast<size_t>(n)) < 0) _exit(1);
-  std::signal(signal, SIG_DFL);
-  raise(signal);
-}
-
-int64_t env_number(const char* name, int64_t fallback) {
-  const char* text = std::getenv(name);
-  return text == nullptr ? fallback : std::atoll(text);
-}
 
 /// Everything that a run of the whole test must have met, by name.
 std::vector<std::pair<std::string, int64_t>> counts(const Coverage& seen) {

@@ -14,7 +14,7 @@ DISK = "offload/disk_store.cc"
 AUTOCAST, SCALER = "train/autocast_scope.cc", "train/grad_scaler.cc"
 INPUTS, PARTITION, ARENA = "tape/region_inputs.cc", "train/partitioned_inputs.cc", "train/input_arena.cc"
 EVICT, HISTORY, QUEUE, ROOM = "tape/evict.cc", "tape/step_history.cc", "budget/eviction_queue.cc", "budget/room_maker.cc"
-TRACER, PLANNED = "tape/step_tracer.cc", "tape/planned_step.cc"
+TRACER, PLANNED, BARRIER = "tape/step_tracer.cc", "tape/planned_step.cc", "tape/barrier_pause.h"
 CAP = ["memory_cap_test", "cap_programs_test"]
 BUDGET = ["memory_budget_test"]
 
@@ -109,9 +109,9 @@ MUTATIONS = [
       (TAPE, "if (!HasMaterializer<c10::StorageImpl> || value->armed", "if (true || value->armed"),
       tests=["unknown_bytes_test"]),
     m(6, "operators trip over the barrier themselves",
-      (RECORDER, "    if (!value->armed) return;\n    disarm", "    return;\n    disarm"), tests=["unknown_bytes_test", "regions_test"]),
+      (BARRIER, "    if (!value->armed) return;\n    disarm", "    return;\n    disarm"), tests=["unknown_bytes_test", "regions_test"]),
     m(6, "the barrier is not put back after an operator",
-      (RECORDER, "if (value && value->producer) arm(value, storage.unsafeGetStorageImpl());", ""),
+      (BARRIER, "if (value && value->producer) arm(value, storage.unsafeGetStorageImpl());", ""),
       tests=["unknown_bytes_test"]),
 
     m(7, "tensors without plain storage are taken apart",
