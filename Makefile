@@ -17,7 +17,7 @@ configure = $(CMAKE) --preset $(1) -DCMAKE_MAKE_PROGRAM=$(NINJA) -DREFRAIN_WERRO
 compile = $(CMAKE) --build $(1) --parallel $(JOBS)
 test = cd $(1) && $(CTEST) --output-on-failure $(CTEST_ARGS)
 
-.PHONY: help setup build demo test core asan mutations bench peers limits format format-check tidy clean
+.PHONY: help setup build demo test core asan mutations bench peers limits plans format format-check tidy clean
 .NOTPARALLEL:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo 'make mutations   breaks each rule of the tape and expects a test to fail'
 	@echo 'make bench   the benchmarks;  make peers   side by side with torch.utils.checkpoint'
 	@echo 'make limits  what memory limits cost, and which heuristic costs least'
+	@echo 'make plans   planners beside each other on traced steps, with what is proven'
 	@echo 'make format | format-check | tidy | clean'
 
 setup:
@@ -65,6 +66,9 @@ peers: build
 
 limits: build
 	@bench/limits/run
+
+plans: build
+	@bench/plan/run
 
 format:
 	@clang-format -i $(SOURCES)

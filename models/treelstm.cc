@@ -1,5 +1,6 @@
 #include "models/treelstm.h"
 
+#include <string>
 #include <vector>
 
 #include "models/base.h"
@@ -47,7 +48,7 @@ torch::Tensor TreeLstmImpl::forward(const torch::Tensor& trees, const std::optio
   const auto* next = rows.const_data_ptr<int64_t>();
   std::vector<torch::Tensor> roots;
   for (int64_t i = 0; i < rows.size(0); ++i, next += rows.size(1)) {
-    ModuleScope scope("tree");
+    ModuleScope scope("trees." + std::to_string(i));
     const std::vector<int64_t> tree(next, next + rows.size(1));
     roots.push_back(checkpoint_if(per_tree, &TreeLstmImpl::root, this, tree));
   }

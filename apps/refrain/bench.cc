@@ -40,7 +40,7 @@ std::string show(const std::vector<Measurement>& all) {
       row.insert(row.end(), cells.begin(), cells.end());
     }
     if (any_plan && seen.planned) {
-      row.insert(row.end(), {format_bytes(seen.planned->peak()), fmt::format("{:.1f}", seen.planned->plan.added_ms())});
+      row.insert(row.end(), {format_bytes(seen.planned->peak()), fmt::format("{:.1f}", seen.planned_ms())});
     } else if (any_plan) {
       row.insert(row.end(), {"", ""});
     }
@@ -73,7 +73,8 @@ int run_bench(const BenchArgs& args) {
   document["strategies"] = strategies;
   publish(document,
           fmt::format("{}, {} {} a step, {} steps each, {} threads; bytes over the level before the step\n{}",
-                      title(*model), model->units_per_batch(), model->unit(), args.iters, at::get_num_threads(), show(all)),
+                      title(*model), model->units_per_batch(), model->unit(), args.iters, at::get_num_threads(),
+                      show(all)),
           args.json, args.html);
   return kOk;
 }

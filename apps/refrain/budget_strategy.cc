@@ -44,9 +44,11 @@ PlannedBudget plan_budget(const std::string& strategy, const std::function<void(
   const auto budget = budget_of(strategy);
   const Bytes level = memory_stats().current;
   const auto traced = profile(step, {.model = model});
-  PlannedBudget planned{budget.fraction < 0 ? plan_step(traced, level + budget.bytes) : plan_step(traced, budget.fraction), level};
+  PlannedBudget planned{
+      budget.fraction < 0 ? plan_step(traced, level + budget.bytes) : plan_step(traced, budget.fraction), level};
   if (!planned.plan.fits())
-    throw InvalidArgument(fmt::format("strategy '{}' for model {}: found no plan of a lower peak than {} ({} bytes) over the level before the step; raise it",
+    throw InvalidArgument(fmt::format("strategy '{}' for model {}: found no plan of a lower peak than {} ({} bytes) over "
+                                      "the level before the step; raise it",
                                       strategy, model, format_bytes(planned.peak()), planned.peak()));
   return planned;
 }

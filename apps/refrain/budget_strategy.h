@@ -33,7 +33,8 @@ struct PlannedBudget {
 };
 
 /// Bytes of the budget are over the level.
-/// @param step  forward and backward, from no gradients. @throws InvalidArgument if no plan keeps the budget: says the least peak.
+/// @param step  forward and backward, from no gradients. @throws InvalidArgument if no plan keeps the budget: says the
+/// least peak.
 PlannedBudget plan_budget(const std::string& strategy, const std::function<void()>& step, const std::string& model);
 
 }  // namespace refrain::cli

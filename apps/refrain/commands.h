@@ -138,6 +138,7 @@ struct AdviseArgs {
 
 struct ProfileArgs {
   ModelArgs model;
+  std::vector<int64_t> batches;  ///< two to trace and one to check by; empty: one trace
   int iters = 3;       ///< runs of the step; times are the least of all
   std::string output;  ///< the traced step
   std::string json;
@@ -145,7 +146,8 @@ struct ProfileArgs {
 
 /// Of plan and pareto.
 struct PlanArgs {
-  std::string file;              ///< a traced step
+  std::string file;              ///< a traced step, or one with two batches
+  int64_t batch = 0;             ///< examples to plan for, of a file with two batches
   std::string budget;            ///< bytes, or from 0 to 1
   std::string solver = "auto";
   double time_limit = 0.0;       ///< seconds; 0: the library's choice

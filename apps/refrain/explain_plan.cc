@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <filesystem>
-#include <variant>
 
 #include "apps/refrain/json_file.h"
+#include "apps/refrain/traced_file.h"
 #include "base/atomic_file.h"
 #include "graph/explain.h"
 #include "graph/export.h"
@@ -19,13 +19,6 @@ struct Planned {
   graph::Graph graph;
   graph::Schedule schedule;
 };
-
-template <typename T>
-T accepted(std::variant<T, FormatError> read, const std::string& file) {
-  if (const auto* error = std::get_if<FormatError>(&read))
-    throw FormatError(fmt::format("'{}': {}", file, error->what()));
-  return std::get<T>(std::move(read));
-}
 
 /// A member of a plan.
 const nlohmann::json& part(const nlohmann::json& plan, const char* name, const std::string& file) {

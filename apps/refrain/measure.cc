@@ -52,9 +52,26 @@ void count_replays(models::TrainableModel& model, const models::Batch& batch, Gr
   seen.replayed_kernel_ms = static_cast<double>(after.replayed_forward_ns - before.replayed_forward_ns) / 1e6;
 }
 
+constexpr const char* kFollowing = "budget:1.0";  ///< nothing leaves: its time is that of recording and following
+
+bool needs_following(const std::vector<Measurement>& all) {
+  const auto is_following = [](const auto& m) { return m.strategy == kFollowing; };
+  return std::any_of(all.begin(), all.end(), [](const auto& m) { return is_budget(m.strategy); }) &&
+         std::none_of(all.begin(), all.end(), is_following);
+}
+
+void note_following(std::vector<Measurement>& all) {
+  double took = 0.0;
+  for (const auto& seen : all)
+    if (seen.strategy == kFollowing) took = std::max(0.0, median(seen.added_ms));
+  for (auto& seen : all)
+    if (seen.planned) seen.following_ms = took;
+}
+
 }  // namespace
 
-std::vector<Measurement> plan_strategies(models::TrainableModel& model, const std::vector<std::string>& asked, Budgets budgets) {
+std::vector<Measurement> plan_strategies(models::TrainableModel& model, const std::vector<std::string>& asked,
+                                         Budgets budgets) {
   std::vector<Measurement> all{{.strategy = "none"}};
   for (const auto& strategy : asked.empty() ? model.strategies() : asked) {
     if (budgets == Budgets::kAllowed)
@@ -76,13 +93,17 @@ void verify(models::TrainableModel& model, const models::Batch& batch, std::vect
 
 void measure(models::TrainableModel& model, const models::Batch& batch, int iters, int warmup,
              std::vector<Measurement>& all, Gradients gradients) {
+  const bool measures_following = needs_following(all);
+  if (measures_following) all.push_back({.strategy = kFollowing});
   const size_t n = all.size();
   if (gradients == Gradients::kThere) {
     drop_gradients(model.module());
     model.loss(batch).backward();
   }
   for (auto& seen : all) {
-    if (is_budget(seen.strategy)) seen.planned = plan_step_of(model, batch, gradients, seen.strategy);
+    if (!is_budget(seen.strategy)) continue;
+    keep_heap();
+    seen.planned = plan_step_of(model, batch, gradients, seen.strategy);
   }
   for (int i = 0; i < warmup; ++i) {
     for (auto& seen : all) run_step(model, batch, gradients, seen);
@@ -94,6 +115,8 @@ void measure(models::TrainableModel& model, const models::Batch& batch, int iter
     }
     for (auto& seen : all) seen.added_ms.push_back(seen.step_ms.back() - all.front().step_ms.back());
   }
+  note_following(all);
+  if (measures_following) all.pop_back();
   for (auto& seen : all) count_replays(model, batch, gradients, seen);
   drop_gradients(model.module());
 }
@@ -125,6 +148,7 @@ Json strategy_json(const Measurement& seen) {
     json["plan"] = {{"peak_bytes", seen.planned->peak()},
                     {"level_bytes", seen.planned->level},
                     {"added_ms", seen.planned->plan.added_ms()},
+                    {"following_ms", seen.following_ms},
                     {"bound_ms", seen.planned->plan.bound_ms()}};
   if (seen.offload) json["offload"] = offload_json(*seen.offload);
   return json;

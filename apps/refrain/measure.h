@@ -12,7 +12,8 @@
 
 namespace refrain::cli {
 
-/// What was seen of forward and backward under one strategy. Bytes are over the level before the step, outputs included.
+/// What was seen of forward and backward under one strategy. Bytes are over the level before the step, outputs
+/// included.
 struct Measurement {
   std::string strategy;
   Bytes after_forward = 0, peak = 0;
@@ -21,6 +22,10 @@ struct Measurement {
   double replayed_kernel_ms = 0.0;
   std::optional<OffloadStats> offload = {};  ///< of one step, if the strategy offloads
   std::optional<PlannedBudget> planned = {};  ///< of a budget
+  double following_ms = 0.0;                  ///< of a budget: what a plan by which nothing leaves adds, in the same turns
+
+  /// What the step should add: following it, and operators that run again as traced.
+  double planned_ms() const { return following_ms + planned->plan.added_ms(); }
   bool is_bit_equal = false;
 };
 

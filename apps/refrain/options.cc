@@ -77,6 +77,7 @@ void add_document_options(CLI::App& command, std::string& json, std::string& htm
 
 void add_planner_options(CLI::App& command, PlanArgs& args) {
   command.add_option("FILE", args.file, "JSON file with a traced step")->required();
+  command.add_option("--batch", args.batch, "of a file by profile --batches: examples in the step to plan for")->check(kSize);
   command.add_option("--solver", args.solver, "auto (default: the best of all) or one of them; a wrong name lists them");
   command.add_option("--time-limit", args.time_limit, "seconds for each budget, as much again for --bound; default: 1, more for large steps")
       ->check(CLI::Range(0.001, 1e6));
@@ -247,6 +248,10 @@ Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
   profile_ = app.add_subcommand("profile", "Trace a training step for 'plan' and 'pareto': operators, times, lifetimes, exact bytes");
   add_model_options(*profile_, profile_args_.model, "model to run");
   profile_->add_option("-o,--output", profile_args_.output, "write the traced step to this JSON file")->required();
+  profile_->add_option("--batches", profile_args_.batches,
+                       "comma-separated: trace two, for 'plan --batch', and check what they say of a third one; default of that: as far again")
+      ->delimiter(',')
+      ->check(kSize);
   profile_->add_option("--iters", profile_args_.iters, "runs of the step; the last is traced, with the least time of each operator")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();

@@ -2,13 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <variant>
-
 #include "apps/refrain/budget_strategy.h"
 #include "apps/refrain/commands.h"
 #include "apps/refrain/html_file.h"
 #include "apps/refrain/pareto_document.h"
 #include "apps/refrain/table.h"
+#include "apps/refrain/traced_file.h"
 #include "base/atomic_file.h"
 #include "graph/json.h"
 #include "plan/plan_file.h"
@@ -17,17 +16,6 @@
 
 namespace refrain::cli {
 namespace {
-
-template <typename T>
-T accepted(std::variant<T, FormatError> read, const std::string& file) {
-  if (const auto* error = std::get_if<FormatError>(&read))
-    throw FormatError(fmt::format("'{}': {}", file, error->what()));
-  return std::get<T>(std::move(read));
-}
-
-graph::Graph read_step(const std::string& file) {
-  return accepted(graph::read_graph(read_file(file, "a traced step")), file);
-}
 
 plan::PlanOptions options_of(const PlanArgs& args, const graph::Graph& graph) {
   plan::PlanOptions options;
@@ -110,7 +98,7 @@ int run_plan(const PlanArgs& args) {
   check_can_write(args.json, "--json");
   check_can_write(args.output, "--output");
   const plan::Budget budget = parse_budget(args.budget, "--budget");
-  const graph::Graph graph = read_step(args.file);
+  const graph::Graph graph = read_step(args.file, args.batch);
   const plan::Plan plan = plan::plan(graph, budget, options_of(args, graph));
   if (args.json != "-" && args.output != "-") {
     if (!graph.model.empty()) fmt::print("{}\n", graph.model);
@@ -128,7 +116,7 @@ int run_plan(const PlanArgs& args) {
 int run_pareto(const PlanArgs& args) {
   check_can_write(args.json, "--json");
   check_can_write(args.html, "--html");
-  const graph::Graph graph = read_step(args.file);
+  const graph::Graph graph = read_step(args.file, args.batch);
   plan::Planner planner(graph, options_of(args, graph));
   const auto plans = planner.pareto(args.points);
   std::vector<PlanSeries> series{{args.solver == "auto" ? "refrain" : args.solver, plans}};

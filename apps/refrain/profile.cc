@@ -1,10 +1,16 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <set>
 
 #include "apps/refrain/steps.h"
+#include "apps/refrain/table.h"
+#include "apps/refrain/traced_file.h"
+#include "base/atomic_file.h"
 #include "budget/step_state.h"
 #include "graph/explain.h"
+#include "graph/scale.h"
 #include "refrain/error.h"
 #include "refrain/memory.h"
 #include "refrain/memory_budget.h"
@@ -30,6 +36,12 @@ Evictable evictable_of(const graph::Graph& graph) {
 
 std::string share(double part, double of) { return fmt::format("{:.0f} %", 100.0 * part / std::max(of, 1e-9)); }
 
+double operators_ms(const graph::Graph& graph) {
+  double sum = 0.0;
+  for (const auto& op : graph.ops) sum += static_cast<double>(op.ns) / 1e6;
+  return sum;
+}
+
 double backward_ms(const graph::Graph& graph) {
   double sum = 0.0;
   for (const auto& op : graph.ops)
@@ -44,6 +56,102 @@ Json holders_json(const graph::Explanation& peak) {
   return list;
 }
 
+/// Of the model's batch as it is set.
+struct Profiled {
+  std::string name;
+  StepTrace trace;
+  Bytes level = 0;  ///< in use before the step
+};
+
+Profiled trace_step(models::TrainableModel& model, const ProfileArgs& args) {
+  const auto batch = model.synthetic_batch(args.model.seed);
+  torch::manual_seed(args.model.seed);
+  const Bytes level = memory_stats().current;
+  const auto step = [&] {
+    drop_gradients(model.module());
+    model.loss(batch).backward();
+  };
+  const auto name = fmt::format("{}, {} {} a step", title(model), model.units_per_batch(), model.unit());
+  Profiled profiled{name, profile(step, {.runs = args.iters, .model = name}), level};
+  drop_gradients(model.module());
+  return profiled;
+}
+
+/// What two batches say of a third one, and that one as traced.
+struct Check {
+  int64_t batch = 0;
+  graph::Graph scaled, traced;
+  graph::ScaleError error;
+
+  static Bytes peak(const graph::Graph& graph) { return graph::simulate(graph, graph::empty_schedule(graph)).peak; }
+};
+
+/// Two to trace and one to check by. @throws InvalidArgument
+std::vector<int64_t> batches_of(const ProfileArgs& args, models::TrainableModel& model) {
+  auto batches = args.batches;
+  if (args.model.batch != 0) throw InvalidArgument("--batch and --batches: expected one of them");
+  if (batches.size() == 2) batches.push_back(2 * std::max(batches[0], batches[1]) - std::min(batches[0], batches[1]));
+  const std::set<int64_t> different(batches.begin(), batches.end());
+  if (batches.size() != 3 || different.size() != 3)
+    throw InvalidArgument(
+        fmt::format("--batches {}: expected two different ones, as 4,8, or three", fmt::join(args.batches, ",")));
+  for (const auto batch : batches) model.set_batch(batch);  // all of them, before anything runs
+  return batches;
+}
+
+std::string off(double part) { return part == 0.0 ? "exact" : fmt::format("{:.2g} % off at worst", 100.0 * part); }
+
+int profile_batches(const ProfileArgs& args, models::TrainableModel& model) {
+  const auto batches = batches_of(args, model);
+  std::vector<TracedBatch> traces;
+  Table table({"batch", "operators", "ms", "peak", "evictable"});
+  Json rows = Json::array();
+  model.loss(model.synthetic_batch(args.model.seed)).backward();  // what is slow once would be in the first trace
+  const auto show = [&](const std::string& name, const graph::Graph& graph) {
+    table.add({name, fmt::format("{}", graph.ops.size()), fmt::format("{:.1f}", operators_ms(graph)),
+               format_bytes(Check::peak(graph)), format_bytes(evictable_of(graph).bytes)});
+  };
+  for (const auto batch : batches) {
+    model.set_batch(batch);
+    traces.push_back({batch, trace_step(model, args).trace.state().graph});
+    const auto& graph = traces.back().graph;
+    show(fmt::format("{}", batch), graph);
+    rows.push_back({{"batch", batch},
+                    {"operators", graph.ops.size()},
+                    {"operators_ms", operators_ms(graph)},
+                    {"peak_bytes", Check::peak(graph)}});
+  }
+  Check check{.batch = batches.back(), .scaled = {}, .traced = std::move(traces.back().graph), .error = {}};
+  traces.pop_back();
+  check.scaled = scaled_step(title(model), traces, check.batch);
+  check.error = graph::check(check.scaled, check.traced);
+  write_file_atomically(args.output, batches_json(title(model), traces));
+
+  show(fmt::format("{}, scaled", check.batch), check.scaled);
+  if (args.json != "-") {
+    fmt::print("{}: batches {} and {} traced, what they say of {} checked\n{}", title(model), batches[0], batches[1],
+               check.batch, table.str());
+    fmt::print("bytes at each place of the step: {}; of each value: {}\n", off(check.error.worst_peak),
+               off(check.error.worst_value));
+    if (check.error.worst_peak > 0.0)
+      fmt::print("Where that is too much, plan for a batch from a trace of its own.\n");
+    fmt::print("Next:\n  refrain plan {0} --batch {1} --budget 0.5 -o plan.json\n", args.output,
+               2 * std::max(batches[0], batches[1]));
+  }
+  Json document = document_json("profile", model.name(), config_json(model));
+  document["config"].erase("batch");
+  document["batches"] = rows;
+  document["check"] = {{"batch", check.batch},
+                       {"peak_bytes", Check::peak(check.traced)},
+                       {"scaled_peak_bytes", Check::peak(check.scaled)},
+                       {"worst_peak", check.error.worst_peak},
+                       {"worst_value", check.error.worst_value},
+                       {"operators_ms", operators_ms(check.traced)},
+                       {"scaled_operators_ms", operators_ms(check.scaled)}};
+  write_json(args.json, document);
+  return kOk;
+}
+
 }  // namespace
 
 int run_profile(const ProfileArgs& args) {
@@ -51,23 +159,17 @@ int run_profile(const ProfileArgs& args) {
   check_can_write(args.output, "--output");
   install_memory_tracking();
   auto model = build_model(args.model);
-  const auto batch = model->synthetic_batch(args.model.seed);
-  torch::manual_seed(args.model.seed);
-  const Bytes level = memory_stats().current;
-  const auto step = [&] {
-    drop_gradients(model->module());
-    model->loss(batch).backward();
-  };
-  const auto name = fmt::format("{}, {} {} a step", title(*model), model->units_per_batch(), model->unit());
-  const auto trace = profile(step, {.runs = args.iters, .model = name});
+  if (!args.batches.empty()) return profile_batches(args, *model);
+  const auto [name, trace, level] = trace_step(*model, args);
   trace.save(args.output);
 
   const auto& graph = trace.state().graph;
   const auto evictable = evictable_of(graph);
   const auto peak = graph::explain(graph, graph::empty_schedule(graph), kMostHolders);
   if (args.json != "-") {
-    fmt::print("{}: {} operators, {:.1f} ms, of that {} in backward\npeak {}, {} over the level before; {} of {} values can leave, {} in all\n{}",
-               name, trace.operators(), trace.operators_ms(), share(backward_ms(graph), trace.operators_ms()), format_bytes(trace.peak()),
+    fmt::print("{}: {} operators, {:.1f} ms, of that {} in backward\n", name, trace.operators(), trace.operators_ms(),
+               share(backward_ms(graph), trace.operators_ms()));
+    fmt::print("peak {}, {} over the level before; {} of {} values can leave, {} in all\n{}", format_bytes(trace.peak()),
                format_bytes(trace.peak() - level), evictable.values, graph.values.size(), format_bytes(evictable.bytes),
                graph::to_text(peak));
     fmt::print("Next:\n  refrain plan {0} --budget 0.5 -o plan.json\n  refrain pareto {0}\n", args.output);

@@ -2,10 +2,12 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <fmt/format.h>
+#include <malloc.h>
 #include <sys/utsname.h>
 
 #include <algorithm>
 #include <fstream>
+#include <limits>
 #include <mutex>
 #include <thread>
 
@@ -148,6 +150,13 @@ Json machine_json() {
 
 Json document_json(const std::string& kind, const std::string& model, const Json& config) {
   return {{"kind", kind}, {"version", 1}, {"model", model}, {"config", config}, {"machine", machine_json()}};
+}
+
+void keep_heap() {
+#ifdef __GLIBC__
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+  mallopt(M_MMAP_THRESHOLD, std::numeric_limits<int>::max());
+#endif
 }
 
 double spread(std::vector<double> values) {

@@ -1,10 +1,8 @@
 #include "refrain/timeline.h"
 
 #include <fmt/format.h>
-#include <malloc.h>
 
 #include <chrono>
-#include <limits>
 
 #include "apps/refrain/html_file.h"
 #include "apps/refrain/steps.h"
@@ -40,15 +38,6 @@ double run_watched(models::TrainableModel& model, const models::Batch& batch, to
   const double took = run_step(model, batch, optimizer);
   watched.report = timeline.stop();
   return took;
-}
-
-/// A report's many small blocks, freed, make the heap give pages back that the next step has to fault in again: 2 us each,
-/// several times what watching costs. So the heap keeps what it has.
-void keep_heap() {
-#ifdef __GLIBC__
-  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
-  mallopt(M_MMAP_THRESHOLD, std::numeric_limits<int>::max());
-#endif
 }
 
 /// Steps with and without a timeline in turn, so that a machine that slows down slows both. Before each an untimed one:

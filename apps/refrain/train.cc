@@ -118,7 +118,8 @@ Run prepare(const TrainArgs& args, const ProcessGroupOptions& place) {
   if (!args.memory_limit.empty()) run.limit = parse_bytes(args.memory_limit);
   run.model = build_model(args.model);
   if (run.is_auto() && !run.limit)
-    throw InvalidArgument("--strategy auto: found no --memory-limit, which is what it keeps to; expected one, as '300MiB'");
+    throw InvalidArgument(
+        "--strategy auto: found no --memory-limit, which is what it keeps to; expected one, as '300MiB'");
   set_model_strategy(*run.model, run.is_auto() ? "none" : args.strategy);
   run.data = open_data(args.data, *run.model, args.model.seed, args.epochs > 0 ? Order::kByEpoch : Order::kRandom);
   run.optimizer = make_optimizer(args.optimizer, args.lr, run.model->module());
@@ -180,7 +181,8 @@ void train(Run& run) {
   std::unique_ptr<MemoryBudget> budget;
   if (is_budget(run.args.strategy)) {
     const auto asked = budget_of(run.args.strategy);
-    budget = asked.fraction < 0 ? std::make_unique<MemoryBudget>(asked.bytes) : std::make_unique<MemoryBudget>(asked.fraction);
+    budget = asked.fraction < 0 ? std::make_unique<MemoryBudget>(asked.bytes)
+                                : std::make_unique<MemoryBudget>(asked.fraction);
   }
   if (run.is_auto()) {
     cap.emplace(*run.limit);
@@ -222,6 +224,7 @@ Json report(const Run& run, const std::string& failure) {
     json["budget"] = {{"traced_steps", run.budget->traced_steps},
                       {"planned_steps", run.budget->planned_steps},
                       {"mismatched_steps", run.budget->mismatched_steps},
+                      {"replans", run.budget->replans},
                       {"planning_ms", run.budget->planning_ms}};
   json["data"] = run.args.data;
   json["strategy"] = run.args.strategy;
@@ -242,10 +245,18 @@ Json report(const Run& run, const std::string& failure) {
   return json;
 }
 
+/// What to do about a limit that was too low. Under a budget, too, what can leave has left by then.
+std::string advice(const Run& run) {
+  const auto& strategy = run.args.strategy;
+  if (strategy == "none") return "raise --memory-limit, lower --batch, or use --strategy per_block or auto";
+  const auto budget = is_budget(strategy) ? budget_of(strategy) : plan::Budget::of_fraction(1.0);
+  const bool is_of_budget = budget.fraction < 0.0 && (!run.limit || budget.bytes <= *run.limit);
+  return is_of_budget ? "raise the bytes of the budget, or lower --batch" : "raise --memory-limit, or lower --batch";
+}
+
 int stopped(const Run& run, const std::string& cause) {
-  const std::string message = fmt::format(
-      "out of memory: {} (step {}, strategy {}); raise --memory-limit, lower --batch{}", cause, run.steps_done() + 1,
-      run.args.strategy, run.args.strategy == "none" ? ", or use --strategy per_block or auto" : "");
+  const std::string message = fmt::format("out of memory: {} (step {}, strategy {}); {}", cause, run.steps_done() + 1,
+                                          run.args.strategy, advice(run));
   if (run.rank == 0) write_json(run.args.json, report(run, message));
   fmt::print(stderr, "refrain: {}\n", message);
   return kOutOfMemory;

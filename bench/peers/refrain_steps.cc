@@ -4,9 +4,12 @@
 //   step STRATEGY    one step: ms, bytes after forward and at the peak over the level before the step, replayed operators
 //   timing STRATEGY  the same with every recorded kernel timed: adds replayed_forward_ms, recorded_ms, replay_ms
 //   check STRATEGY   gradients and buffers after one step, compared bit by bit with a plain step
+//   plan BUDGET      the plan that steps under this budget run by, which is made when first asked for
+//   first BUDGET     a new MemoryBudget, as in a training loop: its first step, which is traced and planned for, and its second
 //   quit
 //
-// The protocol is that of torch_peer.py; `plain` is another name for `none`.
+// BUDGET is a STRATEGY too: budget:0.5, a part of the way from the least peak to the plain one, or budget:40000000, bytes at the
+// peak over the level before the step. The protocol is that of torch_peer.py; `plain` is another name for `none`.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <torch/torch.h>
@@ -16,13 +19,19 @@
 #include <cstring>
 #include <exception>
 #include <iostream>
+#include <map>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "models/zoo.h"
+#include "refrain/bytes.h"
+#include "refrain/error.h"
 #include "refrain/memory.h"
+#include "refrain/memory_budget.h"
 #include "refrain/tape.h"
 
 namespace {
@@ -89,8 +98,8 @@ class StepServer {
   }
 
   std::string step(const std::string& strategy) {
-    model_->set_strategy(strategy == "plain" ? "none" : strategy);
     model_->module().zero_grad(/*set_to_none=*/true);
+    use(strategy);
     refrain::reset_tape_counters();
     refrain::MemoryScope memory;
     const auto start = Clock::now();
@@ -107,6 +116,7 @@ class StepServer {
     loss.reset();
     model_->module().zero_grad(/*set_to_none=*/true);
     const double forward_ms = ms_between(start, forward_end);
+    check_followed();
     return fmt::format(
         R"("ms": {:.6f}, "forward_ms": {:.6f}, "after_forward_bytes": {}, "peak_bytes": {}, "left_bytes": {}, )"
         R"("recorded_ops": {}, "replayed_ops": {}, "refills": {}, "regions": {}, "loss": {:.9g})",
@@ -123,6 +133,35 @@ class StepServer {
                        stats.recorded_ns * 1e-6, stats.replayed_forward_ns * 1e-6, stats.replay_ns * 1e-6);
   }
 
+  std::string plan(const std::string& budget) {
+    const auto start = Clock::now();
+    const auto& made = plan_of(budget);
+    return fmt::format(
+        R"("fits": {}, "planned_peak_bytes": {}, "planned_added_ms": {:.6f}, "bound_ms": {:.6f}, "planning_ms": {:.6f})",
+        made.fits(), made.peak() - level_, made.added_ms(), made.bound_ms(), ms_between(start, Clock::now()));
+  }
+
+  std::string first(const std::string& budget) {
+    use("none");
+    model_->module().zero_grad(/*set_to_none=*/true);
+    const auto asked = parsed(budget);
+    if (asked.fraction)
+      budget_.emplace(*asked.fraction);
+    else
+      budget_.emplace(refrain::memory_stats().current + asked.bytes);
+    std::string fields;
+    for (const char* which : {"first", "second"}) {
+      refrain::MemoryScope memory;
+      const auto start = Clock::now();
+      model_->loss(batch_).backward();
+      fields += fmt::format(R"("{0}_ms": {1:.6f}, "{0}_peak_bytes": {2}, )", which, ms_between(start, Clock::now()), memory.peak());
+      model_->module().zero_grad(/*set_to_none=*/true);
+    }
+    const auto stats = budget_->stats();
+    budget_.reset();
+    return fmt::format(R"({}"first_planning_ms": {:.6f}, "planned_steps": {})", fields, stats.planning_ms, stats.planned_steps);
+  }
+
   std::string check(const std::string& strategy) {
     const auto start = copies(model_->module().buffers());
     const auto want = outcome("plain", start);
@@ -136,6 +175,61 @@ class StepServer {
     std::vector<torch::Tensor> gradients, buffers;  // loss first
   };
 
+  struct Budget {
+    std::optional<double> fraction;
+    refrain::Bytes bytes = 0;  ///< over the level before the step
+  };
+
+  static constexpr std::string_view kBudget = "budget:";
+
+  static Budget parsed(const std::string& strategy) {
+    if (!strategy.starts_with(kBudget)) throw refrain::InvalidArgument("found '" + strategy + "', expected budget:0.5 or budget:BYTES");
+    const auto text = strategy.substr(kBudget.size());
+    if (text.find('.') == std::string::npos) return {.fraction = {}, .bytes = refrain::parse_bytes(text)};
+    return {.fraction = std::stod(text), .bytes = 0};
+  }
+
+  /// The step without gradients before it, traced when first asked for: the least time of each operator in a few steps.
+  const refrain::StepTrace& trace() {
+    if (trace_) return *trace_;
+    use("none");
+    model_->module().zero_grad(/*set_to_none=*/true);
+    level_ = refrain::memory_stats().current;
+    const auto step = [&] {
+      model_->module().zero_grad(/*set_to_none=*/true);
+      model_->loss(batch_).backward();
+    };
+    trace_.emplace(refrain::profile(step, {.runs = 3, .model = model_->name()}));
+    model_->module().zero_grad(/*set_to_none=*/true);
+    return *trace_;
+  }
+
+  const refrain::StepPlan& plan_of(const std::string& strategy) {
+    const auto known = plans_.find(strategy);
+    if (known != plans_.end()) return known->second;
+    const auto budget = parsed(strategy);
+    const auto& traced = trace();
+    auto made = budget.fraction ? refrain::plan_step(traced, *budget.fraction) : refrain::plan_step(traced, level_ + budget.bytes);
+    return plans_.emplace(strategy, std::move(made)).first->second;
+  }
+
+  /// Steps from now on are of `strategy`. A budget lives until another strategy is asked for, as it would around a training loop.
+  void use(const std::string& strategy) {
+    if (budget_ && strategy == strategy_) return;
+    budget_.reset();
+    const auto* plan = strategy.starts_with(kBudget) ? &plan_of(strategy) : nullptr;
+    model_->set_strategy(plan || strategy == "plain" ? "none" : strategy);
+    if (plan) budget_.emplace(*plan);
+    strategy_ = strategy;
+  }
+
+  /// @throws Error if a step under a budget was not as planned: what was measured is not what was asked for.
+  void check_followed() const {
+    if (!budget_) return;
+    const auto stats = budget_->stats();
+    if (stats.mismatched_steps > 0) throw refrain::Error("a step was not as planned: " + stats.first_mismatch);
+  }
+
   /// The sizes that PEERS times; explicit, so that a changed preset cannot change what is compared.
   static ModelOptions sizes(const std::string& name) {
     ModelOptions o;
@@ -145,6 +239,8 @@ class StepServer {
       o.batch = 8, o.seq = 128, o.depth = 8, o.width = 256;
     } else if (name == "resnet50") {
       o.batch = 8, o.image_size = 128, o.classes = 1000;
+    } else if (name == "unet") {
+      o.batch = 4, o.image_size = 128, o.width = 16;
     }
     return o;
   }
@@ -162,8 +258,8 @@ class StepServer {
       auto now = module.buffers();
       for (size_t i = 0; i < now.size(); ++i) now[i].copy_(buffers[i]);
     }
-    model_->set_strategy(strategy == "plain" ? "none" : strategy);
     module.zero_grad(/*set_to_none=*/true);
+    use(strategy);
     auto loss = model_->loss(batch_);
     loss.backward();
     Outcome result{{loss.detach()}, copies(module.buffers())};
@@ -174,6 +270,11 @@ class StepServer {
 
   std::unique_ptr<TrainableModel> model_;
   Batch batch_;
+  std::optional<refrain::StepTrace> trace_;
+  refrain::Bytes level_ = 0;  ///< before the traced step
+  std::map<std::string, refrain::StepPlan> plans_;
+  std::string strategy_;
+  std::optional<refrain::MemoryBudget> budget_;
 };
 
 std::string answer(StepServer& server, const std::string& command, const std::string& strategy) {
@@ -185,8 +286,12 @@ std::string answer(StepServer& server, const std::string& command, const std::st
       fields = server.timing(strategy);
     } else if (command == "check") {
       fields = server.check(strategy);
+    } else if (command == "plan") {
+      fields = server.plan(strategy);
+    } else if (command == "first") {
+      fields = server.first(strategy);
     } else {
-      throw std::invalid_argument("unknown command '" + command + "'; known: step, timing, check, quit");
+      throw std::invalid_argument("unknown command '" + command + "'; known: step, timing, check, plan, first, quit");
     }
     return "{" + fields + "}";
   } catch (const std::exception& error) {
@@ -195,7 +300,7 @@ std::string answer(StepServer& server, const std::string& command, const std::st
 }
 
 int usage() {
-  std::cerr << "usage: refrain-peer-steps MODEL [--threads N]   (blocks-small, blocks, resnet50)\n";
+  std::cerr << "usage: refrain-peer-steps MODEL [--threads N]   (blocks-small, blocks, resnet50, unet)\n";
   return 2;
 }
 

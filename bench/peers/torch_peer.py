@@ -1,13 +1,15 @@
-"""Step server for torch.utils.checkpoint: one training step per line on stdin, one JSON line per answer.
+"""Step server for torch.utils.checkpoint and torch.compile: one training step per line on stdin, one JSON line per answer.
 
     torch_peer.py MODEL [--build-dir DIR] [--threads N]
     step MODE    one step: ms, bytes after forward and at the peak over the level before the step
     check MODE   gradients and buffers after one step, compared bit by bit with a plain step
+    first MODE   of a compiled mode: compiling and the first step
     quit
 
-MODEL is blocks-small, blocks or resnet50. MODE is plain; checkpoint (each transformer or residual block,
+MODEL is blocks-small, blocks, resnet50 or unet. MODE is plain; checkpoint (each transformer or residual block,
 use_reentrant=False); checkpoint-all (ResNet's stem and head too); selective (as checkpoint, keeping matrix products,
-convolutions and attention). The protocol is that of refrain_steps.cc.
+convolutions and attention); inductor:0.5 or aot_eager:0.5, forward and loss in torch.compile with that backend and that
+`activation_memory_budget`, one such mode a process. The protocol is that of refrain_steps.cc.
 """
 
 import argparse
@@ -90,6 +92,59 @@ def resnet50(classes):
     return layers
 
 
+class DoubleConv(nn.Sequential):
+    def __init__(self, inputs, outputs):
+        layers = []
+        for channels in (inputs, outputs):
+            layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+
+
+class Down(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.block = DoubleConv(inputs, outputs)
+
+    def forward(self, x):
+        return self.block(F.max_pool2d(x, 2))
+
+
+class Up(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.grow = nn.ConvTranspose2d(inputs, outputs, 2, 2)
+        self.block = DoubleConv(inputs, outputs)
+
+    def forward(self, x, skip):
+        return self.block(torch.cat([self.grow(x), skip], 1))
+
+
+class UNet(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.down1 = DoubleConv(3, width)
+        self.down2 = Down(width, 2 * width)
+        self.bottom = Down(2 * width, 4 * width)
+        self.up2 = Up(4 * width, 2 * width)
+        self.up1 = Up(2 * width, width)
+        self.head = nn.Conv2d(width, 1, 1)
+
+    def forward(self, x, call):
+        skip1 = call(self.down1, x)
+        skip2 = call(self.down2, skip1)
+        x = call(self.up2, call(self.bottom, skip2), skip2)
+        return call(self.head, call(self.up1, x, skip1))
+
+
+class Row(nn.ModuleList):
+    """Layers one after another."""
+
+    def forward(self, x, call):
+        for layer in self:
+            x = call(layer, x)
+        return x
+
+
 def mean_square(output, target):
     return output.pow(2).mean()
 
@@ -99,15 +154,18 @@ def trainable_copy(x):
 
 
 def build_model(name):
-    """Layers, input, target and loss of one preset. The same operators as models/transformer.cc and models/resnet.cc."""
+    """Model, input, target and loss of one preset. The same operators as models/{transformer,resnet,unet}.cc."""
     torch.manual_seed(0)
     if name == "blocks-small":
-        return [TransformerBlock(64, 4) for _ in range(12)], torch.randn(2, 128, 64), None, mean_square
+        return Row(TransformerBlock(64, 4) for _ in range(12)), torch.randn(2, 128, 64), None, mean_square
     if name == "blocks":
-        return [TransformerBlock(256, 4) for _ in range(8)], torch.randn(8, 128, 256), None, mean_square
+        return Row(TransformerBlock(256, 4) for _ in range(8)), torch.randn(8, 128, 256), None, mean_square
     if name == "resnet50":
-        return resnet50(1000), torch.randn(8, 3, 128, 128), torch.randint(1000, (8,)), F.cross_entropy
-    raise SystemExit(f"torch_peer: unknown model '{name}'; known: blocks-small, blocks, resnet50")
+        return Row(resnet50(1000)), torch.randn(8, 3, 128, 128), torch.randint(1000, (8,)), F.cross_entropy
+    if name == "unet":
+        x = torch.randn(4, 3, 128, 128)
+        return UNet(16), x, (x.mean(1, keepdim=True) > 0).float(), F.binary_cross_entropy_with_logits
+    raise SystemExit(f"torch_peer: unknown model '{name}'; known: blocks-small, blocks, resnet50, unet")
 
 
 aten = torch.ops.aten
@@ -132,6 +190,10 @@ keep_products_only = functools.partial(
 )
 
 
+BLOCKS = (TransformerBlock, Bottleneck, DoubleConv, Down, Up)
+BACKENDS = ("inductor", "aot_eager")
+
+
 class Mode:
     """How a layer is called, and which layers so: all of them, or only transformer and residual blocks."""
 
@@ -140,7 +202,10 @@ class Mode:
         self.everywhere = everywhere
 
     def applies_to(self, layer):
-        return self.call is not None and (self.everywhere or isinstance(layer, (TransformerBlock, Bottleneck)))
+        return self.call is not None and (self.everywhere or isinstance(layer, BLOCKS))
+
+    def __call__(self, layer, *inputs):
+        return self.call(layer, *inputs) if self.applies_to(layer) else layer(*inputs)
 
 
 MODES = {
@@ -175,16 +240,35 @@ def load_tracker(build_dir):
 class Server:
     def __init__(self, name, tracker):
         self.tracker = tracker
-        layers, self.input, self.target, self.loss_fn = build_model(name)
-        self.model = nn.ModuleList(layers).train()
+        self.model, self.input, self.target, self.loss_fn = build_model(name)
+        self.model.train()
+        self.compiled_mode = self.compiled = None
         # As the C++ models do: only the bare block stack gets an input that requires a gradient.
         self.prepare = (lambda x: x) if self.target is not None else trainable_copy
 
     def loss(self, x, mode):
-        how = MODES[mode]
-        for layer in self.model:
-            x = how.call(layer, x) if how.applies_to(layer) else layer(x)
-        return self.loss_fn(x, self.target)
+        if mode == self.compiled_mode:
+            return self.compiled(x)
+        if mode not in MODES:
+            raise ValueError(f"unknown mode '{mode}', or not compiled by 'first'; known: {', '.join(MODES)}")
+        return self.loss_fn(self.model(x, MODES[mode]), self.target)
+
+    def compile(self, mode):
+        """The budget is read when a graph is compiled, so it is set for the process."""
+        backend, _, budget = mode.partition(":")
+        if backend not in BACKENDS or self.compiled_mode is not None:
+            raise ValueError(f"found mode '{mode}', expected one of {', '.join(b + ':0.5' for b in BACKENDS)}, once a process")
+        import torch._functorch.config as functorch_config
+        functorch_config.activation_memory_budget = float(budget)
+        self.compiled = torch.compile(lambda x: self.loss_fn(self.model(x, MODES["plain"]), self.target), backend=backend,
+                                      fullgraph=True)
+        self.compiled_mode = mode
+
+    def first(self, mode):
+        start = time.perf_counter()
+        self.compile(mode)
+        step = self.step(mode)
+        return {"first_ms": (time.perf_counter() - start) * 1e3, "first_peak_bytes": step["peak_bytes"]}
 
     def step(self, mode):
         self.model.zero_grad(set_to_none=True)
@@ -210,7 +294,7 @@ class Server:
             "peak_bytes": peak,
             "left_bytes": self.tracker.cputrack_current() - base,
             "replayed_ops": None,
-            "regions": sum(MODES[mode].applies_to(layer) for layer in self.model),
+            "regions": sum(MODES[mode].applies_to(layer) for layer in self.model.children()) if mode in MODES else 0,
             "loss": value,
         }
 
@@ -231,7 +315,9 @@ class Server:
         buffers = [b.clone() for b in self.model.buffers()]
         want_gradients, want_buffers = self.outcome("plain", buffers)
         gradients, after = self.outcome(mode, buffers)
+        furthest = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in zip(want_gradients, gradients))
         return {
+            "gradients_relative_difference": furthest,
             "gradients_bit_equal": all(torch.equal(a, b) for a, b in zip(want_gradients, gradients)),
             "buffers_bit_equal": all(torch.equal(a, b) for a, b in zip(want_buffers, after)),
         }
@@ -266,9 +352,7 @@ def main():
             break
         try:
             command, mode = words
-            if mode not in MODES:
-                raise ValueError(f"unknown mode '{mode}'; known: {', '.join(MODES)}")
-            answer = {"step": server.step, "check": server.check}[command](mode)
+            answer = {"step": server.step, "check": server.check, "first": server.first}[command](mode)
         except Exception as error:  # the driver decides what a failed step means
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)

@@ -79,6 +79,7 @@ struct MemoryBudgetStats {
   int64_t mismatched_steps = 0;  ///< were another step than planned: everything comes back when it is read
   std::string first_mismatch = {};
   double planning_ms = 0.0;
+  int64_t replans = 0;           ///< of bytes: planned again for a kind of step, as more was in use when it began
 };
 
 /// While alive, steps on this thread keep a budget by plan: least time added for the peak. Results are those of a run without it, to the bit.
@@ -88,7 +89,8 @@ struct MemoryBudgetStats {
 ///
 /// The first step of each kind (operators, shapes) is traced and then planned for, at the end of its backward; the next ones run by that plan. A
 /// step that turns out otherwise is said once, on LibTorch's warnings; it is still right.
-/// With bytes, a `MemoryCap` of as many holds in all steps, the traced ones too. A step ends with its outermost backward.
+/// With bytes, a `MemoryCap` of as many holds in all steps, the traced ones too; and what comes to stay between steps,
+/// as the optimizer's state in the first one, is planned for again. A step ends with its outermost backward.
 /// Cost: that of a cap, about 1 us an operator. Threads: the one that makes it; one at a time in the process.
 /// Source: the idea of torch.compile's activation memory budget; here the peak is bounded, not what is saved.
 class MemoryBudget {

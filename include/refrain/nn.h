@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "refrain/checkpoint.h"
+#include "refrain/detail/trace_scope.h"
 
 /// Checkpointing by module, in two ways. `nn::Checkpoint<M>` *is* an M whose forward is a region. `apply_checkpointing`
 /// marks modules of a finished model, and `call` runs a marked module as a region. Neither puts a module between
@@ -120,6 +121,7 @@ std::shared_ptr<const CheckpointOptions> mark_of(const torch::nn::Module& module
 
 template <typename... Args>
 torch::nn::AnyValue call_any(torch::nn::AnyModule& layer, Args&&... args) {
+  const TraceScope scope(module_of(layer));
   if (const auto options = mark_of(module_of(layer))) {
     const auto forward = [layer](auto&&... values) {
       return torch::nn::AnyModule(layer).any_forward(std::forward<decltype(values)>(values)...);
@@ -145,6 +147,7 @@ decltype(auto) call(M&& module, Args&&... args) {
   static_assert(!std::is_same_v<detail::ModuleType<M>, torch::nn::Module>,
                 "refrain::call: torch::nn::Module has no forward. Give the module's type: list->ptr<BlockImpl>(i).");
   auto& impl = detail::module_of(module);
+  const detail::TraceScope scope(impl);
   if (const auto options = detail::mark_of(impl))
     return checkpoint(*options, detail::owned(impl), std::forward<Args>(args)...);
   return detail::call(&impl, std::forward<Args>(args)...);
@@ -173,6 +176,7 @@ R call(M&& module, Args&&... args) {
     return detail::call_any(module, std::forward<Args>(args)...).template get<R>();
   } else {
     auto& sequential = detail::module_of(module);
+    const detail::TraceScope scope(sequential);
     if (const auto options = detail::mark_of(sequential)) {
       const auto forward = [owner = detail::owned(sequential)](auto&&... values) {
         return call_layers<R>(*owner, std::forward<decltype(values)>(values)...);
@@ -218,6 +222,7 @@ class CheckpointBase : public M, public nn::CheckpointSettings {
       else
         return owner->M::forward(std::forward<decltype(values)>(values)...);
     };
+    const TraceScope scope(self, typeid(M));
     if (!self.enabled()) return forward(std::forward<Args>(args)...);
     return checkpoint(self.checkpoint_options(), forward, std::forward<Args>(args)...);
   }

@@ -112,7 +112,8 @@ at::Tensor mark(const at::Tensor& x, CheckpointPolicy policy);
 /// Source: Megatron-LM's output discarding.
 at::Tensor discard_output(const at::Tensor& y);
 
-/// A name on this thread while it lives, for `OpContext::scope`. Cost: a string append.
+/// A name on this thread while it lives, for `OpContext::scope`, `MemoryTimeline`, and the operators of a `profile`, those
+/// of backward included. Cost: a string append.
 class ModuleScope {
  public:
   explicit ModuleScope(std::string_view name);

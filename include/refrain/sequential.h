@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "refrain/checkpoint.h"
+#include "refrain/detail/trace_scope.h"
 
 namespace refrain {
 
@@ -78,7 +79,9 @@ torch::Tensor run_layer(Layer& layer, torch::Tensor x) {
 template <typename Layers>
 torch::Tensor run_segments(Layers& layers, const Segments& segments, torch::Tensor x, const CheckpointOptions& options) {
   using Layer = std::remove_cvref_t<decltype(layers[0])>;
+  int64_t number = 0;
   for (const auto& [begin, end, in_region] : segments.split(static_cast<int64_t>(layers.size()))) {
+    const TraceScope scope("segments", number++);
     const auto run = [&layers, begin = begin, end = end](torch::Tensor input) {
       for (auto i = begin; i < end; ++i) input = run_layer(layers[static_cast<size_t>(i)], std::move(input));
       return input;

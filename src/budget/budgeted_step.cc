@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "graph/json.h"
+#include "memory/stack.h"
 #include "tape/for_each_tensor.h"
 
 namespace refrain::budget {
@@ -34,12 +35,17 @@ BudgetedStep::BudgetedStep(const StepPlan& plan) : budget_(), may_trace_(false) 
   running_ = last_;
 }
 
+void BudgetedStep::Kind::set(std::shared_ptr<const StepPlan::State> planned) {
+  step = std::make_unique<tape::PlannedStep>(planned->graph, planned->plan.schedule);
+  state = std::move(planned);
+  plan = &state->plan;
+}
+
 int BudgetedStep::add(std::shared_ptr<const StepPlan::State> state) {
   auto made = std::make_unique<Kind>();
   made->fingerprint = graph::fingerprint(state->graph);
-  made->state = std::move(state);
-  made->plan = &made->state->plan;
-  made->step = std::make_unique<tape::PlannedStep>(made->state->graph, made->plan->schedule);
+  made->level = level_;
+  made->set(std::move(state));
   last_ = made.get();
   kinds_.push_back(std::move(made));
   return static_cast<int>(kinds_.size()) - 1;
@@ -63,13 +69,42 @@ void BudgetedStep::begin_step(const tape::OpTraits& traits, const torch::jit::St
   if (!sizes) return;
   situation_ = {*sizes, before_, row_};
   has_begun_ = true;
+  level_ = tracking_allocator().current();
   const int kind = guess();
   if (kind >= 0) {
     running_ = last_ = kinds_[static_cast<size_t>(kind)].get();
+    plan_for_level(*running_);
   } else if (kinds_.size() < kMostKinds) {
     first_operator_ = traits.name();
     tracer_ = std::make_unique<tape::StepTracer>();
   }
+}
+
+plan::Plan BudgetedStep::timed_plan(const graph::Graph& graph, const plan::PlanOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  auto plan = plan::plan(graph, budget_, options);
+  planning_ms_ += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  return plan;
+}
+
+void BudgetedStep::plan_for_level(Kind& kind) {
+  const int64_t rise = level_ - kind.level;
+  if (budget_.fraction >= 0.0 || rise < budget_.bytes / kLeastRise || kind.replans == kMostReplans) return;
+  auto graph = kind.state->graph;
+  for (auto& op : graph.ops) {
+    op.outside += rise;
+    op.gap += rise;
+  }
+  graph.end_outside += rise;
+  graph.end_gap += rise;
+  plan::PlanOptions options;
+  options.bound = false;
+  options.starts.push_back(kind.plan->schedule);
+  auto plan = timed_plan(graph, options);
+  kind.level = level_;
+  ++kind.replans;
+  ++replans_;
+  kind.set(std::make_shared<const StepPlan::State>(StepPlan::State{std::move(graph), std::move(plan)}));
 }
 
 void BudgetedStep::before(const tape::OpTraits& traits, const torch::jit::Stack& stack) {
@@ -97,6 +132,10 @@ void BudgetedStep::replayed(tape::TapeLock& lock, const tape::Op& op, tape::Valu
   if (auto* listener = active()) listener->replayed(lock, op, consumed);
 }
 
+void BudgetedStep::scope_changed() {
+  if (tracer_) tracer_->scope_changed();
+}
+
 void BudgetedStep::dropped(tape::TapeLock& lock, tape::Value& value) {
   if (auto* listener = active()) listener->dropped(lock, value);
 }
@@ -115,9 +154,7 @@ void BudgetedStep::plan_traced() {
     last_ = same->get();
     return note_end(static_cast<int>(same - kinds_.begin()));
   }
-  const auto start = std::chrono::steady_clock::now();
-  auto plan = plan::plan(graph, budget_, options);
-  planning_ms_ += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  auto plan = timed_plan(graph, options);
   note_end(add(std::make_shared<const StepPlan::State>(StepPlan::State{std::move(graph), std::move(plan)})));
 }
 
@@ -161,7 +198,8 @@ MemoryBudgetStats BudgetedStep::stats() const {
           .planned_steps = planned_,
           .mismatched_steps = mismatched_,
           .first_mismatch = first_mismatch_,
-          .planning_ms = planning_ms_};
+          .planning_ms = planning_ms_,
+          .replans = replans_};
 }
 
 }  // namespace refrain::budget

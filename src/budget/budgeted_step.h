@@ -31,6 +31,7 @@ class BudgetedStep final : public tape::StepListener {
   void recorded(tape::TapeLock& lock, const tape::Op& op) override;
   void ends(tape::TapeLock& lock) override;
   void step_ended() override;
+  void scope_changed() override;
   void evicted(tape::TapeLock& lock, tape::Value& value) override;
   void replayed(tape::TapeLock& lock, const tape::Op& op, tape::Value* consumed) override;
   void dropped(tape::TapeLock& lock, tape::Value& value) override;
@@ -38,6 +39,8 @@ class BudgetedStep final : public tape::StepListener {
  private:
   static constexpr size_t kMostKinds = 16;
   static constexpr int kLongestRow = 64;
+  static constexpr int kMostReplans = 4;     ///< of a kind
+  static constexpr int64_t kLeastRise = 64;  ///< in the level: this part of the budget
 
   /// What is known when a step begins.
   struct Situation {
@@ -54,9 +57,16 @@ class BudgetedStep final : public tape::StepListener {
     std::shared_ptr<const StepPlan::State> state;
     const plan::Plan* plan = nullptr;
     std::unique_ptr<tape::PlannedStep> step;
+    int64_t level = 0;        ///< bytes in use when a step begins, that it is planned for
+    int replans = 0;
+
+    void set(std::shared_ptr<const StepPlan::State> planned);
   };
   /// @return its number.
   int add(std::shared_ptr<const StepPlan::State> state);
+  /// Plans again if more is in use now than was planned for. Only a budget of bytes counts what is there before.
+  void plan_for_level(Kind& kind);
+  plan::Plan timed_plan(const graph::Graph& graph, const plan::PlanOptions& options);
   void begin_step(const tape::OpTraits& traits, const torch::jit::Stack& stack);
   int guess() const;
   void plan_traced();
@@ -72,12 +82,13 @@ class BudgetedStep final : public tape::StepListener {
   std::string first_operator_;               ///< all kinds of steps begin with it
   std::unique_ptr<tape::StepTracer> tracer_;
   Situation situation_;                      ///< of this step, once it has begun
+  int64_t level_ = 0;                        ///< then
   bool has_begun_ = false;
   int before_ = kNoKind, row_ = 0;
   Kind* running_ = nullptr;
   Kind* last_ = nullptr;
   bool has_warned_ = false;
-  int64_t traced_ = 0, planned_ = 0, mismatched_ = 0;
+  int64_t traced_ = 0, planned_ = 0, mismatched_ = 0, replans_ = 0;
   std::string first_mismatch_;
   double planning_ms_ = 0.0;
 };

@@ -1,8 +1,10 @@
 #include "refrain/nn.h"
 
+#include <c10/util/Type.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <unordered_map>
@@ -10,6 +12,7 @@
 #include <vector>
 
 #include "refrain/error.h"
+#include "tape/trace_scopes.h"
 
 namespace refrain::detail {
 namespace {
@@ -21,6 +24,7 @@ constexpr size_t kMostNamesInMessage = 8;
 struct Mark {
   std::weak_ptr<const Module> module;  ///< expired: another module may have this address by now
   std::shared_ptr<const CheckpointOptions> options;
+  std::string name;  ///< in the model that was marked
   bool enabled = true;
 };
 
@@ -72,8 +76,9 @@ std::string names_in(const Module& model) {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
-std::unordered_set<std::shared_ptr<Module>> choose(Module& model, const ModulePredicate& predicate) {
-  std::unordered_set<std::shared_ptr<Module>> chosen;
+/// With their names; of several, the first.
+std::unordered_map<std::shared_ptr<Module>, std::string> choose(Module& model, const ModulePredicate& predicate) {
+  std::unordered_map<std::shared_ptr<Module>, std::string> chosen;
   if (predicate("", model)) {
     auto owner = model.weak_from_this().lock();
     if (!owner)
@@ -82,10 +87,10 @@ std::unordered_set<std::shared_ptr<Module>> choose(Module& model, const ModulePr
           "std::shared_ptr owns, so that a mark could outlive it. Make it with std::make_shared or a module "
           "holder and mark it after its constructor, or let the predicate be false for \"\".",
           model.name()));
-    chosen.insert(std::move(owner));
+    chosen.emplace(std::move(owner), "");
   }
   for (const auto& item : model.named_modules({}, /*include_self=*/false))
-    if (predicate(item.key(), *item.value())) chosen.insert(item.value());
+    if (predicate(item.key(), *item.value())) chosen.emplace(item.value(), item.key());
   if (chosen.empty())
     throw InvalidArgument(
         fmt::format("[refrain::apply_checkpointing] the predicate is true for no module. Expected one at least of: {}.",
@@ -119,10 +124,10 @@ int64_t mark(Module& model, const ModulePredicate& predicate, const CheckpointOp
   auto& marks = Marks::all();
   const std::lock_guard lock(marks.mutex);
   marks.sweep(dropped);
-  for (const auto& module : chosen) {
+  for (const auto& [module, name] : chosen) {
     auto& mark = marks.of[module.get()];
     dropped.push_back(std::move(mark.options));
-    mark = {module, kept};
+    mark = {module, kept, name};
   }
   marks.any.store(true, std::memory_order_relaxed);
   return static_cast<int64_t>(chosen.size());
@@ -156,6 +161,81 @@ int64_t set_enabled(Module& model, bool enabled) {
     if (mark || settings) ++count;
   }
   return count;
+}
+
+namespace {
+
+/// "" if it has no mark, enabled or not.
+std::string name_of_mark(const Module& module) {
+  auto& marks = Marks::all();
+  if (!marks.any.load(std::memory_order_relaxed)) return "";
+  const std::lock_guard lock(marks.mutex);
+  const auto* const mark = marks.live(&module);
+  return mark ? mark->name : "";
+}
+
+/// What of `name` is not the end of `path` already: "mlp" for "blocks.3.mlp" in "gpt.blocks.3".
+std::string_view part_not_in(std::string_view name, std::string_view path) {
+  for (size_t from = 0; from <= path.size(); from = std::min(path.find('.', from), path.size()) + 1) {
+    const auto end = path.substr(from);
+    if (name == end) return {};
+    if (name.starts_with(end) && name[end.size()] == '.') return name.substr(end.size() + 1);
+  }
+  return name;
+}
+
+/// "torch::nn::LinearImpl" is "Linear".
+std::string class_name(const std::type_info& type) {
+  std::string name = c10::demangle(type.name());
+  if (const auto arguments = name.find('<'); arguments != std::string::npos) name.resize(arguments);
+  if (const auto scope = name.rfind("::"); scope != std::string::npos) name.erase(0, scope + 2);
+  if (name.size() > 4 && name.ends_with("Impl")) name.resize(name.size() - 4);
+  return name;
+}
+
+/// Numbers of modules among those of their class, in the order in which they are met first. The same module, the same
+/// number.
+class ModuleNumbers {
+ public:
+  static ModuleNumbers& all() {
+    static auto* const numbers = new ModuleNumbers;
+    return *numbers;
+  }
+
+  int64_t of(const Module& module, const std::string& class_name) {
+    const std::lock_guard lock(mutex_);
+    auto& known = of_[&module];
+    if (!known.module.expired()) return known.number;
+    known = {module.weak_from_this(), next_[class_name]++};
+    const auto number = known.number;
+    std::erase_if(of_, [](const auto& entry) { return entry.second.module.expired(); });
+    return number;
+  }
+
+ private:
+  struct Known {
+    std::weak_ptr<const Module> module;  ///< expired: another module may have this address by now
+    int64_t number = 0;
+  };
+  std::mutex mutex_;
+  std::unordered_map<const Module*, Known> of_;
+  std::unordered_map<std::string, int64_t> next_;
+};
+
+}  // namespace
+
+TraceScope::TraceScope(const Module& module) {
+  if (!tape::has_trace_listener()) return;
+  const auto name = name_of_mark(module);
+  const auto part = part_not_in(name, tape::trace_path());
+  if (!part.empty()) open(part);
+}
+
+TraceScope::TraceScope(const Module& module, const std::type_info& type) : TraceScope(module) {
+  if (is_open_ || !tape::has_trace_listener() || !name_of_mark(module).empty()) return;
+  const auto name = class_name(type);
+  const bool is_owned = !module.weak_from_this().expired();
+  open(is_owned ? fmt::format("{}.{}", name, ModuleNumbers::all().of(module, name)) : name);
 }
 
 }  // namespace refrain::detail

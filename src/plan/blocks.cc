@@ -9,7 +9,7 @@ namespace {
 size_t index(int32_t id) { return static_cast<size_t>(id); }
 
 /// Of a module path, up to its first part that is a number; empty: it has none.
-std::string block_name(const std::string& scope) {
+std::string numbered_part(const std::string& scope) {
   for (size_t begin = 0; begin < scope.size();) {
     const size_t end = std::min(scope.find('.', begin), scope.size());
     const bool is_number = end > begin && std::all_of(scope.begin() + static_cast<int64_t>(begin),
@@ -21,19 +21,15 @@ std::string block_name(const std::string& scope) {
   return "";
 }
 
-}  // namespace
+std::string first_part(const std::string& scope) { return scope.substr(0, scope.find('.')); }
 
-OpId turn(const Problem& problem) {
-  if (problem.backward_begins > 0 && problem.backward_begins < problem.ends) return problem.backward_begins;
-  return State(problem).profile().most_at() / 2;
-}
-
-std::vector<Block> blocks_by_scope(const Problem& problem) {
+/// Operators of forward in a row whose module path has one name. Less than two: none.
+std::vector<Block> blocks_by_name(const Problem& problem, std::string (*name_of)(const std::string& scope)) {
   std::vector<Block> blocks;
   std::string name;
   const OpId end = turn(problem);
   for (OpId i = 0; i < end; ++i) {
-    const std::string here = block_name(problem.op(i).scope);
+    const std::string here = name_of(problem.op(i).scope);
     if (here.empty()) {
       name.clear();
       continue;
@@ -44,6 +40,18 @@ std::vector<Block> blocks_by_scope(const Problem& problem) {
   }
   if (blocks.size() < 2) blocks.clear();
   return blocks;
+}
+
+}  // namespace
+
+OpId turn(const Problem& problem) {
+  if (problem.backward_begins > 0 && problem.backward_begins < problem.ends) return problem.backward_begins;
+  return State(problem).profile().most_at() / 2;
+}
+
+std::vector<Block> blocks_by_scope(const Problem& problem) {
+  auto blocks = blocks_by_name(problem, numbered_part);
+  return blocks.empty() ? blocks_by_name(problem, first_part) : blocks;
 }
 
 std::vector<Block> equal_blocks(const Problem& problem, int32_t parts) {

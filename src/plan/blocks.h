@@ -21,8 +21,8 @@ struct Block {
   bool operator==(const Block&) const = default;
 };
 
-/// By module path: up to its first number, as `blocks.3` of `blocks.3.mlp`. What has no number is in no block; less
-/// than two: empty.
+/// By module path: up to its first number, as `blocks.3` of `blocks.3.mlp`; what has no number is in no block. If that
+/// makes less than two, by the first part of each path, as `encoder` of `encoder.mlp`; again less than two: empty.
 std::vector<Block> blocks_by_scope(const Problem& problem);
 
 /// `parts` blocks of all of forward, of about the same time each.

@@ -39,8 +39,12 @@ constexpr Named kNames[] = {
     {Solver::kExact, "exact"},
 };
 
-constexpr size_t kExactOps = 40;  // up to which integer programs are quick
-constexpr size_t kLpOps = 400;    // likewise for linear ones, if no time is given
+constexpr size_t kExactOps = 40;        // up to which integer programs are quick
+constexpr size_t kPatientOps = 150;     // up to which they are worth a try, if so many seconds are given:
+constexpr double kPatientSeconds = 5;
+constexpr size_t kLpOps = 400;          // likewise for linear ones, if no time is given
+constexpr size_t kLadderOps = 2000;     // up to which there is time for shared budgets and large neighbourhoods
+constexpr int64_t kShakeRounds = 2000;  // without success
 
 constexpr double kStepsPerSecond = 3.5e7;  // on a slow machine, so that the clock seldom strikes
 
@@ -295,7 +299,9 @@ struct Planner::Impl {
       if (point.solver == "start") starts.push_back(point);
     improve_some(plan, budget, std::move(starts), effort);
     improve(plan, budget, effort);
-    if (graph.ops.size() <= kExactOps && !effort.is_over())
+    descend_ladder(plan, budget, effort);
+    shake(plan, budget, effort);
+    if (graph.ops.size() <= most_exact_ops() && !effort.is_over())
       measure(plan, "exact", budget, effort, [&] { solve_exact(budget, effort); });
   }
 
@@ -328,9 +334,49 @@ struct Planner::Impl {
     measure(plan, "local_search", budget, effort, [&] {
       load(Point(*start));
       if (state.peak() > budget) return;
-      Search search(state, effort);
+      const bool more_follows = graph.ops.size() <= kLadderOps;
+      Effort part(more_follows ? effort.left() / 3 : effort.left(), effort.seconds_left());
+      Search search(state, part);
       search.refill(budget);
       search.improve(budget, options.seed, 8 * improve_rounds());
+      effort.spend(part.spent());
+    });
+  }
+
+  /// Greedy for all smaller budgets of a ladder that all calls share, and what is left of this one's used up: what is
+  /// found for one of them serves this one too, so that a call for less seldom finds more than this one.
+  void descend_ladder(Plan& plan, int64_t budget, Effort& effort) {
+    if (graph.ops.size() > kLadderOps || effort.is_over()) return;
+    constexpr int64_t kRungs = 48;
+    const int64_t range = std::max<int64_t>(1, plain.peak - floor);
+    measure(plan, "ladder", budget, effort, [&] {
+      Effort part(effort.left() / 4, effort.seconds_left() / 4);
+      Search search(state, part);
+      for (int64_t rung = std::min(kRungs - 1, (budget - floor) * kRungs / range); rung > 0; --rung)
+        for (const double exponent : {0.0, 1.0}) {
+          if (part.is_over()) break;
+          const int64_t bytes = floor + range * rung / kRungs;
+          state.assign(save_only(problem, [](ValueId) { return true; }));
+          if (!search.descend(bytes, {exponent, true})) continue;
+          search.refill(bytes);
+          add_state("ladder");
+          search.refill(budget);
+          add_state("ladder");
+        }
+      effort.spend(part.spent());
+    });
+  }
+
+  /// Large neighbourhoods of the best.
+  void shake(Plan& plan, int64_t budget, Effort& effort) {
+    const Point* start = best(budget);
+    if (graph.ops.size() > kLadderOps || start == nullptr || start->added_ns == 0 || effort.is_over()) return;
+    measure(plan, "neighbourhoods", budget, effort, [&] {
+      load(Point(*start));
+      if (state.peak() > budget) return;
+      Effort part(effort.left() * 3 / 4, effort.seconds_left() * 3 / 4);
+      Search(state, part).shake(budget, options.seed, kShakeRounds);
+      effort.spend(part.spent());
     });
   }
 
@@ -365,6 +411,11 @@ struct Planner::Impl {
         state.assign(stays);
       }
     }
+  }
+
+  /// Integer programs end by the clock, so not where steps are limited.
+  size_t most_exact_ops() const {
+    return options.time_limit_s >= kPatientSeconds && options.step_limit == 0 ? kPatientOps : kExactOps;
   }
 
   double seconds() const { return default_seconds(graph, options.time_limit_s); }

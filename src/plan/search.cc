@@ -320,4 +320,45 @@ void Search::improve(int64_t budget, uint64_t seed, int64_t rounds) {
   }
 }
 
+/// @return whether it fits, for at most `most_ns`; else all is as before.
+bool Search::ruin_and_descend(int64_t budget, int64_t most_ns, const std::vector<Gap>& gaps, std::mt19937_64& dice) {
+  constexpr double kExponents[] = {0.0, 0.25, 0.5, 1.0, 2.0};
+  const size_t count = 1 + dice() % std::min<size_t>(24, gaps.size());
+  const size_t first = dice() % gaps.size();
+  const double exponent = kExponents[dice() % std::size(kExponents)];
+  state_.begin();
+  for (size_t k = 0; k < count; ++k) {
+    const Gap gap = gaps[(first + k) % gaps.size()];
+    const int t = state_.find(gap.id, gap.place);
+    if (t < 0 || !state_.can_stay(gap.id, index(t))) continue;
+    state_.begin();
+    state_.stay(gap.id, index(t)) ? state_.commit() : state_.rollback();
+  }
+  spend();
+  if (descend(budget, {exponent, true})) refill(budget);
+  const bool is_taken = state_.peak() <= budget && state_.added_ns() <= most_ns;
+  is_taken ? state_.commit() : state_.rollback();
+  return is_taken;
+}
+
+void Search::shake(int64_t budget, uint64_t seed, int64_t rounds) {
+  std::mt19937_64 dice(seed);
+  int64_t best_ns = state_.added_ns();
+  auto best = state_.stays();
+  std::vector<Gap> open = gaps();
+  for (int64_t failed = 0; failed < rounds && !open.empty() && !effort_.is_over(); ++failed) {
+    // a little worse will do, of the best: else it never gets far from where it began
+    const int64_t most_ns = best_ns + best_ns * static_cast<int64_t>(dice() % 64) / 1024;
+    if (!ruin_and_descend(budget, most_ns, open, dice)) continue;
+    open = gaps();
+    if (dice() % 2 == 0)
+      std::stable_sort(open.begin(), open.end(), [](const Gap& a, const Gap& b) { return a.place < b.place; });
+    if (state_.added_ns() >= best_ns) continue;
+    failed = 0;
+    best_ns = state_.added_ns();
+    best = state_.stays();
+  }
+  state_.assign(best);
+}
+
 }  // namespace refrain::plan

@@ -37,6 +37,13 @@ class Search {
   /// @param rounds  without success before it ends.
   void improve(int64_t budget, uint64_t seed, int64_t rounds);
 
+  /// Large neighbourhoods: a row of values that left stay again, and the whole descends anew under weights drawn at
+  /// random; little more time is accepted, and the best is what remains. The peak must be, and is, at most `budget`.
+  /// @param rounds  without success before it ends. Cost of each: as `descend` and `refill`.
+  ///
+  /// Source: Shaw, "Using constraint programming and local search methods to solve vehicle routing problems", 1998.
+  void shake(int64_t budget, uint64_t seed, int64_t rounds);
+
  private:
   struct Gap {
     ValueId id;
@@ -59,6 +66,7 @@ class Search {
   bool repair(int64_t budget, int64_t most_ns, Gap except);
   std::vector<Gap> gaps();
   bool exchange(int64_t budget, int64_t most_ns, const std::vector<Gap>& gaps, std::mt19937_64& dice);
+  bool ruin_and_descend(int64_t budget, int64_t most_ns, const std::vector<Gap>& gaps, std::mt19937_64& dice);
   void weigh(int64_t budget, double exponent);
   double benefit(ValueId id, size_t t) const;
   void collect_covering(int32_t slot, std::vector<Scored>& found) const;

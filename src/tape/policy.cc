@@ -6,6 +6,7 @@
 
 #include "refrain/selective.h"
 #include "tape/for_each_tensor.h"
+#include "tape/step_listener.h"
 #include "tape/tape.h"
 
 namespace refrain {
@@ -90,9 +91,13 @@ ModuleScope::ModuleScope(std::string_view name) : length_(scope_path().size()) {
   auto& path = scope_path();
   if (!path.empty()) path += '.';
   path += name;
+  if (auto* listener = tape::step_listener()) listener->scope_changed();
 }
 
-ModuleScope::~ModuleScope() { scope_path().resize(length_); }
+ModuleScope::~ModuleScope() {
+  scope_path().resize(length_);
+  if (auto* listener = tape::step_listener()) listener->scope_changed();
+}
 
 std::string_view module_scope() noexcept { return scope_path(); }
 

@@ -18,6 +18,7 @@
 #include "refrain/selective.h"
 #include "tape/for_each_tensor.h"
 #include "tape/install.h"
+#include "tape/module_ranges.h"
 #include "tape/tape.h"
 
 namespace refrain::tape {
@@ -50,22 +51,6 @@ class Names {
   std::unordered_map<std::string_view, uint32_t> numbers_;
 };
 
-/// The module in which things were made that are numbered as they are made: from one number on, until another module's.
-class Modules {
- public:
-  void from(uint64_t number, uint32_t module) {
-    if (begins_.empty() ? module != 0 : begins_.back().second != module) begins_.emplace_back(number, module);
-  }
-  uint32_t of(uint64_t number) const {
-    const auto after = std::upper_bound(begins_.begin(), begins_.end(), number,
-                                        [](uint64_t n, const auto& begin) { return n < begin.first; });
-    return after == begins_.begin() ? 0 : std::prev(after)->second;
-  }
-
- private:
-  std::vector<std::pair<uint64_t, uint32_t>> begins_;
-};
-
 /// Modules of autograd's nodes and of recorded operators. Nodes are numbered by each thread for itself.
 struct Made {
   static Made& get() {
@@ -73,7 +58,7 @@ struct Made {
     return *made;
   }
   std::mutex mutex;  // guards what follows
-  std::unordered_map<uint64_t, Modules> nodes;
+  std::unordered_map<uint64_t, ModuleRanges> nodes;
   ska::flat_hash_map<uint64_t, uint32_t> recorded;
 };
 

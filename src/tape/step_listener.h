@@ -19,6 +19,8 @@ class StepListener {
   virtual void ends(TapeLock& lock) = 0;
   /// A backward has ended. No lock is held.
   virtual void step_ended() = 0;
+  /// `trace_path` is another one now. No lock is held.
+  virtual void scope_changed() {}
 
   virtual void evicted(TapeLock&, Value&) {}
   /// @param consumed  what it overwrote without a copy, or null.

@@ -1,10 +1,16 @@
 #include "tape/step_tracer.h"
 
+#include <ATen/SequenceNumber.h>
+#include <ATen/record_function.h>
+#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "memory/stack.h"
+#include "tape/running.h"
+#include "tape/trace_scopes.h"
 
 namespace refrain::tape {
 namespace {
@@ -21,7 +27,8 @@ void add_once(std::vector<T>& to, T what) {
 
 }  // namespace
 
-StepTracer::StepTracer() {
+StepTracer::StepTracer() : scope_(intern(trace_path())), thread_(at::RecordFunction::currentThreadId()) {
+  made_under_.from(0, scope_);
   tracking_allocator().open(watch_);
   watch_.peak = watch_.start;
 }
@@ -30,6 +37,20 @@ StepTracer::~StepTracer() {
   tracking_allocator().close(watch_);
   TapeLock lock;
   for (auto* value : values_) lock.release(value);
+}
+
+void StepTracer::scope_changed() {
+  if (finished_) return;
+  scope_ = intern(trace_path());
+  made_under_.from(at::sequence_number::peek(), scope_);
+}
+
+uint32_t StepTracer::scope_now() {
+  const auto node = torch::autograd::get_current_node();
+  if (!node) return scope_;
+  const bool accumulates = node->sequence_nr() == std::numeric_limits<uint64_t>::max();
+  if (!accumulates) backward_scope_ = node->thread_id() == thread_ ? made_under_.of(node->sequence_nr()) : 0;
+  return backward_scope_ != 0 ? backward_scope_ : scope_;
 }
 
 std::vector<graph::Action>& StepTracer::actions() {
@@ -89,6 +110,7 @@ void StepTracer::begin(const OpTraits* traits, c10::ArrayRef<Value*> operands) {
   made.name = traits ? traits->name() : kEnd;
   made.replayable = false;
   made.backward = torch::autograd::get_current_graph_task_id() >= 0;
+  if (traits) made.scope = interned(scope_now());
   // what has died since the last operator may have been there when the gap was at its worst
   int64_t before_deaths = 0;
   for (const auto id : alive_)

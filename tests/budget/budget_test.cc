@@ -3,6 +3,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "budget/step_state.h"
+#include "graph/scale.h"
 #include "tests/budget/model_training.h"
 
 /// Steps that run by plan: the peak is the plan's to the byte, the bits are those of a plain run.
@@ -389,6 +391,70 @@ TEST_F(BudgetTest, TracesAndPlansComeBackFromFiles) {
   MemoryBudget budget(loaded_plan);
   for (const auto peak : steps.run(got, 2)) EXPECT_EQ(peak, steps.peak_of(plan));
   EXPECT_EQ(budget.stats().planned_steps, 2) << budget.stats().first_mismatch;
+  expect_equal(plain, got);
+}
+
+TEST_F(BudgetTest, APlanForABatchThatWasNotTracedKeepsItsPeak) {
+  Steps steps({"unet", {.batch = 2, .image_size = 32, .width = 8}});
+  Bytes level = 0;
+  const auto set_batch = [&](int64_t batch) {
+    const refrain::models::ModelOptions sizes{.batch = batch, .image_size = 32, .width = 8};
+    steps.training().set_batch(refrain::models::make_model("unet", sizes)->synthetic_batch(1));
+    steps.training().zero_grad();
+    level = refrain::memory_stats().current;
+  };
+  set_batch(2);
+  const auto two = steps.profiled();
+  const Bytes level_of_two = level;
+  set_batch(3);
+  const auto three = steps.profiled();
+  const Bytes level_of_five = level_of_two + 3 * (level - level_of_two);
+  auto five = refrain::graph::scale({two.state().graph, 2}, {three.state().graph, 3}, 5);
+  auto nothing = refrain::graph::empty_schedule(five);
+  const StepTrace scaled(std::make_shared<StepTrace::State>(StepTrace::State{std::move(five), std::move(nothing)}));
+  const auto plan = refrain::plan_step(scaled, 0.3, 0.5);
+  EXPECT_GT(plan.added_ms(), 0.0);
+
+  set_batch(5);
+  Trace plain, got;
+  const auto plain_peaks = steps.run(plain, 2);
+  steps.rewind();
+  MemoryBudget budget(plan);
+  const auto peaks = steps.run(got, 2);
+  EXPECT_EQ(budget.stats().planned_steps, 2) << budget.stats().first_mismatch;
+  for (const auto peak : peaks) EXPECT_EQ(peak, plan.peak() - level_of_five);
+  EXPECT_LT(peaks.back(), plain_peaks.back() * 4 / 5);
+  expect_equal(plain, got);
+}
+
+TEST_F(BudgetTest, TheOptimizersStateIsPlannedForOnceItIsThere) {
+  // the state is twice the weights: no small part of the limit
+  const Case c{"gptsmall", {.batch = 8, .seq = 64, .depth = 2, .width = 128}};
+  Trace plain, got;
+  Steps(c, "adam").run(plain, 4);
+  Steps steps(c, "adam");
+  const auto traced = steps.profiled();
+  Bytes state = 0;
+  for (const auto& parameter : steps.training().parameters()) state += 2 * static_cast<Bytes>(parameter.nbytes());
+  const Bytes limit = refrain::plan_step(traced, 0.6, 0.5).peak() + state;
+  MemoryBudget budget(limit);
+  Bytes peak = 0;
+  for (int i = 0; i < 4; ++i) {
+    steps.training().zero_grad();
+    const Bytes before = refrain::memory_stats().current;
+    const auto choosing = refrain::budget::RoomMaker::get().choosing_ns();
+    peak = std::max(peak, before + steps.peak_of_backward(got));
+    if (i > 0) {
+      EXPECT_EQ(refrain::budget::RoomMaker::get().choosing_ns(), choosing) << "step " << i << ": the cap had to make room";
+    }
+    steps.training().update(got);
+  }
+  EXPECT_LE(peak, limit);
+  EXPECT_GT(peak, limit - limit / 16);
+  const auto stats = budget.stats();
+  EXPECT_EQ(stats.traced_steps, 1);
+  EXPECT_EQ(stats.planned_steps, 3) << stats.first_mismatch;
+  EXPECT_EQ(stats.replans, 1);
   expect_equal(plain, got);
 }
 

@@ -1016,6 +1016,64 @@ class BudgetTest(CliTest):
         self.assertEqual(points[-1]["peak_bytes"], profile["peak_bytes"])
         self.assertEqual(sorted(p["peak_bytes"] for p in points), [p["peak_bytes"] for p in points])
 
+    def test_explain_names_the_blocks_of_a_model(self):
+        step, plan = self.dir / "step.json", self.dir / "plan.json"
+        self.succeed("profile", *self.MODEL, "--iters", 1, "-o", step)
+        ops = json.loads(step.read_text())["ops"]
+        for backward in (False, True):
+            scopes = {op.get("scope") for op in ops if op.get("backward", False) == backward}
+            self.assertLessEqual({"tokens", "blocks.0.attention", "blocks.0.mlp", "blocks.1.mlp", "head"}, scopes)
+        self.succeed("plan", step, "--budget", 0.2, "-o", plan)
+        explained = json.loads(self.succeed("explain", plan, "--json", "-"))
+        again = {scope["scope"] for scope in explained["scopes"] if scope["runs"] > 0}
+        self.assertTrue(any(scope.startswith("blocks.1.") for scope in again), again)
+        self.assertRegex(self.succeed("explain", plan), r"blocks\.\d\.(mlp|attention) ")
+
+    def test_profile_of_two_batches_plans_for_others(self):
+        model = ["gptsmall", "--depth", 2, "--seq", 32, "--threads", 1]  # convolutions have workspace that is not affine
+        step, plan = self.dir / "step.json", self.dir / "plan.json"
+        text = self.succeed("profile", *model, "--batches", "2,3", "-o", step)
+        self.assertIn("gptsmall: batches 2 and 3 traced, what they say of 4 checked", text)
+        self.assertIn("bytes at each place of the step: exact; of each value: exact", text)
+        self.assertIn(f"refrain plan {step} --batch 6 --budget 0.5", text)
+        report = json.loads(self.succeed("profile", *model, "--iters", 1, "--batches", "2,3,7", "-o", step, "--json", "-"))
+        self.assertEqual([row["batch"] for row in report["batches"]], [2, 3, 7])
+        check = report["check"]
+        self.assertEqual((check["batch"], check["worst_peak"], check["worst_value"]), (7, 0.0, 0.0))
+        self.assertEqual(check["scaled_peak_bytes"], check["peak_bytes"])
+        self.assertEqual(check["peak_bytes"], report["batches"][2]["peak_bytes"])
+        self.assertGreater(check["scaled_operators_ms"], 0)
+
+        self.succeed("plan", step, "--batch", 5, "--budget", 0.3, "-o", plan)
+        planned = json.loads(plan.read_text())
+        self.assertEqual(planned["graph"]["model"], "gptsmall, batch 5 as scaled from 2 and 3")
+        self.succeed("explain", plan)
+        direct = self.dir / "direct.json"
+        self.succeed("profile", *model, "--batch", 3, "--iters", 1, "-o", direct)
+        as_traced = json.loads(self.succeed("plan", step, "--batch", 3, "--budget", 1.0, "--json", "-"))
+        alone = json.loads(self.succeed("plan", direct, "--budget", 1.0, "--json", "-"))
+        self.assertEqual(as_traced["plain_peak_bytes"], alone["plain_peak_bytes"])
+        points = json.loads(self.succeed("pareto", step, "--batch", 9, "--points", 3, "--json", "-"))["points"]
+        self.assertGreater(points[-1]["peak_bytes"], as_traced["plain_peak_bytes"])
+
+        self.refuse("plan", step, "--budget", 0.5, says=("has a step with 2 and one with 3 examples", "expected --batch"))
+        self.refuse("plan", direct, "--batch", 5, "--budget", 0.5, says=("--batch 5", "has one step", "profile --batches"))
+        self.refuse("plan", step, "--batch", 2**30, "--budget", 0.5, "--bound", "--batch", 0, says="--batch")
+        document = json.loads(step.read_text())
+        for broken, says in (({"kind": "batches"}, "`traces`: expected a list of two"),
+                             ({**document, "traces": document["traces"][:1]}, "`traces`: expected a list of two"),
+                             ({**document, "traces": [{"batch": 0, "graph": {}}] * 2}, "`traces[0].batch`"),
+                             ({**document, "traces": [1, 2]}, "`traces[0]`"),
+                             ({**document, "traces": [{"batch": 2, "graph": {}}] * 2}, "`traces[0].graph`")):
+            self.refuse("plan", self.file("broken.json", json.dumps(broken)), "--batch", 5, "--budget", 0.5, says=says)
+        target = self.dir / "x"
+        for batches in ("4", "4,4", "2,3,3", "1,2,3,4"):
+            self.refuse("profile", *model, "--batches", batches, "-o", target, says=(f"--batches {batches}", "two different ones"))
+        self.refuse("profile", *model, "--batches", "2,0", "-o", target, says="--batches")
+        self.refuse("profile", *model, "--batch", 4, "--batches", "2,3", "-o", target, says="--batch and --batches")
+        self.refuse("profile", *model, "--batches", "2,1000000000", "-o", target, says="batch 1000000000 for model gptsmall")
+        self.refuse("profile", "treelstm", "--seq", 4, "--batches", "2,3", "-o", target, says="two different steps")
+
     def test_bench_has_the_planned_peak(self):
         strategies = "budget:1.0,budget:0.5,budget:0.0"
         text = self.succeed("bench", *self.MODEL, "--iters", 1, "--warmup", 0, "--strategies", strategies)
@@ -1027,11 +1085,15 @@ class BudgetTest(CliTest):
         for budget in budgets:
             self.assertTrue(budget["bit_equal"])
             self.assertEqual(budget["peak_bytes"], budget["plan"]["peak_bytes"])
+            self.assertEqual(budget["plan"]["following_ms"], max(0, budgets[0]["added_ms_median"]))
+        self.assertEqual(budgets[0]["plan"]["added_ms"], 0)
+        self.assertGreater(budgets[2]["plan"]["added_ms"], budgets[1]["plan"]["added_ms"])
         peaks = [b["peak_bytes"] for b in budgets]
         self.assertEqual(peaks, sorted(peaks, reverse=True))
         self.assertLess(peaks[1], plain["peak_bytes"])
         limit = (peaks[1] + peaks[2]) // 2
         _, by_bytes = json.loads(self.succeed("bench", *self.MODEL, "--iters", 1, "--strategies", f"budget:{limit}", "--json", "-"))["strategies"]
+        self.assertIn("following_ms", by_bytes["plan"])  # measured although 1.0 was not asked for
         self.assertLessEqual(by_bytes["peak_bytes"], limit)
 
     def test_verify(self):
@@ -1052,6 +1114,14 @@ class BudgetTest(CliTest):
         within = json.loads(self.succeed("train", *self.MODEL, "--steps", 4, "--strategy", f"budget:{limit}", "--json", "-"))
         self.assertLessEqual(within["peak_bytes"], limit)
         self.assertEqual(within["loss_bits"], plain["loss_bits"])
+
+    def test_out_of_memory_says_which_number_to_raise(self):
+        train = ["train", *self.MODEL, "--steps", 2, "--strategy"]
+        for more in ([], ["--memory-limit", "1GiB"]):
+            said = self.refuse(*train, "budget:700KiB", *more, code=3, says="raise the bytes of the budget, or lower --batch")
+            self.assertNotIn("--memory-limit", said)
+        for strategy in ("budget:0.5", "budget:1GiB", "auto", "per_block"):
+            self.refuse(*train, strategy, "--memory-limit", "2MiB", code=3, says="; raise --memory-limit, or lower --batch\n")
 
     def test_bad_input(self):
         self.refuse("profile", *self.MODEL, says="--output is required")

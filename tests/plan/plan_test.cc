@@ -162,6 +162,27 @@ TEST(Plan, LargerBudgetsNeverAddMoreTime) {
   }
 }
 
+/// Each budget by a planner that knows of no other.
+TEST(Plan, LargerBudgetsOfSeparateCallsAddNoMoreTime) {
+  for (const auto family : graph::kFamilies) {
+    const auto graph = graph::make_family(family, 180, 3);
+    PlanOptions options;
+    options.bound = false;
+    options.time_limit_s = 60;  // the clock must not strike
+    options.step_limit = 12'000'000;
+    const int64_t least = Planner(graph, options).least_bytes(), plain = plain_peak(graph);
+    int64_t before = INT64_MAX;
+    for (int64_t k = 0; k <= 6; ++k) {
+      const int64_t budget = least + (plain - least) * k / 6;
+      const Plan found = plan(graph, Budget::of_bytes(budget), options);
+      ASSERT_TRUE(found.is_feasible) << graph::family_name(family) << " " << k;
+      EXPECT_LE(found.peak, budget);
+      EXPECT_LE(found.added_ns, before) << graph::family_name(family) << " " << k;
+      before = found.added_ns;
+    }
+  }
+}
+
 TEST(Plan, InfeasibleSaysWhatWouldDo) {
   const auto graph = graph::make_family(graph::Family::kUnet, 120, 0);
   const Plan found = plan(graph, Budget::of_bytes(1));
