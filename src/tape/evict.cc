@@ -221,6 +221,15 @@ void try_bring_back_one(Value* value) {
   }
 }
 
+constexpr size_t kMostPasses = size_t{1} << 16;
+
+// Half as many, with the demand of the greater and the time of both.
+void merge_pairs(std::vector<StepPass>& passes) {
+  std::sort(passes.begin(), passes.end(), [](const auto& a, const auto& b) { return a.demand < b.demand; });
+  for (size_t i = 0; i < passes.size() / 2; ++i) passes[i] = {passes[2 * i + 1].demand, passes[2 * i].ns + passes[2 * i + 1].ns};
+  passes.resize(passes.size() / 2);
+}
+
 void release_all(std::vector<Value*>& values) {
   if (values.empty()) return;
   TapeLock lock;
@@ -418,7 +427,9 @@ void add_time(TapeLock&, int64_t operators_ns) { cap().step.operators_ns += oper
 
 void add_pass(TapeLock&, const StepPass& pass) {
   cap().step.again_ns += pass.ns;
-  cap().passes.push_back(pass);
+  auto& passes = cap().passes;
+  passes.push_back(pass);
+  if (passes.size() >= kMostPasses) merge_pairs(passes);
 }
 
 int64_t absent_bytes(TapeLock&) { return cap().absent_bytes; }
@@ -507,6 +518,10 @@ Operands::Operands(const OpTraits& traits, const torch::jit::Stack& stack)
   TapeLock lock;
   const auto now = lock.tape().next_seq;
   auto& history = cap().history;
+  if (history.position() >= StepHistory::kMostOperators) {
+    history.end_step();
+    ++cap().steps;
+  }
   history.note_operator(traits);
   for_each_tensor(args, traits.num_args, [&](const at::Tensor& tensor, size_t arg, int32_t) {
     if (!has_plain_storage(tensor)) return;

@@ -24,9 +24,7 @@ void close_if_done(TapeLock& lock, Region* region) {
   for (auto* value : region->values) {
     const bool has_bytes = value->parked || (value->held && !value->stale);
     const bool is_held = value->holds > 0 && has_bytes;
-    const bool is_bound = value->storage.expired() && value->producer && value->producer->traits->cast;  // see `needs_hold`
-    const bool others_replay_it = value->op_refs > 0 && (value->stale || is_bound);
-    if ((is_held || (in_cap && !others_replay_it)) && value->producer && !value->discard) {
+    if ((is_held || (in_cap && resident(*value))) && value->producer && !value->discard) {
       value->producer->outs[value->out].value = nullptr;
       lock.release(std::exchange(value->producer, nullptr));
       if (value->armed) disarm_alive(value);

@@ -480,8 +480,10 @@ void Rerun::fill(int32_t task, size_t asked) {
     size_t next = 0;
     try {
       again([&] { return std::move(tensors.at(next++)); });
-    } catch (...) {  // `EarlyStop`, or what the function throws before the next operator
+    } catch (const EarlyStop&) {
       if (!refilling.complete()) throw;
+    } catch (...) {  // what the function throws before the next operator
+      if (!refilling.complete() || refilling.stop.writing) throw;
     }
   }
   refilling.finish();
@@ -547,7 +549,10 @@ Override early_stop_override, debug_override;
 
 void stop_function(StopRequest& request, bool operator_writes) {
   if (torch::autograd::get_current_graph_task_id() != request.graph_task) return;
-  if (std::exchange(request.argument, false) && operator_writes) return;
+  if (std::exchange(request.argument, false) && operator_writes) {
+    request.writing = true;
+    return;
+  }
   request.due = false;
   throw EarlyStop();
 }

@@ -18,6 +18,7 @@ class StepHistory {
  public:
   static constexpr uint64_t kNever = std::numeric_limits<uint64_t>::max();
   static constexpr uint64_t kUnknown = kNever - 1;
+  static constexpr uint64_t kMostOperators = uint64_t{1} << 20;  ///< of a step; where none ends, as without backward, one is ended then
 
   /// An operator is about to run.
   void note_operator(const OpTraits& traits);

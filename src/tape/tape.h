@@ -150,6 +150,7 @@ class TapeLock {
 struct StopRequest {
   bool due = false;         ///< all that backward needs is there
   bool argument = false;    ///< the last of it was saved before its operator runs: `rrelu` has yet to write its noise
+  bool writing = false;     ///< that operator writes, and has begun: if it throws, what was saved is not there
   int32_t graph_task = -1;  ///< of the backward that called the function again
 };
 /// Throws through the function, unless a backward inside it is running: the engine would not come out of it whole.
