@@ -6,7 +6,6 @@
 #include "refrain/memory.h"
 #include "refrain/memory_cap.h"
 #include "refrain/tape.h"
-#include "tape/tape.h"
 
 namespace refrain::fuzz {
 namespace {
@@ -335,11 +334,6 @@ void ProgramRun::run(Outcome& outcome) {
 
 Outcome run(const Program& program, Mode mode, std::string* text, Surroundings* surroundings) {
   Outcome outcome;
-  {
-    // A program before that left a cycle of LibTorch's own, with a region that so never ends.
-    tape::TapeLock lock;
-    tape::sweep_map(lock);
-  }
   const TapeStats before = tape_stats();
   const MemoryScope memory;
   {

@@ -343,7 +343,7 @@ MUTATIONS = [
     m("cap", "bytes that left are read as they are", (EVICT, "    if (value->evicted && !traits.only_metadata) {", "    if (false) {"), tests=CAP),
     m("cap", "the running operator's operands are not locked", (EVICT, "    retain(value);\n    ++value->locks;\n    value->last_use = now;", "    retain(value);\n    value->last_use = now;"),
       (EVICT, "    --value->locks;\n    touch(lock, value);\n    lock.release(value);", "    touch(lock, value);\n    lock.release(value);"), tests=CAP),
-    m("cap", "what a region left without bytes loses its producer", (REGION, "(in_cap && resident(*value))", "in_cap"), tests=CAP),
+    m("cap", "what a region left without bytes loses its producer", (REGION, "!is_there(*ref.value)) mark(ref.value);", "false) mark(ref.value);"), tests=CAP),
     m("rerun", "an error of the operator that writes what it saved ends the second call", (RERUN, " || refilling.stop.writing) throw;", ") throw;"),
       tests=["rerun_test"]),
     m("cap", "pinned values leave", (EVICT, "value.locks == 0 && value.pins == 0 &&", "value.locks == 0 &&"), tests=CAP),
