@@ -91,7 +91,7 @@ struct MemoryBudgetStats {
 /// step that turns out otherwise is said once, on LibTorch's warnings; it is still right.
 /// With bytes, a `MemoryCap` of as many holds in all steps, the traced ones too; and what comes to stay between steps,
 /// as the optimizer's state in the first one, is planned for again. A step ends with its outermost backward.
-/// Cost: that of a cap, about 1 us an operator. Threads: the one that makes it; one at a time in the process.
+/// Cost: that of a cap, 1 to 4 us an operator. Threads: the one that makes it; one at a time in the process.
 /// Source: the idea of torch.compile's activation memory budget; here the peak is bounded, not what is saved.
 class MemoryBudget {
  public:
