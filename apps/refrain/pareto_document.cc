@@ -33,8 +33,7 @@ Json bounds(const PlanSeries& series) {
 
 void add_series(Json& document, const graph::Graph& graph, const std::vector<PlanSeries>& series) {
   const graph::Simulation plain = graph::simulate(graph, graph::empty_schedule(graph));
-  int64_t step_ns = 0;
-  for (const graph::Op& op : graph.ops) step_ns += op.ns;
+  const int64_t step_ns = graph::operators_ns(graph);
   document["config"] = {{"operators", graph.ops.size()}, {"values", graph.values.size()}};
   document["machine"] = machine_json();
   document["plain"] = {{"peak_bytes", plain.peak}, {"step_ms_median", static_cast<double>(step_ns) / 1e6}};

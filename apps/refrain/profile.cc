@@ -37,9 +37,7 @@ Evictable evictable_of(const graph::Graph& graph) {
 std::string share(double part, double of) { return fmt::format("{:.0f} %", 100.0 * part / std::max(of, 1e-9)); }
 
 double operators_ms(const graph::Graph& graph) {
-  double sum = 0.0;
-  for (const auto& op : graph.ops) sum += static_cast<double>(op.ns) / 1e6;
-  return sum;
+  return static_cast<double>(graph::operators_ns(graph)) / 1e6;
 }
 
 double backward_ms(const graph::Graph& graph) {
@@ -82,8 +80,6 @@ struct Check {
   int64_t batch = 0;
   graph::Graph scaled, traced;
   graph::ScaleError error;
-
-  static Bytes peak(const graph::Graph& graph) { return graph::simulate(graph, graph::empty_schedule(graph)).peak; }
 };
 
 /// Two to trace and one to check by. @throws InvalidArgument
@@ -109,7 +105,7 @@ int profile_batches(const ProfileArgs& args, models::TrainableModel& model) {
   model.loss(model.synthetic_batch(args.model.seed)).backward();  // what is slow once would be in the first trace
   const auto show = [&](const std::string& name, const graph::Graph& graph) {
     table.add({name, fmt::format("{}", graph.ops.size()), fmt::format("{:.1f}", operators_ms(graph)),
-               format_bytes(Check::peak(graph)), format_bytes(evictable_of(graph).bytes)});
+               format_bytes(graph::plain_peak(graph)), format_bytes(evictable_of(graph).bytes)});
   };
   for (const auto batch : batches) {
     model.set_batch(batch);
@@ -119,7 +115,7 @@ int profile_batches(const ProfileArgs& args, models::TrainableModel& model) {
     rows.push_back({{"batch", batch},
                     {"operators", graph.ops.size()},
                     {"operators_ms", operators_ms(graph)},
-                    {"peak_bytes", Check::peak(graph)}});
+                    {"peak_bytes", graph::plain_peak(graph)}});
   }
   Check check{.batch = batches.back(), .scaled = {}, .traced = std::move(traces.back().graph), .error = {}};
   traces.pop_back();
@@ -142,8 +138,8 @@ int profile_batches(const ProfileArgs& args, models::TrainableModel& model) {
   document["config"].erase("batch");
   document["batches"] = rows;
   document["check"] = {{"batch", check.batch},
-                       {"peak_bytes", Check::peak(check.traced)},
-                       {"scaled_peak_bytes", Check::peak(check.scaled)},
+                       {"peak_bytes", graph::plain_peak(check.traced)},
+                       {"scaled_peak_bytes", graph::plain_peak(check.scaled)},
                        {"worst_peak", check.error.worst_peak},
                        {"worst_value", check.error.worst_value},
                        {"operators_ms", operators_ms(check.traced)},

@@ -91,8 +91,7 @@ Json measure(const Step& step, const Args& args) {
   Planner planner(step.graph, options_of(Solver::kAuto, args));
   const int64_t plain = planner.plain_peak(), floor = planner.floor_bytes();
   const int64_t before = graph::simulate(step.graph, graph::empty_schedule(step.graph)).in_use.front();
-  int64_t step_ns = 0;
-  for (const graph::Op& op : step.graph.ops) step_ns += op.ns;
+  const int64_t step_ns = graph::operators_ns(step.graph);
   Json json{{"name", step.name},
             {"ops", step.graph.ops.size()},
             {"values", step.graph.values.size()},

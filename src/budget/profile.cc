@@ -53,12 +53,10 @@ void StepTrace::save(const std::string& path) const { write_file_atomically(path
 
 int64_t StepTrace::operators() const { return static_cast<int64_t>(state_->graph.ops.size()); }
 
-Bytes StepTrace::peak() const { return graph::simulate(state_->graph, graph::empty_schedule(state_->graph)).peak; }
+Bytes StepTrace::peak() const { return graph::plain_peak(state_->graph); }
 
 double StepTrace::operators_ms() const {
-  double sum = 0.0;
-  for (const auto& op : state_->graph.ops) sum += static_cast<double>(op.ns) / 1e6;
-  return sum;
+  return static_cast<double>(graph::operators_ns(state_->graph)) / 1e6;
 }
 
 StepTrace profile(const std::function<void()>& step, const ProfileOptions& options) {
@@ -124,8 +122,8 @@ StepPlan plan_as_recorded(const StepTrace& trace) {
   plan.peak = plan.budget_bytes = simulation.peak;
   plan.added_ns = simulation.added_ns;
   plan.recomputed_ops = simulation.recomputed_ops;
-  plan.plain_peak = graph::simulate(graph, graph::empty_schedule(graph)).peak;
-  for (const auto& op : graph.ops) plan.step_ns += op.ns;
+  plan.plain_peak = graph::plain_peak(graph);
+  plan.step_ns = graph::operators_ns(graph);
   return StepPlan(std::make_shared<const StepPlan::State>(StepPlan::State{graph, std::move(plan)}));
 }
 

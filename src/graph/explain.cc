@@ -25,7 +25,7 @@ class Explainer {
     if (!result_.error.empty()) return std::move(result_);
     result_.added_ns = simulation.added_ns;
     result_.recomputed_ops = simulation.recomputed_ops;
-    for (const Op& op : graph_.ops) result_.step_ns += op.ns;
+    result_.step_ns = operators_ns(graph_);
     result_.peak = find_peak(graph_, schedule_);
     explain_peak(most);
     explain_actions();

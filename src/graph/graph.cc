@@ -153,4 +153,10 @@ class Checker {
 
 std::string find_defect(const Graph& graph) { return Checker(graph).run(); }
 
+int64_t operators_ns(const Graph& graph) {
+  int64_t sum = 0;
+  for (const Op& op : graph.ops) sum += op.ns;
+  return sum;
+}
+
 }  // namespace refrain::graph

@@ -59,4 +59,7 @@ inline OpId first_place(const Value& value) { return value.producer == kNone ? v
 /// The first thing that is wrong with `graph` (indices, order, lifetimes, two values of a storage alive at once, negative bytes), or empty.
 std::string find_defect(const Graph& graph);
 
+/// Time of all operators, once each.
+int64_t operators_ns(const Graph& graph);
+
 }  // namespace refrain::graph

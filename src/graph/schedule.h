@@ -51,5 +51,7 @@ struct Simulation {
 
 /// Cost: linear in operators, values and actions. `graph` must have no defect.
 Simulation simulate(const Graph& graph, const Schedule& schedule);
+/// Most bytes in use when nothing leaves early. Cost: as `simulate`.
+inline int64_t plain_peak(const Graph& graph) { return simulate(graph, empty_schedule(graph)).peak; }
 
 }  // namespace refrain::graph

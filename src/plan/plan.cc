@@ -103,7 +103,7 @@ struct Planner::Impl {
         exact_problem(graph, 0),
         problem(graph, tiny_bytes()),
         state(problem) {
-    for (const graph::Op& op : graph.ops) step_ns += op.ns;
+    step_ns = graph::operators_ns(graph);
     floor = refrain::plan::floor_bytes(exact_problem);
     add({state.peak(), 0, "keep_all", state.stays(), {}});
     for (const auto& start : options.starts) add_start(start);

@@ -91,12 +91,12 @@ ModuleScope::ModuleScope(std::string_view name) : length_(scope_path().size()) {
   auto& path = scope_path();
   if (!path.empty()) path += '.';
   path += name;
-  if (auto* listener = tape::step_listener()) listener->scope_changed();
+  tape::tell_scope_changed();
 }
 
 ModuleScope::~ModuleScope() {
   scope_path().resize(length_);
-  if (auto* listener = tape::step_listener()) listener->scope_changed();
+  tape::tell_scope_changed();
 }
 
 std::string_view module_scope() noexcept { return scope_path(); }

@@ -34,6 +34,10 @@ class StepListener {
 
 /// Null on other threads than the one that set it. @throws nothing.
 StepListener* step_listener();
+/// To be called where `trace_path` has changed. Cost: as `step_listener`.
+inline void tell_scope_changed() {
+  if (auto* listener = step_listener()) listener->scope_changed();
+}
 
 /// Sets it for this thread while it lives. @throws InvalidArgument if there is one.
 class ListenerScope {

@@ -27,22 +27,18 @@ void append(std::string& path, std::string_view part) {
   path += part;
 }
 
-void tell() {
-  if (auto* listener = step_listener()) listener->scope_changed();
-}
-
 }  // namespace
 
 bool has_trace_listener() { return step_listener() != nullptr; }
 
 void open_trace_scope(std::string_view name) {
   opened().push_back({module_scope().size(), std::string(name)});
-  tell();
+  tell_scope_changed();
 }
 
 void close_trace_scope() {
   opened().pop_back();
-  tell();
+  tell_scope_changed();
 }
 
 std::string trace_path() {

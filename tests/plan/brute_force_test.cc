@@ -39,7 +39,7 @@ int64_t for_each_case(uint64_t seeds, uint64_t step, Check&& check) {
     here.graph = graph::random_graph(seed, shape);
     if (here.graph.ops.size() > 10 || here.graph.values.size() > 16) continue;
     const int64_t floor = floor_bytes(Problem(here.graph));
-    const int64_t plain = graph::simulate(here.graph, graph::empty_schedule(here.graph)).peak;
+    const int64_t plain = graph::plain_peak(here.graph);
     for (const double part : {0.0, 0.2, 0.5, 0.9}) {
       here.budget = floor + static_cast<int64_t>(part * static_cast<double>(plain - floor));
       here.least_ns = BruteForce(here.graph, here.budget).least_ns();
@@ -119,7 +119,7 @@ TEST(BruteForce, ADeadValueMayBeKeptOverThePeak) {
     e = done(big) backward bytes=1
     r = back(z, e) backward bytes=1
   )");
-  const int64_t plain = graph::simulate(step.graph, graph::empty_schedule(step.graph)).peak;
+  const int64_t plain = graph::plain_peak(step.graph);
   const auto least = BruteForce(step.graph, plain - 50).least_ns();
   ASSERT_EQ(least, 12);
   const Problem problem(step.graph);

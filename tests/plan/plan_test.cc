@@ -12,7 +12,7 @@
 namespace refrain::plan {
 namespace {
 
-int64_t plain_peak(const graph::Graph& graph) { return graph::simulate(graph, graph::empty_schedule(graph)).peak; }
+using graph::plain_peak;
 
 int64_t part(const graph::Graph& graph, double fraction) {
   return static_cast<int64_t>(fraction * static_cast<double>(plain_peak(graph)));
