@@ -301,6 +301,7 @@ void measure_limits(const BenchArgs& args, Steps& steps, Limits& all) {
 
 int run_limits(const BenchArgs& args) {
   check_options(args);
+  keep_heap();
   Limits all;
   const auto heuristics = parse_heuristics(args.heuristics);
   all.compares = heuristics.size() > 1;

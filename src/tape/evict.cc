@@ -45,6 +45,7 @@ Cap& cap() {
 // What runs when an evicted storage dies, or tagged memory, possibly under the tape's lock.
 void died(void* context) {
   auto* value = static_cast<Value*>(context);
+  prefetch(value);
   auto& gone = cap().gone;
   value->next_gone = gone.load(std::memory_order_relaxed);
   while (!gone.compare_exchange_weak(value->next_gone, value, std::memory_order_release, std::memory_order_relaxed)) {
@@ -397,6 +398,7 @@ void collect_gone(TapeLock& lock) {
   if (!gone.load(std::memory_order_relaxed)) return;
   for (auto* value = gone.exchange(nullptr, std::memory_order_acquire); value;) {
     auto* next = value->next_gone;
+    if (next) prefetch(next->producer);
     if (value->evicted) {
       value->stale = true;
       unmap_value(lock, value);

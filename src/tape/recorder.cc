@@ -244,6 +244,7 @@ class Recording {
     const auto ambient = Ambient::now(!traits_.pointwise);
     TapeLock lock;
     settle_writes(lock, thread_);
+    lock.tape().values.prefetch();
     op_ = lock.tape().ops.make();
     op_->refs = 1;
     op_->region = region_;
@@ -378,6 +379,7 @@ class Recording {
     auto& stack = *stack_;
     TapeLock lock;
     auto& stats = lock.tape().stats;
+    lock.tape().values.prefetch();
     const c10::IValue* out = stack.data() + (stack.size() - traits_.num_returns);
     for (auto& write : writes_) note_write_result(lock, write);
     for (size_t i = 0; i < traits_.num_returns; ++i) {
@@ -401,6 +403,8 @@ class Recording {
     }
     if (auto* listener = region_->cap ? step_listener() : nullptr) listener->recorded(lock, *op_);
     lock.release(std::exchange(op_, nullptr));
+    lock.tape().ops.prefetch();
+    lock.tape().values.prefetch();
   }
 
   Value* new_value(TapeLock& lock, const c10::VariableVersion& counter, const c10::Storage& storage) {

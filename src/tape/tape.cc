@@ -50,7 +50,9 @@ void TapeLock::release(Value* value) {
 }
 
 void TapeLock::release(Op* op) {
-  if (--op->refs == 0) dead_ops_.push_back(op);
+  if (--op->refs > 0) return;
+  prefetch(op);
+  dead_ops_.push_back(op);
 }
 
 void TapeLock::release(Region* region) {

@@ -135,13 +135,13 @@ class TapeLock {
 
   Tape& tape_;
   std::unique_lock<std::mutex> lock_;
-  std::vector<Value*> dead_values_;
-  std::vector<Op*> dead_ops_;
+  c10::SmallVector<Value*, 4> dead_values_;
+  c10::SmallVector<Op*, 4> dead_ops_;
   std::vector<Region*> dead_regions_;
-  std::vector<c10::Storage> storages_;
+  c10::SmallVector<c10::Storage, 4> storages_;
   std::vector<at::DataPtr> bytes_;
   std::vector<std::shared_ptr<Offloaded>> offloaded_;
-  std::vector<Op*> buried_ops_;
+  c10::SmallVector<Op*, 4> buried_ops_;
   std::vector<Region*> buried_regions_;
 };
 
