@@ -44,7 +44,7 @@ void EvictionQueue::insert(tape::TapeLock& lock, tape::Value& value, int64_t cos
   }
   value.queued = true;
   auto& level = levels_[value.rate_level];
-  order_of(level, value).insert({value.order, value.producer->seq, &value});
+  order_of(level, value).insert({value.order, value.producer->seq, &value, rate(value)});
 }
 
 void EvictionQueue::remove(tape::Value& value) {
@@ -52,7 +52,7 @@ void EvictionQueue::remove(tape::Value& value) {
   const auto level = levels_.find(value.rate_level);
   // the producer may be gone by now, and with it the number that the entry was filed under
   auto& order = order_of(level->second, value);
-  for (auto entry = order.lower_bound({value.order, 0, nullptr}); entry != order.end() && entry->order == value.order; ++entry) {
+  for (auto entry = order.lower_bound({value.order, 0, nullptr, 0.0}); entry != order.end() && entry->order == value.order; ++entry) {
     if (entry->value != &value) continue;
     order.erase(entry);
     break;
@@ -94,33 +94,36 @@ void EvictionQueue::take_touched(tape::TapeLock& lock) {
   for (auto* value : locked) tape::touch(lock, value);
 }
 
-double EvictionQueue::score(const tape::Value& value) const {
+double EvictionQueue::score(const Entry& entry, bool knows_next_use) const {
   switch (heuristic_) {
-    case EvictionHeuristic::kLru: return static_cast<double>(value.last_use);
-    case EvictionHeuristic::kLargest: return -static_cast<double>(value.nbytes);
-    case EvictionHeuristic::kMsps: return rate(value);
+    case EvictionHeuristic::kLru:
+    case EvictionHeuristic::kLargest: return static_cast<double>(entry.order);
+    case EvictionHeuristic::kMsps: return entry.rate;
     case EvictionHeuristic::kHDtr: break;
   }
-  double distance = static_cast<double>(now_.seq - value.last_use) + 1.0;
-  if (value.knows_next_use) {
-    const auto at = ~value.order;
-    distance = value.order == 0 ? kNeverUsed : at > now_.position ? static_cast<double>(at - now_.position) : 1.0;
+  double distance = static_cast<double>(now_.seq - entry.order) + 1.0;
+  if (knows_next_use) {
+    const auto at = ~entry.order;
+    distance = entry.order == 0 ? kNeverUsed : at > now_.position ? static_cast<double>(at - now_.position) : 1.0;
   }
-  return rate(value) / distance;
+  return entry.rate / distance;
 }
 
 tape::Value* EvictionQueue::best() const {
   tape::Value* found = nullptr;
   double least = 0.0;
-  for (const auto& [number, level] : levels_)
-    for (const auto* order : {&level.by_next_use, &level.by_last_use}) {
-      if (order->empty()) continue;
-      auto* value = order->begin()->value;
-      const double its = score(*value);
-      if (found && its >= least) continue;
-      found = value;
-      least = its;
-    }
+  const auto look_at = [&](const Order& order, bool knows_next_use) {
+    if (order.empty()) return;
+    const auto& first = *order.begin();
+    const double its = score(first, knows_next_use);
+    if (found && its >= least) return;
+    found = first.value;
+    least = its;
+  };
+  for (const auto& [number, level] : levels_) {
+    look_at(level.by_next_use, true);
+    look_at(level.by_last_use, false);
+  }
   return found;
 }
 

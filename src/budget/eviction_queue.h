@@ -38,6 +38,7 @@ class EvictionQueue final : public tape::Candidates {
     uint64_t order;  ///< least first
     uint64_t seq;    ///< then the one recorded first, so that equal runs decide equally
     tape::Value* value;
+    double rate;  ///< ns for each byte: kept here, as a look at one value in each level would wait for memory that many times
     bool operator<(const Entry& other) const { return std::tie(order, seq, value) < std::tie(other.order, other.seq, other.value); }
   };
   using Order = std::set<Entry>;
@@ -48,7 +49,7 @@ class EvictionQueue final : public tape::Candidates {
   static Order& order_of(Level& level, const tape::Value& value) { return value.knows_next_use ? level.by_next_use : level.by_last_use; }
 
   void insert(tape::TapeLock& lock, tape::Value& value, int64_t cost_ns);
-  double score(const tape::Value& value) const;
+  double score(const Entry& entry, bool knows_next_use) const;
   tape::Value* best() const;
 
   std::map<int, Level> levels_;

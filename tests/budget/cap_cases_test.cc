@@ -1,6 +1,7 @@
 #include <thread>
 
 #include "memory/testing.h"
+#include "tape/step_history.h"
 #include "tests/budget/cap_support.h"
 
 /// What an eviction could get wrong, one case each.
@@ -422,6 +423,41 @@ TEST_F(CapTest, LongChainsComeBackAndAreTakenApart) {
   evict_all();
   EXPECT_TRUE(want == bits_of(x));
   EXPECT_GT(cap.stats().recomputes, 90000);
+}
+
+// Where no backward ends the step, what is known of it must not grow for ever.
+
+TEST_F(CapTest, OperatorsWithoutBackwardAreForgottenInTime) {
+  torch::NoGradGuard no_grad;
+  MemoryCap cap(kNoLimit);
+  const auto now = [] {
+    refrain::tape::TapeLock lock;
+    return refrain::tape::now(lock);
+  };
+  const auto x = torch::ones({4});
+  const auto first = now().step;
+  for (uint64_t i = 0; i <= refrain::tape::StepHistory::kMostOperators; ++i) x.neg();
+  EXPECT_EQ(now().step, first + 1);
+  EXPECT_LT(now().position, refrain::tape::StepHistory::kMostOperators);
+}
+
+TEST_F(CapTest, PassesWithoutBackwardAreMergedInTime) {
+  constexpr int64_t kMost = 1 << 16;
+  const auto x = torch::ones({4});
+  MemoryCap cap(kNoLimit, every_byte());
+  const auto y = x.exp();
+  for (int64_t i = 0; i < kMost + 1000; ++i) {
+    evict_all();
+    y.neg();
+  }
+  EXPECT_EQ(cap.stats().recomputes, kMost + 1000);
+  refrain::tape::TapeLock lock;
+  const auto passes = refrain::tape::step_passes(lock);
+  EXPECT_LT(static_cast<int64_t>(passes.size()), kMost);
+  EXPECT_GT(static_cast<int64_t>(passes.size()), kMost / 2);
+  int64_t spent = 0;
+  for (const auto& pass : passes) spent += pass.ns;
+  EXPECT_EQ(spent, refrain::tape::step_times(lock).again_ns);
 }
 
 TEST_F(CapTest, ValidationWithoutGradients) {

@@ -351,6 +351,8 @@ MUTATIONS = [
     m("cap", "replays trip over the pointer barrier", (REPLAYER, "      const BarriersLifted lifted(storages);\n", ""), tests=CAP + BUDGET),
     m("cap", "the next use is the last one", (HISTORY, "return next == end ? kNever : next->at - now;", "return next == end ? 1 : kNever;"), tests=CAP),
     m("cap", "another step is taken for the known one", (HISTORY, "(at < step.operators.size() && step.operators[at] == &traits)", "true"), tests=CAP),
+    m("cap", "a step without end is remembered whole", (EVICT, "  if (history.position() >= StepHistory::kMostOperators) {", "  if (false) {"), tests=CAP),
+    m("cap", "merged passes lose time", (EVICT, "passes[2 * i].ns + passes[2 * i + 1].ns}", "passes[2 * i + 1].ns}"), tests=CAP),
     m("cap", "time is not bounded", (ROOM, "  if (static_cast<double>(step.again_ns) <= allowed) return;", "  return;"), tests=CAP),
     m("budget", "what a value is computed from may die before it",
       (TRACER, "sources_last[static_cast<size_t>(known.producer)] >= known.death", "true"), tests=BUDGET),

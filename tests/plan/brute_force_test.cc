@@ -132,8 +132,8 @@ TEST(BruteForce, ADeadValueMayBeKeptOverThePeak) {
 }
 
 TEST(BruteForce, NoBoundIsAboveIt) {
-  int64_t cuts = 0, programs = 0, feasible = 0;
-  for_each_case(2500, 2, [&](const Case& here) {
+  int64_t cuts = 0, programs = 0, betweens = 0, feasible = 0;
+  const auto count = for_each_case(3000, 1, [&](const Case& here) {
     const Problem problem(here.graph);
     Effort effort(1'000'000'000, 60.0);
     const Bound cut = cut_bound(problem, here.budget, effort), lp = lp_bound(problem, here.budget, 60.0);
@@ -141,18 +141,26 @@ TEST(BruteForce, NoBoundIsAboveIt) {
     for (OpId place = 0; place <= problem.ends; ++place)
       if (here.seed % 4 == 0 || place % 3 == 1) some.push_back(place);
     const auto integer = StageProgram(problem, here.budget, some).solve(60.0, false);
+    const auto between = StageProgram(problem, here.budget, some, true).solve(60.0, false);
+    const Bound program = integer_bound(problem, here.budget, 60.0, INT64_MAX);
     if (!here.least_ns) return;
     ++feasible;
-    for (const Bound& bound : {cut, lp}) {
+    for (const Bound& bound : {cut, lp, program}) {
       ASSERT_FALSE(bound.is_infeasible) << here.text();
       ASSERT_LE(bound.added_ns, *here.least_ns) << bound.proof << "\n" << here.text();
     }
     ASSERT_NE(integer.status, LinearProgram::Status::kInfeasible) << here.text();
     ASSERT_LE(integer.bound_ns, *here.least_ns) << here.text();
+    ASSERT_NE(between.status, LinearProgram::Status::kInfeasible) << here.text();
+    ASSERT_LE(between.bound_ns, *here.least_ns) << here.text();
+    ASSERT_GE(between.bound_ns, integer.bound_ns) << here.text();
     cuts += cut.added_ns == *here.least_ns;
     programs += integer.bound_ns == *here.least_ns;
+    betweens += between.bound_ns == *here.least_ns;
   });
-  fmt::print("of {} feasible cases the cut bound was tight in {}, integer programs in {}\n", feasible, cuts, programs);
+  EXPECT_GE(count, 4 * 2000);
+  fmt::print("of {} feasible cases the cut bound was tight in {}, integer programs in {}, in {} with what is between\n",
+             feasible, cuts, programs, betweens);
 }
 
 }  // namespace
