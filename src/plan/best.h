@@ -9,10 +9,25 @@
 
 namespace refrain::plan {
 
+/// Least m in [0, most] with `fits(m)`, if fitting is monotone; tries about log m of them.
+inline void bisect(int64_t most, const std::function<bool(int64_t)>& fits) {
+  if (!fits(most)) return;
+  int64_t low = -1, high = most;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (fits(middle) ? high : low) = middle;
+  }
+}
+
+/// Called with each plan that a solver tries in the state.
+using Visit = std::function<void()>;
+
 /// Keeps the best of what a solver tries.
 class Best {
  public:
-  Best(State& state, int64_t budget, Effort& effort) : state_(state), budget_(budget), effort_(effort) {}
+  /// @param visit  if not null, `levels` tries all, whatever the budget.
+  Best(State& state, int64_t budget, Effort& effort, const Visit& visit = nullptr)
+      : state_(state), budget_(budget), effort_(effort), visit_(visit) {}
 
   /// @return whether it fits.
   bool attempt(const Stays& stays, bool retain) {
@@ -20,8 +35,17 @@ class Best {
     const bool is_possible = state_.assign(stays, retain);
     effort_.spend(state_.steps() - before + state_.problem().ends);
     if (!is_possible) return false;
+    if (visit_) visit_();
     consider();
     return state_.peak() <= budget_;
+  }
+
+  /// Tries levels 0 to `most`, of which the higher take less memory: those that lead to the least that fits; or, if
+  /// all are visited, up to 128 of them.
+  void levels(int64_t most, const std::function<bool(int64_t)>& fits) {
+    if (!visit_) return bisect(most, fits);
+    const int64_t stride = most / 128 + 1;
+    for (int64_t level = most; level >= 0 && !is_over(); level -= stride) fits(level);
   }
 
   void consider() {
@@ -50,19 +74,10 @@ class Best {
   State& state_;
   int64_t budget_;
   Effort& effort_;
+  Visit visit_;
   bool found_ = false, fits_ = false;
   int64_t ns_ = 0, peak_ = 0;
   Stays stays_;
 };
-
-/// Least m in [0, most] with `fits(m)`, if fitting is monotone; tries about log m of them.
-inline void bisect(int64_t most, const std::function<bool(int64_t)>& fits) {
-  if (!fits(most)) return;
-  int64_t low = -1, high = most;
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    (fits(middle) ? high : low) = middle;
-  }
-}
 
 }  // namespace refrain::plan

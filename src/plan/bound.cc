@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "plan/closure_cut.h"
 #include "plan/stage_program.h"
@@ -10,20 +11,39 @@
 namespace refrain::plan {
 namespace {
 
-/// While the operator runs, and in the gap after it, before anything can leave.
-int64_t must_be_there(const Problem& problem, OpId place) {
-  const int64_t bytes = problem.fixed[static_cast<size_t>(2 * place + 1)];
-  if (place == problem.ends) return bytes;
-  return std::max(bytes + std::max<int64_t>(0, problem.made[static_cast<size_t>(place)] + problem.op(place).workspace),
-                  problem.fixed[static_cast<size_t>(2 * place + 2)]);
-}
-
 /// Places where the plain run is over budget.
 std::vector<OpId> full_places(const Problem& problem, int64_t budget, std::vector<int64_t>& bytes) {
   bytes = State(problem).profile().all(problem.fixed.size());
   std::vector<OpId> places;
   for (OpId place = 0; place <= problem.ends; ++place)
     if (bytes[static_cast<size_t>(2 * place + 1)] > budget) places.push_back(place);
+  return places;
+}
+
+/// Of each of `parts` rows of full places the one where most must be there, or where the plain run uses most; and where
+/// that uses most of all.
+std::vector<OpId> fullest_of_parts(const Problem& problem, int64_t budget, size_t parts, bool by_plain) {
+  std::vector<int64_t> bytes;
+  const std::vector<OpId> full = full_places(problem, budget, bytes);
+  const auto need = [&](OpId place) {
+    return by_plain ? bytes[static_cast<size_t>(2 * place + 1)] : must_be_there(problem, place);
+  };
+  std::vector<OpId> places;
+  parts = std::min(parts, full.size());
+  for (size_t k = 0; k < parts; ++k) {
+    const auto begin = full.begin() + static_cast<int64_t>(full.size() * k / parts);
+    const auto end = full.begin() + static_cast<int64_t>(full.size() * (k + 1) / parts);
+    auto best = begin;
+    for (auto at = begin; at != end; ++at)
+      if (need(*at) >= need(*best)) best = at;
+    places.push_back(*best);
+  }
+  const auto fullest = std::max_element(full.begin(), full.end(), [&](OpId a, OpId b) {
+    return bytes[static_cast<size_t>(2 * a + 1)] < bytes[static_cast<size_t>(2 * b + 1)];
+  });
+  if (fullest != full.end()) places.push_back(*fullest);
+  std::sort(places.begin(), places.end());
+  places.erase(std::unique(places.begin(), places.end()), places.end());
   return places;
 }
 
@@ -110,6 +130,13 @@ class PlaceBound {
 
 }  // namespace
 
+int64_t must_be_there(const Problem& problem, OpId place) {
+  const int64_t bytes = problem.fixed[static_cast<size_t>(2 * place + 1)];
+  if (place == problem.ends) return bytes;
+  return std::max(bytes + std::max<int64_t>(0, problem.made[static_cast<size_t>(place)] + problem.op(place).workspace),
+                  problem.fixed[static_cast<size_t>(2 * place + 2)]);
+}
+
 int64_t floor_bytes(const Problem& problem) {
   int64_t most = *std::max_element(problem.fixed.begin(), problem.fixed.end());
   for (OpId place = 0; place <= problem.ends; ++place) most = std::max(most, must_be_there(problem, place));
@@ -133,6 +160,9 @@ Bound cut_bound(const Problem& problem, int64_t budget, Effort& effort) {
   std::vector<OpId> order{fullest};
   for (size_t parts = 2; parts <= 16; parts *= 2)
     for (size_t k = 1; k < parts; k += 2) order.push_back(places[places.size() * k / parts]);
+  for (const bool by_plain : {false, true})
+    for (const OpId place : fullest_of_parts(problem, budget, 12, by_plain))
+      if (std::find(order.begin(), order.end(), place) == order.end()) order.push_back(place);
   for (const OpId place : order) {
     if (effort.is_over()) break;
     PlaceBound at(problem, place, budget);
@@ -146,30 +176,48 @@ Bound cut_bound(const Problem& problem, int64_t budget, Effort& effort) {
 
 Bound lp_bound(const Problem& problem, int64_t budget, double seconds) {
   Bound bound;
-  std::vector<int64_t> bytes;
-  const std::vector<OpId> full = full_places(problem, budget, bytes);
-  if (full.empty() || floor_bytes(problem) > budget) return bound;
-  std::vector<OpId> boundaries;
+  if (floor_bytes(problem) > budget) return bound;
+  std::vector<std::vector<OpId>> tries;
+  const size_t parts = std::clamp<size_t>(12'000 / static_cast<size_t>(problem.ends + 1), 3, 16);
+  for (const bool by_plain : {false, true}) tries.push_back(fullest_of_parts(problem, budget, parts, by_plain));
+  if (tries.front().empty()) return bound;
   if (problem.ends <= 60) {
-    for (OpId place = 0; place <= problem.ends; ++place) boundaries.push_back(place);
-  } else {
-    const size_t count = std::clamp<size_t>(12'000 / static_cast<size_t>(problem.ends), 3, 40);
-    for (size_t k = 0; k < count; ++k) boundaries.push_back(full[full.size() * (2 * k + 1) / (2 * count)]);
-    const auto fullest = std::max_element(full.begin(), full.end(), [&](OpId a, OpId b) {
-      return bytes[static_cast<size_t>(2 * a + 1)] < bytes[static_cast<size_t>(2 * b + 1)];
-    });
-    boundaries.push_back(*fullest);
-    std::sort(boundaries.begin(), boundaries.end());
-    boundaries.erase(std::unique(boundaries.begin(), boundaries.end()), boundaries.end());
+    tries.emplace_back();
+    for (OpId place = 0; place <= problem.ends; ++place) tries.back().push_back(place);
   }
-  const auto result = StageProgram(problem, budget, boundaries).solve(seconds, true);
-  if (result.status == LinearProgram::Status::kInfeasible) {
-    bound.is_infeasible = true;
-    bound.proof = "lp";
-  } else if (result.status == LinearProgram::Status::kOptimal && result.bound_ns > 0) {
-    bound.added_ns = result.bound_ns;
-    bound.proof = "lp";
+  const Effort effort(std::numeric_limits<int64_t>::max(), seconds);
+  for (const std::vector<OpId>& boundaries : tries) {
+    if (effort.seconds_left() <= 0.0) break;
+    const auto result = StageProgram(problem, budget, boundaries, true).solve(effort.seconds_left(), true);
+    bound.is_infeasible = result.status == LinearProgram::Status::kInfeasible;
+    const bool is_better = result.status == LinearProgram::Status::kOptimal && result.bound_ns > bound.added_ns;
+    if (is_better) bound.added_ns = result.bound_ns;
+    if (is_better || bound.is_infeasible) bound.proof = "lp";
+    if (bound.is_infeasible) break;
   }
+  return bound;
+}
+
+Bound integer_bound(const Problem& problem, int64_t budget, double seconds, int64_t enough_ns) {
+  Bound bound;
+  if (floor_bytes(problem) > budget) return bound;
+  const Effort effort(std::numeric_limits<int64_t>::max(), seconds);
+  std::vector<OpId> before;
+  for (const size_t parts : {2, 3, 4, 6, 8, 10, 12, 16})
+    for (const bool by_plain : {true, false}) {
+      const double left = effort.seconds_left();
+      if (left < 0.05 * seconds || bound.added_ns >= enough_ns) return bound;
+      const std::vector<OpId> boundaries = fullest_of_parts(problem, budget, parts, by_plain);
+      if (boundaries.empty() || boundaries == before) continue;
+      before = boundaries;
+      const auto result = StageProgram(problem, budget, boundaries, true).solve(left, false);
+      bound.is_infeasible = result.status == LinearProgram::Status::kInfeasible;
+      if (bound.is_infeasible || result.bound_ns > bound.added_ns) {
+        bound.added_ns = result.bound_ns;
+        bound.proof = "integer";
+      }
+      if (result.status != LinearProgram::Status::kOptimal) return bound;
+    }
   return bound;
 }
 

@@ -15,6 +15,9 @@ struct Bound {
   bool is_infeasible = false;  ///< no schedule fits the budget
 };
 
+/// Bytes that are there while the operator at `place` runs, and in the gap after it, whatever a schedule does.
+int64_t must_be_there(const Problem& problem, OpId place);
+
 /// No schedule has a lower peak: most of what must be there while an operator of the step runs. `problem` must have
 /// been made with no tiny values.
 int64_t floor_bytes(const Problem& problem);
@@ -25,9 +28,14 @@ int64_t floor_bytes(const Problem& problem);
 /// solving integer programming problems", 1981.
 Bound cut_bound(const Problem& problem, int64_t budget, Effort& effort);
 
-/// The same by the relaxation of `StageProgram` with boundaries at up to `boundaries` places over budget, or at all
-/// places if the graph has few operators. Cost: one linear program; nothing is proven if HiGHS is not there or
+/// The same by the relaxation of `StageProgram` with boundaries at some of the places over budget, and at all places
+/// if the graph has few operators. Cost: two or three linear programs; nothing is proven if HiGHS is not there or
 /// `seconds` are over.
 Bound lp_bound(const Problem& problem, int64_t budget, double seconds);
+
+/// The same by integer programs of `StageProgram` with few boundaries, and what must fit between them; more boundaries
+/// as long as `seconds` last and the bound is below `enough_ns`. Few boundaries at the right places prove more than
+/// many under the relaxation, as half a value here and half of another there is not enough.
+Bound integer_bound(const Problem& problem, int64_t budget, double seconds, int64_t enough_ns);
 
 }  // namespace refrain::plan

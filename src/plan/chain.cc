@@ -311,9 +311,9 @@ std::vector<Link> make_links(const Problem& problem, const std::vector<Block>& b
 
 }  // namespace
 
-bool solve_chain(State& state, int64_t budget, Effort& effort) {
+bool solve_chain(State& state, int64_t budget, Effort& effort, const Visit& visit) {
   const Problem& problem = state.problem();
-  Best best(state, budget, effort);
+  Best best(state, budget, effort, visit);
   best.attempt(save_only(problem, [](ValueId) { return true; }), false);
   std::vector<Link> links = make_links(problem, cover(problem, 48));
   if (links.empty()) return best.finish();
@@ -324,7 +324,7 @@ bool solve_chain(State& state, int64_t budget, Effort& effort) {
   const Program program(problem, links, free, kLevels);
   effort.spend(static_cast<int64_t>(links.size() * links.size() * links.size()) * kLevels / 24);
   // what else is in use is known only by running it: the largest limit that fits
-  bisect(kLevels, [&](int64_t less) {
+  best.levels(kLevels, [&](int64_t less) {
     if (best.is_over()) return false;
     const Stays stays = program.stays(kLevels - static_cast<int32_t>(less));
     return stays.empty() || best.attempt(stays, true);

@@ -1,5 +1,6 @@
 #include "plan/linear_program.h"
 
+#include <cmath>
 #include <limits>
 
 #ifdef REFRAIN_HIGHS_LIBRARY
@@ -102,7 +103,8 @@ LinearProgram::Solution LinearProgram::solve(double seconds, bool relaxed) const
       solution.status = Status::kInfeasible;
     }
     double bound = 0.0;
-    if (!relaxed && h.Highs_getDoubleInfoValue(model, "mip_dual_bound", &bound) == kHighsStatusOk && bound > 0.0)
+    if (!relaxed && h.Highs_getDoubleInfoValue(model, "mip_dual_bound", &bound) == kHighsStatusOk &&
+        std::isfinite(bound))
       solution.bound = bound;
     solution.x.resize(cost_.size());
     std::vector<double> duals(cost_.size()), row_values(row_lower_.size()), row_duals(row_lower_.size());

@@ -11,6 +11,8 @@
 #include "plan/bound.h"
 #include "plan/effort.h"
 #include "plan/exhaustive.h"
+#include "plan/explore.h"
+#include "plan/frontier.h"
 #include "plan/search.h"
 #include "plan/stage_program.h"
 #include "plan/strategies.h"
@@ -43,22 +45,25 @@ constexpr size_t kExactOps = 40;        // up to which integer programs are quic
 constexpr size_t kPatientOps = 150;     // up to which they are worth a try, if so many seconds are given:
 constexpr double kPatientSeconds = 5;
 constexpr size_t kLpOps = 400;          // likewise for linear ones, if no time is given
-constexpr size_t kLadderOps = 2000;     // up to which there is time for shared budgets and large neighbourhoods
-constexpr int64_t kShakeRounds = 2000;  // without success
+constexpr size_t kExhaustiveOps = 24;   // up to which all there is can be searched, with luck
 
 constexpr double kStepsPerSecond = 3.5e7;  // on a slow machine, so that the clock seldom strikes
+constexpr double kLeastPart = 0.6;       // of all work: for the least peak
 
-/// A plan that was found.
-struct Point {
-  int64_t peak = 0, added_ns = 0;
-  std::string solver;
-  Stays stays;                              ///< or
-  std::optional<graph::Schedule> schedule;  ///< one from outside
-};
-
+/// That no clock strikes on a machine that is three times as slow.
 double default_seconds(const graph::Graph& graph, double asked) {
-  if (asked > 0.0) return asked;
-  return std::max(1.0, static_cast<double>(graph.ops.size()) / 8000.0);
+  return asked > 0.0 ? asked : std::max(3.0, static_cast<double>(graph.ops.size()) * 3e-4);
+}
+
+/// 0.8 s of a machine at rest from 200 to 5,000 operators, 8 s for 50,000.
+int64_t default_steps(const graph::Graph& graph) {
+  const auto ops = static_cast<int64_t>(graph.ops.size());
+  return std::max(std::min<int64_t>(64'000'000, 300'000 * ops), 12'000 * ops);
+}
+
+/// Of bounds.
+double bound_seconds(const graph::Graph& graph, double asked) {
+  return asked > 0.0 ? asked : std::max(1.0, static_cast<double>(graph.ops.size()) / 8000.0);
 }
 
 }  // namespace
@@ -102,10 +107,12 @@ struct Planner::Impl {
         plain(graph::simulate(graph, graph::empty_schedule(graph))),
         exact_problem(graph, 0),
         problem(graph, tiny_bytes()),
-        state(problem) {
+        state(problem),
+        frontier(most_points()) {
     step_ns = graph::operators_ns(graph);
     floor = refrain::plan::floor_bytes(exact_problem);
-    add({state.peak(), 0, "keep_all", state.stays(), {}});
+    settings = {options.seed, options.saved_ops, {}, floor};
+    frontier.add(state, "keep_all");
     for (const auto& start : options.starts) add_start(start);
   }
 
@@ -122,36 +129,19 @@ struct Planner::Impl {
     return 0;
   }
 
-  // ---- what was found
-
-  void add(Point point) {
-    for (const Point& known : points)
-      if (known.peak <= point.peak && known.added_ns <= point.added_ns) return;
-    std::erase_if(points,
-                  [&](const Point& known) { return point.peak <= known.peak && point.added_ns <= known.added_ns; });
-    points.push_back(std::move(point));
-    std::sort(points.begin(), points.end(), [](const Point& a, const Point& b) { return a.peak < b.peak; });
+  /// Of the frontier: about 64 MiB.
+  size_t most_points() const {
+    return std::clamp<size_t>((size_t{64} << 20) / (16 * (graph.values.size() + 1)), 64, 1024);
   }
 
-  void add_state(std::string solver) { add({state.peak(), state.added_ns(), std::move(solver), state.stays(), {}}); }
+  // ---- what was found
 
   void add_start(const graph::Schedule& schedule) {
     const auto run = graph::simulate(graph, schedule);
     if (!run.error.empty()) return;
-    if (state.assign(State::stays_of(problem, schedule))) add_state("start");
-    add({run.peak, run.added_ns, "start", {}, schedule});
-  }
-
-  /// Least time within `budget`; null: nothing fits.
-  const Point* best(int64_t budget) const {
-    const Point* best = nullptr;
-    for (const Point& point : points)
-      if (point.peak <= budget) best = &point;  // the larger the peak, the less the time
-    return best;
-  }
-
-  bool load(const Point& point) {
-    return point.schedule ? state.assign(State::stays_of(problem, *point.schedule)) : state.assign(point.stays);
+    if (state.assign(State::stays_of(problem, schedule))) frontier.add(state, "start");
+    frontier.add({run.peak, run.added_ns, "start", {}, schedule});
+    settings.starts.push_back(schedule);
   }
 
   // ---- solvers
@@ -208,27 +198,26 @@ struct Planner::Impl {
 
   int64_t improve_rounds() const { return 400 + static_cast<int64_t>(graph.ops.size()) / 4; }
 
-  /// Small graphs: all there is. @return whether that is decided.
-  bool search_all(int64_t budget, Effort& effort) {
-    if (graph.ops.size() > 24) return false;
+  /// Small graphs: all there is. @return whether that is decided, and how.
+  std::optional<Bound> search_all(int64_t budget, Effort& effort) {
+    if (graph.ops.size() > kExhaustiveOps) return {};
     auto result = search_exhaustively(graph, budget, 300'000, effort);
-    if (result.status == ExhaustiveResult::Status::kLimit) return false;
-    program_bound = {result.added_ns, "exact", result.status == ExhaustiveResult::Status::kInfeasible};
-    if (program_bound.is_infeasible) return true;
+    if (result.status == ExhaustiveResult::Status::kLimit) return {};
+    Bound bound{result.added_ns, "exact", result.status == ExhaustiveResult::Status::kInfeasible};
+    if (bound.is_infeasible) return bound;
     const auto run = graph::simulate(graph, result.schedule);
-    if (state.assign(State::stays_of(problem, result.schedule))) add_state("exact");
-    add({run.peak, run.added_ns, "exact", {}, std::move(result.schedule)});
-    return true;
+    if (state.assign(State::stays_of(problem, result.schedule))) frontier.add(state, "exact");
+    frontier.add({run.peak, run.added_ns, "exact", {}, std::move(result.schedule)});
+    return bound;
   }
 
   /// The integer program knows nothing of bytes in use while operators run again: what it says may need further drops.
   void solve_exact(int64_t budget, Effort& effort) {
-    if (search_all(budget, effort)) return;
-    std::vector<OpId> places;
-    for (OpId place = 0; place <= exact_problem.ends; ++place) places.push_back(place);
-    const auto result = StageProgram(exact_problem, budget, places).solve(std::max(0.01, effort.seconds_left()), false);
-    if (result.status == LinearProgram::Status::kInfeasible) program_bound = {0, "exact", true};
-    if (result.bound_ns > 0) program_bound = {result.bound_ns, "exact", false};
+    if (const auto decided = search_all(budget, effort)) {
+      program_bound = *decided;
+      return;
+    }
+    const auto result = solve_program(budget, effort);
     if (result.stays.empty() || !state.assign(result.stays)) {
       state.assign(save_only(problem, [](ValueId) { return true; }));
       return;
@@ -236,6 +225,76 @@ struct Planner::Impl {
     Search search(state, effort);
     if (state.peak() > budget) search.descend(budget);
     if (state.peak() <= budget) search.refill(budget);
+  }
+
+  /// With all places as boundaries.
+  StageProgram::Result solve_program(int64_t budget, const Effort& effort) {
+    std::vector<OpId> places;
+    for (OpId place = 0; place <= exact_problem.ends; ++place) places.push_back(place);
+    auto result = StageProgram(exact_problem, budget, places).solve(std::max(0.01, effort.seconds_left()), false);
+    if (result.status == LinearProgram::Status::kInfeasible) program_bound = {0, "exact", true};
+    if (result.bound_ns > 0) program_bound = {result.bound_ns, "integer", false};
+    return result;
+  }
+
+  // ---- the whole trade-off, for `Solver::kAuto`
+
+  int64_t least(Plan* plan) {
+    if (least_peak > 0) return least_peak;
+    Effort effort(static_cast<int64_t>(static_cast<double>(steps()) * kLeastPart), seconds() * kLeastPart);
+    Exploration(state, frontier, settings, measure_into(plan, 0, effort)).descend_to_least(effort);
+    timed_out = timed_out || effort.timed_out();
+    steps_done = effort.spent();
+    seconds_done = seconds() * kLeastPart - effort.seconds_left();
+    return least_peak = frontier.points().front().peak;
+  }
+
+  void explore(Plan& plan) {
+    if (is_explored) return;
+    is_explored = true;
+    least(&plan);
+    Effort effort(steps() - steps_done, seconds() - seconds_done);
+    const auto measure = measure_into(&plan, plan.budget_bytes, effort);
+    if (graph.ops.size() <= kExhaustiveOps) measure("exact", [&] { search_all_budgets(effort); });
+    if (!is_decided) Exploration(state, frontier, settings, measure).run(effort);
+    timed_out = timed_out || effort.timed_out();
+  }
+
+  /// From the plain peak down: what is best for a budget is so for all smaller ones that its peak fits.
+  void search_all_budgets(Effort& effort) {
+    Effort part(effort.left() / 2, effort.seconds_left() / 2);
+    bool all = true;
+    for (int64_t budget = plain.peak - 1; budget >= floor && !part.is_over();) {
+      const auto bound = search_all(budget, part);
+      if (bound && bound->is_infeasible) {
+        decided.push_back({0, budget, *bound});
+        is_decided = all;
+        break;
+      }
+      all = all && bound;
+      int64_t next = floor + (budget - floor) / 2;
+      if (bound) {
+        const int64_t peak = frontier.best(budget)->peak;
+        decided.push_back({peak, budget, *bound});
+        next = peak - 1;
+      }
+      if (next == budget) break;
+      budget = next;
+    }
+    effort.spend(part.spent());
+  }
+
+  /// Phases go into `plan`, each with the best that is known for the budget after it.
+  Exploration::Measure measure_into(Plan* plan, int64_t budget, Effort& effort) {
+    return [this, plan, budget, &effort](const std::string& name, const std::function<void()>& work) {
+      Plan unused;
+      measure(plan != nullptr ? *plan : unused, name, budget, effort, work);
+    };
+  }
+
+  int64_t steps() const {
+    if (options.step_limit > 0) return options.step_limit;
+    return options.time_limit_s > 0.0 ? static_cast<int64_t>(seconds() * kStepsPerSecond) : default_steps(graph);
   }
 
   void measure(Plan& plan, const std::string& name, int64_t budget, Effort& effort, const std::function<void()>& work) {
@@ -246,171 +305,12 @@ struct Planner::Impl {
     phase.name = name;
     phase.seconds = std::chrono::duration<double>(Effort::Clock::now() - begin).count();
     phase.steps = effort.spent() - before;
-    phase.peak = state.peak();
-    phase.added_ns = state.added_ns();
-    phase.fits = phase.peak <= budget;
+    const Point* best = frontier.best(budget);
+    phase.fits = best != nullptr;
+    if (best == nullptr) best = &frontier.points().front();
+    phase.peak = best->peak;
+    phase.added_ns = best->added_ns;
     plan.phases.push_back(std::move(phase));
-    add_state(name);
-  }
-
-  void run_auto(Plan& plan, int64_t budget, Effort& effort) {
-    std::vector<Point> starts;
-    const auto note = [&](const std::string& name) {
-      if (state.peak() <= budget) starts.push_back({state.peak(), state.added_ns(), name, state.stays(), {}});
-    };
-    const bool is_small = graph.ops.size() <= 2000;
-    for (const double exponent : is_small ? std::vector{0.0, 1.0, 0.25, 0.5, 2.0} : std::vector{0.0, 1.0}) {
-      const std::string name = exponent == 0.0 ? "greedy" : fmt::format("greedy^{:g}", exponent);
-      measure(plan, name, budget, effort, [&] {
-        state.assign(save_only(problem, [](ValueId) { return true; }));
-        Effort part(effort.left() / 2, effort.seconds_left() / 2);
-        Search search(state, part);
-        if (search.descend(budget, {exponent, true})) search.refill(budget);
-        effort.spend(part.spent());
-      });
-      if (exponent != 0.0) {
-        note(name);
-        continue;
-      }
-      // as the solver local_search does, which auto must not be worse than
-      measure(plan, name + "+", budget, effort, [&] {
-        Effort part(effort.left() / 4, effort.seconds_left() / 4);
-        if (state.peak() <= budget) Search(state, part).improve(budget, options.seed, improve_rounds());
-        effort.spend(part.spent());
-      });
-      note(name);
-    }
-    for (const Solver solver : {Solver::kPerBlock, Solver::kSqrtN, Solver::kSelective, Solver::kMinCut,
-                                Solver::kKnapsack, Solver::kChain, Solver::kPricedCut, Solver::kXla}) {
-      if (effort.is_over()) break;
-      const std::string name(solver_name(solver));
-      measure(plan, name, budget, effort, [&] {
-        Effort part(effort.left() / 8, effort.seconds_left() / 4);
-        const bool fits = run(solver, budget, part);
-        add_state(name);
-        // what does not fit is a start point all the same
-        Search search(state, part);
-        if (fits || search.descend(budget)) search.refill(budget);
-        effort.spend(part.spent());
-      });
-      note(name);
-    }
-    for (const Point& point : points)
-      if (point.solver == "start") starts.push_back(point);
-    improve_some(plan, budget, std::move(starts), effort);
-    improve(plan, budget, effort);
-    descend_ladder(plan, budget, effort);
-    shake(plan, budget, effort);
-    if (graph.ops.size() <= most_exact_ops() && !effort.is_over())
-      measure(plan, "exact", budget, effort, [&] { solve_exact(budget, effort); });
-  }
-
-  /// Local search for a while from each of the best few.
-  void improve_some(Plan& plan, int64_t budget, std::vector<Point> starts, Effort& effort) {
-    std::stable_sort(starts.begin(), starts.end(),
-                     [](const Point& a, const Point& b) { return a.added_ns < b.added_ns; });
-    constexpr size_t kTried = 6;
-    int64_t last = -1;
-    size_t tried = 0;
-    for (const Point& start : starts) {
-      if (tried == kTried || effort.is_over()) return;
-      if (start.added_ns == last || !load(start) || state.peak() > budget) continue;
-      last = start.added_ns;
-      ++tried;
-      measure(plan, start.solver + "+", budget, effort, [&] {
-        Effort part(effort.left() / 4, effort.seconds_left() / 4);
-        Search search(state, part);
-        search.refill(budget);
-        search.improve(budget, options.seed + tried, improve_rounds() / 2);
-        effort.spend(part.spent());
-      });
-    }
-  }
-
-  /// Local search from the best.
-  void improve(Plan& plan, int64_t budget, Effort& effort) {
-    const Point* start = best(budget);
-    if (start == nullptr || start->added_ns == 0) return;
-    measure(plan, "local_search", budget, effort, [&] {
-      load(Point(*start));
-      if (state.peak() > budget) return;
-      const bool more_follows = graph.ops.size() <= kLadderOps;
-      Effort part(more_follows ? effort.left() / 3 : effort.left(), effort.seconds_left());
-      Search search(state, part);
-      search.refill(budget);
-      search.improve(budget, options.seed, 8 * improve_rounds());
-      effort.spend(part.spent());
-    });
-  }
-
-  /// Greedy for all smaller budgets of a ladder that all calls share, and what is left of this one's used up: what is
-  /// found for one of them serves this one too, so that a call for less seldom finds more than this one.
-  void descend_ladder(Plan& plan, int64_t budget, Effort& effort) {
-    if (graph.ops.size() > kLadderOps || effort.is_over()) return;
-    constexpr int64_t kRungs = 48;
-    const int64_t range = std::max<int64_t>(1, plain.peak - floor);
-    measure(plan, "ladder", budget, effort, [&] {
-      Effort part(effort.left() / 4, effort.seconds_left() / 4);
-      Search search(state, part);
-      for (int64_t rung = std::min(kRungs - 1, (budget - floor) * kRungs / range); rung > 0; --rung)
-        for (const double exponent : {0.0, 1.0}) {
-          if (part.is_over()) break;
-          const int64_t bytes = floor + range * rung / kRungs;
-          state.assign(save_only(problem, [](ValueId) { return true; }));
-          if (!search.descend(bytes, {exponent, true})) continue;
-          search.refill(bytes);
-          add_state("ladder");
-          search.refill(budget);
-          add_state("ladder");
-        }
-      effort.spend(part.spent());
-    });
-  }
-
-  /// Large neighbourhoods of the best.
-  void shake(Plan& plan, int64_t budget, Effort& effort) {
-    const Point* start = best(budget);
-    if (graph.ops.size() > kLadderOps || start == nullptr || start->added_ns == 0 || effort.is_over()) return;
-    measure(plan, "neighbourhoods", budget, effort, [&] {
-      load(Point(*start));
-      if (state.peak() > budget) return;
-      Effort part(effort.left() * 3 / 4, effort.seconds_left() * 3 / 4);
-      Search(state, part).shake(budget, options.seed, kShakeRounds);
-      effort.spend(part.spent());
-    });
-  }
-
-  int64_t least(Plan* plan) {
-    if (least_known) return least_peak;
-    least_known = true;
-    Effort effort(options.step_limit > 0 ? options.step_limit : static_cast<int64_t>(seconds() * kStepsPerSecond),
-                  seconds());
-    Plan unused;
-    measure(plan != nullptr ? *plan : unused, "least_peak", 0, effort, [&] { descend_to_least(effort); });
-    least_peak = points.front().peak;
-    return least_peak;
-  }
-
-  void descend_to_least(Effort& effort) {
-    load(points.front());
-    int64_t low = floor, high = state.peak();
-    Stays stays = state.stays();
-    for (int round = 0; round < 24 && high > low && !effort.is_over(); ++round) {
-      const int64_t target = round < 12 ? low + (high - low) * 3 / 4 : low + (high - low) / 2;
-      Effort part(effort.left() / 4, effort.seconds_left() / 2);
-      Search search(state, part);
-      const bool fits = search.descend(target);
-      effort.spend(part.spent());
-      add_state("least_peak");
-      if (fits) {
-        high = state.peak();
-        stays = state.stays();
-      } else {
-        high = std::min(high, state.peak());
-        low = target;
-        state.assign(stays);
-      }
-    }
   }
 
   /// Integer programs end by the clock, so not where steps are limited.
@@ -427,34 +327,36 @@ struct Planner::Impl {
     plan.floor_bytes = floor;
     plan.budget_bytes = to_bytes(budget, plan);
     program_bound = {};
-    Effort effort(options.step_limit > 0 ? options.step_limit : static_cast<int64_t>(seconds() * kStepsPerSecond),
-                  seconds());
-    solve(plan, effort);
-    plan.timed_out = effort.timed_out();
+    solve(plan);
+    plan.timed_out = timed_out;
     finish(plan);
     if (options.bound) prove(plan);
     return plan;
   }
 
-  void solve(Plan& plan, Effort& effort) {
+  void solve(Plan& plan) {
     const int64_t bytes = plan.budget_bytes;
-    if (options.solver != Solver::kAuto) {
-      points.clear();
-      const std::string name(solver_name(options.solver));
-      measure(plan, name, bytes, effort, [&] { run(options.solver, bytes, effort); });
-      return;
-    }
-    const Point* known = best(bytes);
-    if ((known != nullptr && known->added_ns == 0) || floor > bytes) {
-      if (known == nullptr) plan.least_bytes = least(&plan);
-      return;
-    }
-    run_auto(plan, bytes, effort);
-    if (best(bytes) == nullptr) plan.least_bytes = least(&plan);
-    if (plan.least_bytes > 0 && best(bytes) != nullptr) {
-      plan.least_bytes = 0;
-      improve(plan, bytes, effort);
-    }
+    if (options.solver != Solver::kAuto) return solve_alone(plan);
+    const Point* known = frontier.best(bytes);
+    if (known != nullptr && known->added_ns == 0) return;
+    if (floor > bytes)
+      least(&plan);
+    else
+      explore(plan);
+    for (const Decided& range : decided)
+      if (range.from <= bytes && bytes <= range.to) program_bound = range.bound;
+    if (frontier.best(bytes) == nullptr) plan.least_bytes = frontier.points().front().peak;
+  }
+
+  void solve_alone(Plan& plan) {
+    frontier = Frontier(most_points());
+    const std::string name(solver_name(options.solver));
+    Effort effort(steps(), seconds());
+    measure(plan, name, plan.budget_bytes, effort, [&] {
+      run(options.solver, plan.budget_bytes, effort);
+      frontier.add(state, name);
+    });
+    timed_out = effort.timed_out();
   }
 
   int64_t to_bytes(Budget budget, Plan& plan) {
@@ -470,14 +372,13 @@ struct Planner::Impl {
   }
 
   void finish(Plan& plan) {
-    const Point* point = best(plan.budget_bytes);
-    plan.is_feasible = point != nullptr;
-    if (point == nullptr) point = &points.front();
+    const Point* point = frontier.best(plan.budget_bytes);
+    if (point == nullptr) point = &frontier.points().front();
     plan.solver = point->solver;
     if (point->schedule) {
       plan.schedule = *point->schedule;
     } else {
-      state.assign(point->stays);
+      state.assign(point->stays.unpack());
       plan.schedule = state.schedule();
     }
     const auto run = graph::simulate(graph, plan.schedule);
@@ -489,15 +390,18 @@ struct Planner::Impl {
   }
 
   void prove(Plan& plan) {
-    if (!plan.is_feasible) {
-      plan.proof = floor > plan.budget_bytes ? "floor" : program_bound.is_infeasible ? program_bound.proof : "none";
-      return;
-    }
-    if (plan.added_ns == 0) {
+    if (plan.is_feasible && plan.added_ns == 0) {
       plan.proof = "exact";
       return;
     }
-    Effort effort(static_cast<int64_t>(seconds() * kStepsPerSecond), seconds());
+    const double most_seconds = bound_seconds(graph, options.time_limit_s);
+    Effort effort(static_cast<int64_t>(most_seconds * kStepsPerSecond), most_seconds);
+    if (!plan.is_feasible) {
+      if (floor <= plan.budget_bytes && !program_bound.is_infeasible && graph.ops.size() <= most_exact_ops())
+        solve_program(plan.budget_bytes, effort);
+      plan.proof = floor > plan.budget_bytes ? "floor" : program_bound.is_infeasible ? program_bound.proof : "none";
+      return;
+    }
     Bound best = program_bound;
     const auto consider = [&](const char* name, const std::function<Bound()>& work) {
       if (best.added_ns >= plan.added_ns || effort.is_over()) return;
@@ -512,6 +416,15 @@ struct Planner::Impl {
     if (graph.ops.size() <= kLpOps || options.time_limit_s > 0.0)
       consider("bound by lp",
                [&] { return lp_bound(exact_problem, plan.budget_bytes, std::max(0.01, effort.seconds_left())); });
+    if (graph.ops.size() <= kLpOps || options.time_limit_s > 0.0)
+      consider("bound by integer", [&] {
+        return integer_bound(exact_problem, plan.budget_bytes, std::max(0.01, effort.seconds_left()), plan.added_ns);
+      });
+    if (graph.ops.size() <= most_exact_ops())
+      consider("bound by program", [&] {
+        solve_program(plan.budget_bytes, effort);
+        return program_bound;
+      });
     plan.bound_ns = best.added_ns;
     plan.proof = plan.bound_ns == plan.added_ns ? "exact" : best.proof;
   }
@@ -521,10 +434,18 @@ struct Planner::Impl {
   graph::Simulation plain;
   Problem exact_problem, problem;
   State state;
-  std::vector<Point> points;  // by peak; time falls
-  int64_t step_ns = 0, floor = 0, least_peak = 0;
-  bool least_known = false;
-  Bound program_bound;  // of the last integer program
+  Frontier frontier;
+  Exploration::Settings settings;
+  int64_t step_ns = 0, floor = 0;
+  int64_t least_peak = 0, steps_done = 0;
+  double seconds_done = 0.0;
+  bool is_explored = false, is_decided = false, timed_out = false;
+  struct Decided {
+    int64_t from, to;  // budgets
+    Bound bound;
+  };
+  std::vector<Decided> decided;
+  Bound program_bound;  // of the last integer program, or of all there is
 };
 
 namespace {

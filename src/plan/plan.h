@@ -14,7 +14,7 @@ namespace refrain::plan {
 
 /// Where a plan comes from.
 enum class Solver {
-  kAuto,     ///< the best of all, improved by local search
+  kAuto,     ///< the best of all, improved by local search; for all budgets at once
   kKeepAll,  ///< nothing leaves before its last use
   /// Segments of about sqrt(n) operators. Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016
   kSqrtN,
@@ -51,7 +51,8 @@ struct Budget {
 
 struct PlanOptions {
   Solver solver = Solver::kAuto;
-  /// Of solvers; the bound has as much again. 0: 1 s, more above 8,000 operators. Matters only if it strikes
+  /// Of solvers; the bound has as much again. 0: 3 s, more above 10,000 operators; for the bound 1 s, more above 8,000.
+  /// Matters only if it strikes
   double time_limit_s = 0.0;
   int64_t step_limit = 0;               ///< of work, about 20 ns each; 0: what suits the graph and `time_limit_s`
   uint64_t seed = 0;                    ///< of the local search
@@ -85,7 +86,7 @@ struct Plan {
   int64_t floor_bytes = 0;  ///< no schedule has a lower peak
   int64_t least_bytes = 0;  ///< least peak found; 0: not looked for, as the budget was met
   int64_t bound_ns = 0;     ///< no schedule within the budget adds less
-  /// Of the bound: none, cut (at one place), lp, exact; if infeasible, that nothing fits: none, floor, exact
+  /// Of the bound: none, cut (at one place), lp, integer, exact; if infeasible, that nothing fits: none, floor, exact
   std::string proof = "none";
   bool timed_out = false;
   std::vector<Phase> phases;
@@ -96,9 +97,8 @@ struct Plan {
   std::string report() const;  ///< all, with time by phase
 };
 
-/// Plans for one graph. What it found for one budget is a start point for the next: a larger budget never gives more
-/// added time, in whatever order budgets are asked for, except for a smaller budget asked for later and met by a better
-/// plan.
+/// Plans for one graph. `Solver::kAuto` searches once, for all budgets; then each is looked up. A larger budget never
+/// gives more added time, also for another `Planner` with the same graph and options, unless a time limit strikes.
 class Planner {
  public:
   /// `graph` must outlive this. @throws InvalidArgument  if it has a defect, or an option is out of range.

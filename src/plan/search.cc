@@ -16,6 +16,10 @@ void Search::spend() {
   counted_ = state_.steps();
 }
 
+void Search::note() {
+  if (frontier_ != nullptr) frontier_->add(state_, name_, spacing_);
+}
+
 /// Drops a value after a touch. Then everything that the place it comes back at computes on the way may stay until it
 /// is wanted next, where the budget allows.
 bool Search::drop_and_retain(ValueId id, size_t t, int64_t budget, bool retain) {
@@ -55,6 +59,12 @@ void Search::weigh(int64_t budget, double exponent) {
   effort_.spend(static_cast<int64_t>(bytes.size()) / 4);
 }
 
+/// What a drop adds, without what its operator needs: nothing if that runs again in any case.
+double Search::estimate(ValueId id, size_t t) const {
+  if (state_.touches(id)[t + 1].is_again) return 0.0;
+  return static_cast<double>(state_.problem().op(state_.problem().item(id).producer).ns);
+}
+
 double Search::benefit(ValueId id, size_t t) const {
   const State::Range range = state_.range(id, t);
   if (range.is_empty()) return 0.0;
@@ -71,7 +81,7 @@ bool Search::descend(int64_t budget, const DescendOptions& options) {
     const bool fits = descend_by_heap(budget, options);
     state_.limit_closures(SIZE_MAX);
     if (fits) break;
-    if (effort_.is_over()) break;
+    if (effort_.is_over() || !options.to_the_end) break;
     if (descend_at_peak(budget, options)) break;
     if (state_.peak() == peak && state_.added_ns() == ns) break;
   }
@@ -86,10 +96,8 @@ bool Search::descend_by_heap(int64_t budget, const DescendOptions& options) {
     if (gain > 0.0) heap.push({(ns + 1.0) / gain, v, state_.touches(v)[t].place, ns});
   };
   const auto push_all = [&](ValueId v) {
-    const OpId producer = state_.problem().item(v).producer;
-    if (producer == graph::kNone) return;
     for (size_t t = 0; t + 1 < state_.touches(v).size(); ++t)
-      if (state_.can_drop(v, t)) push(v, t, static_cast<double>(state_.problem().op(producer).ns));
+      if (state_.can_drop(v, t)) push(v, t, estimate(v, t));
   };
   for (size_t v = 0; v < state_.problem().items.size(); ++v) push_all(static_cast<ValueId>(v));
   int64_t drops = 0, next_weighing = 8;
@@ -123,16 +131,16 @@ bool Search::descend_by_heap(int64_t budget, const DescendOptions& options) {
     }
     const auto changed = state_.changed();
     state_.commit();
+    note();
     if (++drops >= next_weighing) {
       weigh(budget, options.exponent);
       next_weighing = drops + std::max<int64_t>(4, drops / 16);
     }
     for (const ValueId v : changed) {
-      // a stay cut in two: the first part is known by its place, the others are not
-      const OpId producer = state_.problem().item(v).producer;
-      for (size_t k = 1; k + 1 < state_.touches(v).size(); ++k)
-        if (state_.can_drop(v, k) && !state_.touches(v)[k].is_needed)
-          push(v, k, static_cast<double>(state_.problem().op(producer).ns));
+      // a stay cut in two: the first part is known by its place, unless it has become cheap; the others are not
+      for (size_t k = 0; k + 1 < state_.touches(v).size(); ++k)
+        if ((state_.touches(v)[k + 1].is_again || (k > 0 && !state_.touches(v)[k].is_needed)) && state_.can_drop(v, k))
+          push(v, k, estimate(v, k));
     }
   }
   return state_.peak() <= budget;
@@ -149,7 +157,7 @@ void Search::collect_covering(int32_t slot, std::vector<Scored>& found) const {
       const State::Range range = state_.range(id, t);
       if (range.first > slot) break;
       if (range.last >= slot && state_.can_drop(id, t))
-        found.push_back({static_cast<double>(problem.op(problem.item(id).producer).ns), id, touches[t].place});
+        found.push_back({estimate(id, t), id, touches[t].place});
       break;
     }
   }
@@ -186,6 +194,7 @@ bool Search::descend_at_peak(int64_t budget, const DescendOptions& options) {
     state_.begin();
     drop_and_retain(best.id, index(state_.find(best.id, best.place)), peak - 1, options.retain);
     state_.commit();
+    note();
   }
   return state_.peak() <= budget;
 }
@@ -227,6 +236,7 @@ void Search::refill(int64_t budget) {
       const bool helps = state_.stay(gain.id, index(t)) && state_.peak() <= budget && state_.added_ns() < before;
       helps ? state_.commit() : state_.rollback();
       changed = changed || helps;
+      if (helps) note();
       spend();
     }
     if (!changed) return;
@@ -243,7 +253,8 @@ bool Search::repair(int64_t budget, int64_t most_ns, Gap except) {
     found.clear();
     collect_covering(slot, found);
     effort_.spend(static_cast<int64_t>(state_.problem().items.size()) / 4);
-    for (Scored& gap : found) gap.score /= static_cast<double>(std::min(over, state_.problem().item(gap.id).bytes));
+    for (Scored& gap : found)
+      gap.score = (gap.score + 1.0) / static_cast<double>(std::min(over, state_.problem().item(gap.id).bytes));
     const size_t tried = std::min(kTried, found.size());
     std::partial_sort(found.begin(), found.begin() + static_cast<int64_t>(tried), found.end(),
                       [](const Scored& a, const Scored& b) { return b < a; });
@@ -315,6 +326,7 @@ void Search::improve(int64_t budget, uint64_t seed, int64_t rounds) {
   std::vector<Gap> open = gaps();
   for (int64_t failed = 0; failed < rounds && !open.empty() && !effort_.is_over(); ++failed) {
     if (!exchange(budget, state_.added_ns(), open, dice)) continue;
+    note();
     failed = 0;
     open = gaps();
   }

@@ -2,9 +2,11 @@
 
 #include <cstdint>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "plan/effort.h"
+#include "plan/frontier.h"
 #include "plan/state.h"
 
 namespace refrain::plan {
@@ -14,12 +16,21 @@ struct DescendOptions {
   double exponent = 0.0;
   /// Bytes of values that come back may stay where the budget allows: those that a later place would compute again.
   bool retain = true;
+  /// Where drops would each lift another slot over the budget, anything that lowers the peak; costs much.
+  bool to_the_end = true;
 };
 
 /// Changes a state step by step under a budget. All of it is deterministic, but for the time limit of `effort`.
 class Search {
  public:
   Search(State& state, Effort& effort) : state_(state), effort_(effort), counted_(state.steps()) {}
+
+  /// From now on, adds to `frontier` what is passed on the way. It must outlive this.
+  void watch(Frontier* frontier, std::string name, int64_t spacing = 0) {
+    frontier_ = frontier;
+    spacing_ = spacing;
+    name_ = std::move(name);
+  }
 
   /// Drops until the peak is at most `budget`: always what adds least time for the bytes it takes away where they are
   /// too many. A drop comes with what it makes worthwhile to retain. @return false: no drop helps any more, or the
@@ -68,12 +79,17 @@ class Search {
   bool exchange(int64_t budget, int64_t most_ns, const std::vector<Gap>& gaps, std::mt19937_64& dice);
   bool ruin_and_descend(int64_t budget, int64_t most_ns, const std::vector<Gap>& gaps, std::mt19937_64& dice);
   void weigh(int64_t budget, double exponent);
+  double estimate(ValueId id, size_t t) const;
   double benefit(ValueId id, size_t t) const;
   void collect_covering(int32_t slot, std::vector<Scored>& found) const;
   void spend();
+  void note();
 
   State& state_;
   Effort& effort_;
+  Frontier* frontier_ = nullptr;  // that watches
+  std::string name_;
+  int64_t spacing_ = 0;
   int64_t counted_;              // steps of the state that `effort` knows of
   std::vector<double> weights_;  // sums up to a slot
 };

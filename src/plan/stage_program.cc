@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "plan/bound.h"
+
 namespace refrain::plan {
 namespace {
 
@@ -10,8 +12,8 @@ size_t index(int32_t id) { return static_cast<size_t>(id); }
 
 }  // namespace
 
-StageProgram::StageProgram(const Problem& problem, int64_t budget, std::vector<OpId> boundaries)
-    : p_(problem), budget_(budget), boundaries_(std::move(boundaries)) {
+StageProgram::StageProgram(const Problem& problem, int64_t budget, std::vector<OpId> boundaries, bool between)
+    : p_(problem), budget_(budget), boundaries_(std::move(boundaries)), between_(between) {
   double total = 1.0;
   for (OpId op = 0; op < p_.ends; ++op) total += static_cast<double>(p_.op(op).ns);
   unit_ns_ = std::max(1.0, total / 1e5);
@@ -107,12 +109,12 @@ int64_t StageProgram::least_bytes_again(OpId op, size_t stage) const {
 }
 
 /// `column` (or 1) <= what makes it available in the stage. @param dead  after its death: what was there before that
-/// does not count.
-void StageProgram::at_most_available(int32_t column, ValueId id, size_t stage, bool dead) {
-  if (!dead && is_there_in_stage(id, stage)) return;
+/// does not count. @param stays  instead of what was there before: all through the stage.
+void StageProgram::at_most_available(int32_t column, ValueId id, size_t stage, bool dead, int32_t stays) {
+  if (stays == kNo && !dead && is_there_in_stage(id, stage)) return;
   const OpId producer = p_.item(id).producer;
   const bool is_lost = stage == 0 || (dead && boundaries_[stage - 1] < p_.item(id).death);
-  const int32_t before = is_lost ? kNo : there(id, stage - 1);
+  const int32_t before = stays != kNo ? stays : is_lost ? kNo : there(id, stage - 1);
   const int32_t made = producer == graph::kNone || producer >= end(stage) ? kNo : again(producer, stage);
   if (before == kYes) return;
   program_.begin_row(column == kYes ? 1.0 : 0.0, LinearProgram::infinite());
@@ -127,10 +129,12 @@ void StageProgram::add_stage_rows(size_t stage) {
     if (place == end(stage) && stage < boundaries_.size()) break;  // the boundary's own are `kYes`
     for (const ValueId v : p_.needs[place]) at_most_available(kYes, v, stage);
   }
+  std::vector<int32_t> stays(p_.items.size(), kNo);
+  if (between_ && stage > 0 && stage < boundaries_.size()) add_stays(stage, stays);
   if (stage < boundaries_.size())
     for (size_t v = 0; v < p_.items.size(); ++v)
       if (const int32_t column = there(static_cast<ValueId>(v), stage); column != kNo)
-        at_most_available(column, static_cast<ValueId>(v), stage, boundaries_[stage] >= p_.items[v].death);
+        at_most_available(column, static_cast<ValueId>(v), stage, boundaries_[stage] >= p_.items[v].death, stays[v]);
   for (OpId op = 0; op < end(stage); ++op) {
     const int32_t column = again(op, stage);
     if (column < 0) continue;
@@ -176,22 +180,60 @@ void StageProgram::add_closure_rows(size_t boundary) {
       for (const ValueId v : p_.op(op).inputs) available(later[index(op)], v);
 }
 
-int64_t StageProgram::free_bytes(size_t boundary) const {
-  const OpId place = boundaries_[boundary];
-  int64_t bytes = p_.fixed[2 * index(place) + 1];
-  if (place < p_.ends) {
-    bytes += std::max<int64_t>(0, p_.made[index(place)] + p_.op(place).workspace);
-    // all that is there stays over the gap that follows
-    bytes = std::max(bytes, p_.fixed[2 * index(place) + 2]);
+/// X of the stage, which starts after a boundary and ends at one.
+void StageProgram::add_stays(size_t stage, std::vector<int32_t>& stays) {
+  const int32_t all = program_.add_column(0.0, 0.0, LinearProgram::infinite());
+  for (size_t v = 0; v < p_.items.size(); ++v) {
+    const auto id = static_cast<ValueId>(v);
+    const Problem::Item& item = p_.items[v];
+    if (item.bytes == 0 || there(id, stage) == kNo) continue;
+    if (begin(stage) < item.death && item.death <= end(stage)) continue;
+    const bool is_made = item.producer == begin(stage);
+    const int32_t before = there(id, stage - 1);
+    if (!is_made && before == kNo) continue;
+    stays[v] = program_.add_column(0.0, 0.0, 1.0, true);
+    if (is_made || before == kYes) continue;
+    program_.begin_row(0.0, LinearProgram::infinite());
+    program_.add(stays[v], -1.0);
+    program_.add(before, 1.0);
   }
-  return budget_ - bytes;
+  const auto bytes = [&](ValueId v) { return static_cast<double>(p_.item(v).bytes) * byte_scale(); };
+  program_.begin_row(0.0, LinearProgram::infinite());
+  program_.add(all, 1.0);
+  for (size_t v = 0; v < p_.items.size(); ++v)
+    if (stays[v] >= 0) program_.add(stays[v], -bytes(static_cast<ValueId>(v)));
+  const auto begin_row = [&](int64_t free) {
+    program_.begin_row(-LinearProgram::infinite(), static_cast<double>(free) * byte_scale());
+    program_.add(all, 1.0);
+  };
+  for (OpId place = begin(stage) + 1; place < end(stage); ++place) {
+    begin_row(budget_ - must_be_there(p_, place));
+    for (const ValueId v : p_.needs[place])
+      if (stays[index(v)] >= 0) program_.add(stays[index(v)], -bytes(v));
+  }
+  for (OpId op = 0; op < end(stage); ++op) {
+    if (again(op, stage) < 0) continue;
+    const OpId first = std::max(begin(stage) + 1, op + 1);
+    const auto least = std::min_element(anyway_.begin() + first, anyway_.begin() + end(stage) + 1);
+    int64_t need = std::max<int64_t>(0, p_.made[index(op)] + p_.op(op).workspace);
+    std::vector<ValueId> comes;  // is there for it alone
+    for (const ValueId v : p_.op(op).inputs) {
+      const Problem::Item& item = p_.item(v);
+      if (!item.movable && item.first <= end(stage) && item.death > first) continue;
+      need += item.bytes;
+      if (stays[index(v)] >= 0) comes.push_back(v);
+    }
+    begin_row(budget_ - *least);
+    program_.add(again(op, stage), static_cast<double>(need) * byte_scale());
+    for (const ValueId v : comes) program_.add(stays[index(v)], -bytes(v));
+  }
 }
 
 void StageProgram::add_rows() {
   for (size_t stage = 0; stage <= boundaries_.size(); ++stage) add_stage_rows(stage);
   for (size_t k = 0; k < boundaries_.size(); ++k) {
     add_closure_rows(k);
-    const int64_t free = free_bytes(k);
+    const int64_t free = budget_ - must_be_there(p_, boundaries_[k]);
     int64_t sum = 0;
     for (size_t v = 0; v < p_.items.size(); ++v)
       if (there(static_cast<ValueId>(v), k) >= 0) sum += p_.items[v].bytes;

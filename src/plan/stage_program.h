@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -24,12 +25,17 @@ namespace refrain::plan {
 /// only if computed again. Every schedule within the budget gives a solution, so that the least cost, also of the
 /// relaxation, is a bound. With all places as boundaries it lacks only the bytes in use while operators run again.
 ///
+/// With `between`, X[v,k]: v stays from boundary k - 1 to boundary k, without a break. Then S[v,k] <= X[v,k] +
+/// R[producer(v),k] + [made by the step in the stage], X[v,k] <= S[v,k-1], and all X fit the budget beside what any
+/// operator of the step in the stage needs, and beside what reads and makes any operator that runs again in it.
+///
 /// Source: Jain et al., "Checkmate: Breaking the Memory Wall with Optimal Tensor Rematerialization", MLSys 2020; stages
 /// of more than one operator, storages and overwriting are ours.
 class StageProgram {
  public:
   /// `problem` must have been made with no tiny values.
-  StageProgram(const Problem& problem, int64_t budget, std::vector<OpId> boundaries);
+  /// @param between  with the rows of X.
+  StageProgram(const Problem& problem, int64_t budget, std::vector<OpId> boundaries, bool between = false);
 
   size_t columns() const { return program_.columns(); }
   size_t entries() const { return entries_; }
@@ -58,14 +64,16 @@ class StageProgram {
   int32_t again(OpId op, size_t stage) const {
     return again_[stage * static_cast<size_t>(p_.ends) + static_cast<size_t>(op)];
   }
-  void at_most_available(int32_t column, ValueId id, size_t stage, bool dead = false);
-  int64_t free_bytes(size_t boundary) const;
+  void at_most_available(int32_t column, ValueId id, size_t stage, bool dead = false, int32_t stays = kNo);
+  void add_stays(size_t stage, std::vector<int32_t>& stays);
+  double byte_scale() const { return 100.0 / static_cast<double>(std::max<int64_t>(1, budget_)); }
   int64_t least_bytes_again(OpId op, size_t stage) const;
 
   const Problem& p_;
   int64_t budget_;
   std::vector<OpId> boundaries_;
   LinearProgram program_;
+  bool between_;
   double unit_ns_ = 1.0;
   size_t entries_ = 0;
   std::vector<std::vector<char>> useful_;  // by boundary, value: something from then on may need it

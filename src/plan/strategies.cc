@@ -36,23 +36,24 @@ std::vector<Block> model_blocks(const Problem& problem) {
 
 }  // namespace
 
-bool solve_sqrt_n(State& state, int64_t budget, Effort& effort) {
-  Best best(state, budget, effort);
+bool solve_sqrt_n(State& state, int64_t budget, Effort& effort, const Visit& visit) {
+  Best best(state, budget, effort, visit);
   best.attempt(checkpoint_blocks(state.problem(), sqrt_n_blocks(state.problem())), false);
   return best.finish();
 }
 
-bool solve_per_block(State& state, int64_t budget, Effort& effort) {
-  Best best(state, budget, effort);
+bool solve_per_block(State& state, int64_t budget, Effort& effort, const Visit& visit) {
+  Best best(state, budget, effort, visit);
   const std::vector<Block> blocks = model_blocks(state.problem());
-  bisect(static_cast<int64_t>(blocks.size()), [&](int64_t m) {
+  best.levels(static_cast<int64_t>(blocks.size()), [&](int64_t m) {
     return best.attempt(checkpoint_blocks(state.problem(), {blocks.begin(), blocks.begin() + m}), false);
   });
   return best.finish();
 }
 
-bool solve_selective(State& state, int64_t budget, Effort& effort, const std::vector<std::string>& saved_ops) {
-  Best best(state, budget, effort);
+bool solve_selective(State& state, int64_t budget, Effort& effort, const std::vector<std::string>& saved_ops,
+                     const Visit& visit) {
+  Best best(state, budget, effort, visit);
   const Problem& problem = state.problem();
   const auto is_named = [&](const std::string& name) {
     if (saved_ops.empty()) return is_compute_intensive(name);
@@ -100,11 +101,11 @@ Stays fewest_bytes(const Problem& problem, ClosureCut& cut, bool bans, Effort& e
 
 }  // namespace
 
-bool solve_min_cut(State& state, int64_t budget, Effort& effort) {
-  Best best(state, budget, effort);
+bool solve_min_cut(State& state, int64_t budget, Effort& effort, const Visit& visit) {
+  Best best(state, budget, effort, visit);
   ClosureCut cut(state.problem(), turn(state.problem()));
   for (const bool bans : {true, false})
-    if (best.attempt(fewest_bytes(state.problem(), cut, bans, effort), true)) break;
+    if (best.attempt(fewest_bytes(state.problem(), cut, bans, effort), true) && !visit) break;
   return best.finish();
 }
 
@@ -146,13 +147,13 @@ std::vector<char> knapsack(const std::vector<Saved>& items, int64_t limit) {
 
 }  // namespace
 
-bool solve_knapsack(State& state, int64_t budget, Effort& effort) {
-  Best best(state, budget, effort);
+bool solve_knapsack(State& state, int64_t budget, Effort& effort, const Visit& visit) {
+  Best best(state, budget, effort, visit);
   const Problem& problem = state.problem();
   const OpId at = turn(problem);
   ClosureCut cut(problem, at);
   const Stays saved_by_cut = fewest_bytes(problem, cut, true, effort);
-  if (best.attempt(saved_by_cut, true)) return best.finish();
+  if (best.attempt(saved_by_cut, true) && !visit) return best.finish();
   std::vector<char> is_base(problem.items.size());
   std::vector<Saved> items;
   int64_t sum = 0;
@@ -167,7 +168,7 @@ bool solve_knapsack(State& state, int64_t budget, Effort& effort) {
     sum += problem.item(v).bytes;
   }
   constexpr int64_t kLevels = 64;
-  bisect(kLevels, [&](int64_t level) {
+  best.levels(kLevels, [&](int64_t level) {
     if (best.is_over()) return false;
     const auto chosen = knapsack(items, sum / kLevels * (kLevels - level));
     std::vector<char> is_saved = is_base;
@@ -177,7 +178,7 @@ bool solve_knapsack(State& state, int64_t budget, Effort& effort) {
   return best.finish();
 }
 
-bool solve_xla(State& state, int64_t budget, Effort& effort) {
+bool solve_xla(State& state, int64_t budget, Effort& effort, const Visit& visit) {
   const Problem& problem = state.problem();
   state.assign(save_only(problem, [](ValueId) { return true; }));
   std::vector<OpId> failed(problem.items.size(), graph::kNone);  // after which touch
@@ -212,6 +213,7 @@ bool solve_xla(State& state, int64_t budget, Effort& effort) {
     state.begin();
     if (state.drop(best, best_touch) && state.peak() <= peak) {
       state.commit();
+      if (visit) visit();
     } else {
       state.rollback();
       failed[index(best)] = place;

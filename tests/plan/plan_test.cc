@@ -162,25 +162,65 @@ TEST(Plan, LargerBudgetsNeverAddMoreTime) {
   }
 }
 
-/// Each budget by a planner that knows of no other.
-TEST(Plan, LargerBudgetsOfSeparateCallsAddNoMoreTime) {
-  for (const auto family : graph::kFamilies) {
-    const auto graph = graph::make_family(family, 180, 3);
-    PlanOptions options;
-    options.bound = false;
-    options.time_limit_s = 60;  // the clock must not strike
-    options.step_limit = 12'000'000;
-    const int64_t least = Planner(graph, options).least_bytes(), plain = plain_peak(graph);
-    int64_t before = INT64_MAX;
-    for (int64_t k = 0; k <= 6; ++k) {
-      const int64_t budget = least + (plain - least) * k / 6;
-      const Plan found = plan(graph, Budget::of_bytes(budget), options);
-      ASSERT_TRUE(found.is_feasible) << graph::family_name(family) << " " << k;
-      EXPECT_LE(found.peak, budget);
-      EXPECT_LE(found.added_ns, before) << graph::family_name(family) << " " << k;
-      before = found.added_ns;
+/// Each budget by a planner that knows of no other, the largest first.
+void expect_monotone(const graph::Graph& graph, int64_t budgets, const std::string& name) {
+  PlanOptions options;
+  options.bound = false;
+  options.time_limit_s = 600;  // the clock must not strike
+  options.step_limit = 300'000;
+  const int64_t floor = Planner(graph, options).floor_bytes(), plain = plain_peak(graph);
+  int64_t above = 0;
+  bool was_feasible = true;
+  for (int64_t k = budgets; k >= 0; --k) {
+    const int64_t budget = floor + (plain - floor) * k / budgets;
+    const Plan found = plan(graph, Budget::of_bytes(budget), options);
+    ASSERT_FALSE(found.timed_out);
+    if (!found.is_feasible) {
+      was_feasible = false;
+      continue;
     }
+    ASSERT_TRUE(was_feasible) << name << " " << k << ": a larger budget has no plan";
+    EXPECT_LE(found.peak, budget);
+    EXPECT_GE(found.added_ns, above) << name << " " << k << " of " << budgets;
+    above = found.added_ns;
   }
+}
+
+TEST(Plan, LargerBudgetsOfSeparateCallsAddNoMoreTime) {
+  for (const auto family : graph::kFamilies)
+    expect_monotone(graph::make_family(family, 120, 3), 60, graph::family_name(family));
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    graph::RandomGraphOptions shape;
+    shape.forward_ops = 4 + static_cast<int>(seed) * 3;
+    expect_monotone(graph::random_graph(seed, shape), 60, "seed " + std::to_string(seed));
+  }
+}
+
+TEST(Plan, LargerBudgetsOfSeparateCallsAddNoMoreTimeInLargeGraphs) {
+  expect_monotone(graph::make_family(graph::Family::kResidual, 2200, 1), 12, "residual");
+}
+
+/// The step of a transformer of 12 layers, beside checkpointing all of its blocks.
+TEST(Plan, TwelveLayersNeedLessThanCheckpointedBlocks) {
+  const auto graph = graph::make_transformer(12);
+  const Plan blocks = plan_with(graph, Solver::kPerBlock, 0);  // the least peak that it has
+  PlanOptions options;
+  options.bound = false;
+  Planner planner(graph, options);
+  const Plan same_peak = planner.plan(Budget::of_bytes(blocks.peak));
+  ASSERT_TRUE(same_peak.is_feasible);
+  EXPECT_LE(same_peak.peak, blocks.peak);
+  EXPECT_LE(same_peak.added_ns, blocks.added_ns);
+  int64_t low = planner.least_bytes(), high = blocks.peak;  // the least budget that costs no more time
+  while (high - low > (1 << 16)) {
+    const int64_t middle = low + (high - low) / 2;
+    (planner.plan(Budget::of_bytes(middle)).added_ns <= blocks.added_ns ? high : low) = middle;
+  }
+  const Plan same_time = planner.plan(Budget::of_bytes(high));
+  EXPECT_LE(same_time.added_ns, blocks.added_ns);
+  EXPECT_LE(same_time.peak, blocks.peak);
+  fmt::print("blocks: {} bytes, {} ns; same peak: {} bytes, {} ns; same time: {} bytes, {} ns\n", blocks.peak,
+             blocks.added_ns, same_peak.peak, same_peak.added_ns, same_time.peak, same_time.added_ns);
 }
 
 TEST(Plan, InfeasibleSaysWhatWouldDo) {

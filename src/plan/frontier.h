@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "graph/schedule.h"
+#include "plan/blocks.h"
+
+namespace refrain::plan {
+
+/// `Stays` in two blocks of memory.
+class PackedStays {
+ public:
+  PackedStays() = default;
+  explicit PackedStays(const Stays& stays);
+  Stays unpack() const;
+
+ private:
+  std::vector<uint32_t> ends_;  // by value: of its stays
+  std::vector<Stay> stays_;
+};
+
+/// A plan that was found.
+struct Point {
+  int64_t peak = 0, added_ns = 0;
+  std::string solver;
+  PackedStays stays;                        ///< or
+  std::optional<graph::Schedule> schedule;  ///< one from outside
+};
+
+/// Of all plans that were found, those that no other is as good as in both peak and added time.
+class Frontier {
+ public:
+  /// @param most  points; beyond, the one goes that is missed least. The ends stay.
+  explicit Frontier(size_t most) : most_(std::max<size_t>(2, most)) {}
+
+  /// Whether no point known has both at most as much. Cost: logarithmic.
+  bool would_take(int64_t peak, int64_t added_ns) const;
+  void add(Point point);
+  /// @param spacing  not if a point is known whose peak is less by less than so many bytes, though it takes more time.
+  void add(const State& state, const std::string& solver, int64_t spacing = 0);
+
+  /// Least time within `budget`; null: nothing fits. Valid until the next `add`.
+  const Point* best(int64_t budget) const;
+  /// By peak, rising; time falls.
+  const std::vector<Point>& points() const { return points_; }
+
+ private:
+  void thin();
+
+  size_t most_;
+  std::vector<Point> points_;
+};
+
+}  // namespace refrain::plan
