@@ -79,7 +79,7 @@ void add_planner_options(CLI::App& command, PlanArgs& args) {
   command.add_option("FILE", args.file, "JSON file with a traced step")->required();
   command.add_option("--batch", args.batch, "of a file by profile --batches: examples in the step to plan for")->check(kSize);
   command.add_option("--solver", args.solver, "auto (default: the best of all) or one of them; a wrong name lists them");
-  command.add_option("--time-limit", args.time_limit, "seconds for each budget, as much again for --bound; default: 1, more for large steps")
+  command.add_option("--time-limit", args.time_limit, "seconds for each budget, as much again for --bound; default: 3, more for large steps")
       ->check(CLI::Range(0.001, 1e6));
   command.add_option("--seed", args.seed, "of the local search")->check(kSeed)->capture_default_str();
   command.add_flag("--bound", args.bound, "prove how much time any plan adds at least");

@@ -36,6 +36,7 @@ constexpr size_t kProgramOps = 150;  // up to which the integer program over all
 
 std::vector<Solver> solvers_for(const Step& step, const Args& args) {
   std::vector<Solver> solvers = all_solvers();
+  if (args.program_seconds <= 0.0) std::erase(solvers, Solver::kLpRounding);
   if (args.program_seconds <= 0.0 || step.graph.ops.size() > kProgramOps) std::erase(solvers, Solver::kExact);
   return solvers;
 }
@@ -56,7 +57,7 @@ PlanOptions options_of(Solver solver, const Args& args) {
   PlanOptions options;
   options.solver = solver;
   options.bound = false;
-  if (solver == Solver::kExact) options.time_limit_s = args.program_seconds;
+  if (solver == Solver::kExact || solver == Solver::kLpRounding) options.time_limit_s = args.program_seconds;
   return options;
 }
 
@@ -105,8 +106,10 @@ Json measure(const Step& step, const Args& args) {
             {"floor_bytes", floor},
             {"least_bytes", Json::object()},
             {"budgets", Json::array()}};
-  for (const Solver solver : solvers_for(step, args))
+  for (const Solver solver : solvers_for(step, args)) {
+    if (solver == Solver::kLpRounding) continue;  // a linear program for nothing
     json["least_bytes"][std::string(solver_name(solver))] = least_peak(step, solver, floor, args);
+  }
   const int64_t least = json["least_bytes"]["auto"];
   for (const char* of : {"step", "movable"})
     for (const int percent : args.percents) {

@@ -13,6 +13,7 @@ namespace {
 
 constexpr OpId kSmallOps = 2000;  // up to which there is time for local search at every rung
 constexpr int64_t kRungs = 64;    // of small graphs
+constexpr int64_t kFewRungs = 8;  // of large ones
 constexpr int64_t kDense = 4;     // times as many, for what lies between
 
 }  // namespace
@@ -297,7 +298,35 @@ void Exploration::refill_from(const Point& point, Effort& effort) {
 void Exploration::try_solver(const std::string& name, Effort& effort, const Solve& solve) {
   measure(name, effort, 1.0 / 16, [&](Effort& part) {
     solve(part, [&] { frontier_.add(state_, name, is_small_ ? 0 : (plain_ - settings_.floor) / 64); });
-    if (is_small_) descend_rungs(8, 0.0, part, name);
+    if (is_small_) return descend_rungs(8, 0.0, part, name);
+    if (name != "per_block" && name != "sqrt_n") return;  // the others seldom lead lower than the greedy drops
+    Search search(state_, part);
+    search.watch(&frontier_, name, (plain_ - settings_.floor) / 64);
+    search.descend(settings_.floor);
+    frontier_.add(state_, name);
+  });
+}
+
+/// The first few of equal blocks: what one forward computed together and backward reads last, comes back together, where
+/// each value alone would have the same operators run again.
+void Exploration::try_first_blocks(Effort& effort) {
+  const std::string name = "first_blocks";
+  rungs_ = make_rungs(is_small_ ? kRungs : kFewRungs, 0.0);
+  measure(name, effort, is_small_ ? 0.125 : 0.25, [&](Effort& part) {
+    for (const int32_t parts : {12, 8, 6, 4}) {
+      const auto blocks = equal_blocks(state_.problem(), parts);
+      const size_t third = blocks.size() / 3;  // mostly the best
+      for (size_t m = is_small_ ? 1 : third; m <= (is_small_ ? blocks.size() / 2 : third) && !part.is_over(); ++m) {
+        const int64_t before = state_.steps();
+        const auto first = blocks.begin();
+        const bool runs =
+            state_.assign(checkpoint_blocks(state_.problem(), {first, first + static_cast<ptrdiff_t>(m)}));
+        part.spend(state_.steps() - before + state_.problem().ends);
+        if (!runs) continue;
+        frontier_.add(state_, name);
+        descend_rungs(rungs_.size() / 8 + 1, 0.0, part, name);
+      }
+    }
   });
 }
 
@@ -311,10 +340,14 @@ void Exploration::try_solvers(Effort& effort) {
   try_solver("knapsack", effort, [&](Effort& part, const Visit& visit) { solve_knapsack(state_, 0, part, visit); });
   try_solver("chain", effort, [&](Effort& part, const Visit& visit) { solve_chain(state_, plain_, part, visit); });
   try_solver("xla", effort, [&](Effort& part, const Visit& visit) { solve_xla(state_, 0, part, visit); });
-  try_solver("priced_cut", effort, [&](Effort& part, const Visit& visit) {
-    const int64_t least = frontier_.points().front().peak;
-    if (solve_priced_cut(state_, least + (plain_ - least) / 2, part)) visit();
-  });
+  const int64_t least = frontier_.points().front().peak;
+  for (const int64_t part_of_range : {2, 8, 32, 1024}) {
+    const int64_t budget = least + (plain_ - least) / part_of_range;
+    try_solver("priced_cut", effort, [&](Effort& part, const Visit& visit) {
+      if (solve_priced_cut(state_, budget, part, visit)) visit();
+    });
+  }
+  try_first_blocks(effort);
   for (const graph::Schedule& start : settings_.starts)
     try_solver("start", effort, [&](Effort&, const Visit& visit) {
       if (state_.assign(State::stays_of(state_.problem(), start))) visit();

@@ -59,6 +59,7 @@ class Exploration {
   void refill_from(const Point& point, Effort& effort);
 
   void try_solvers(Effort& effort);
+  void try_first_blocks(Effort& effort);
   void try_solver(const std::string& name, Effort& effort, const Solve& solve);
 
   State& state_;

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "base/suggest.h"
+#include "plan/best.h"
 #include "plan/blocks.h"
 #include "plan/bound.h"
 #include "plan/effort.h"
@@ -39,6 +40,7 @@ constexpr Named kNames[] = {
     {Solver::kPricedCut, "priced_cut"},
     {Solver::kLocalSearch, "local_search"},
     {Solver::kExact, "exact"},
+    {Solver::kLpRounding, "lp_rounding"},
 };
 
 constexpr size_t kExactOps = 40;        // up to which integer programs are quick
@@ -48,7 +50,7 @@ constexpr size_t kLpOps = 400;          // likewise for linear ones, if no time 
 constexpr size_t kExhaustiveOps = 24;   // up to which all there is can be searched, with luck
 
 constexpr double kStepsPerSecond = 3.5e7;  // on a slow machine, so that the clock seldom strikes
-constexpr double kLeastPart = 0.6;       // of all work: for the least peak
+constexpr double kLeastPart = 0.35;      // of all work: for the least peak
 
 /// That no clock strikes on a machine that is three times as slow.
 double default_seconds(const graph::Graph& graph, double asked) {
@@ -181,6 +183,9 @@ struct Planner::Impl {
       case Solver::kExact:
         solve_exact(budget, effort);
         break;
+      case Solver::kLpRounding:
+        solve_lp_rounding(budget, effort);
+        break;
       case Solver::kLocalSearch:
         state.assign(save_only(problem, [](ValueId) { return true; }));
         if (search.descend(budget)) {
@@ -225,6 +230,26 @@ struct Planner::Impl {
     Search search(state, effort);
     if (state.peak() > budget) search.descend(budget);
     if (state.peak() <= budget) search.refill(budget);
+  }
+
+  /// Larger graphs have fewer boundaries than places, so that the program can be solved at all.
+  void solve_lp_rounding(int64_t budget, Effort& effort) {
+    constexpr size_t kMostColumns = 30'000;
+    const auto places = static_cast<size_t>(exact_problem.ends) + 1;
+    const size_t count = std::min(places, std::max<size_t>(4, kMostColumns / places));
+    std::vector<OpId> boundaries;
+    for (size_t k = 0; k < count; ++k)
+      boundaries.push_back(static_cast<OpId>(count == places ? k : (k + 1) * places / (count + 1)));
+    Best best(state, budget, effort);
+    best.attempt(save_only(problem, [](ValueId) { return true; }), false);
+    for (const int percent : {100, 95, 90, 80, 70, 50}) {
+      if (effort.seconds_left() <= 0.0) break;
+      const StageProgram program(exact_problem, budget / 100 * percent, boundaries);
+      const auto result = program.solve(effort.seconds_left(), true);
+      if (result.status == LinearProgram::Status::kInfeasible) break;
+      if (!result.rounded.empty()) best.attempt(result.rounded, false);
+    }
+    best.finish();
   }
 
   /// With all places as boundaries.
@@ -415,7 +440,7 @@ struct Planner::Impl {
     consider("bound by cuts", [&] { return cut_bound(exact_problem, plan.budget_bytes, effort); });
     if (graph.ops.size() <= kLpOps || options.time_limit_s > 0.0)
       consider("bound by lp",
-               [&] { return lp_bound(exact_problem, plan.budget_bytes, std::max(0.01, effort.seconds_left())); });
+               [&] { return lp_bound(exact_problem, plan.budget_bytes, std::max(0.01, effort.seconds_left() / 2)); });
     if (graph.ops.size() <= kLpOps || options.time_limit_s > 0.0)
       consider("bound by integer", [&] {
         return integer_bound(exact_problem, plan.budget_bytes, std::max(0.01, effort.seconds_left()), plan.added_ns);
@@ -456,8 +481,9 @@ const graph::Graph& checked(const graph::Graph& graph, const PlanOptions& option
   if (options.time_limit_s < 0.0 || options.step_limit < 0)
     throw InvalidArgument(fmt::format("plan: found time_limit_s {} and step_limit {}; expected 0 or more",
                                       options.time_limit_s, options.step_limit));
-  if (options.solver == Solver::kExact && graph.ops.size() > 24)
-    if (const auto why = why_no_linear_programs(); !why.empty()) throw InvalidArgument("solver 'exact': " + why);
+  if ((options.solver == Solver::kExact && graph.ops.size() > kExhaustiveOps) || options.solver == Solver::kLpRounding)
+    if (const auto why = why_no_linear_programs(); !why.empty())
+      throw InvalidArgument(fmt::format("solver '{}': {}", solver_name(options.solver), why));
   return graph;
 }
 

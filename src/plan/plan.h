@@ -32,6 +32,9 @@ enum class Solver {
   kLocalSearch,  ///< greedy, then local search
   /// Mixed integer program: Jain et al., "Checkmate", MLSys 2020; small graphs, needs HiGHS; very small ones by search
   kExact,
+  /// The relaxation of the same program, solved for 0 to 50 % less than the budget; what is there by half or more stays,
+  /// what else is needed is computed again. Jain et al., "Checkmate", two-phase rounding; needs HiGHS
+  kLpRounding,
 };
 
 std::string_view solver_name(Solver solver);

@@ -248,6 +248,34 @@ void StageProgram::add_rows() {
   }
 }
 
+/// Through each stage from where it is there (at the boundary before, or made, or first read) to where it is last needed
+/// (at the boundary after, or last read).
+Stays StageProgram::round(const std::vector<double>& x) const {
+  const auto is_there = [&](ValueId v, size_t boundary) {
+    const int32_t column = there(v, boundary);
+    return column == kYes || (column >= 0 && x[index(column)] >= 0.5);
+  };
+  Stays stays(p_.items.size());
+  for (size_t v = 0; v < p_.items.size(); ++v) {
+    const auto id = static_cast<ValueId>(v);
+    const Problem::Item& item = p_.items[v];
+    if (item.producer == graph::kNone || !item.movable) continue;
+    stays[v].push_back({item.producer, item.first});
+    const auto reads = p_.reads[id];
+    for (size_t stage = 0; stage <= boundaries_.size(); ++stage) {
+      const auto first = std::upper_bound(reads.begin(), reads.end(), begin(stage));
+      const auto last = std::upper_bound(first, reads.end(), end(stage));
+      const bool is_made = item.producer >= begin(stage) && item.producer < end(stage);
+      const bool is_before = stage > 0 && is_there(id, stage - 1);
+      const bool is_after = stage < boundaries_.size() && is_there(id, stage);
+      const OpId from = is_before ? begin(stage) : is_made ? item.producer : first != last ? *first : graph::kNone;
+      const OpId to = is_after ? end(stage) : first != last ? *(last - 1) : graph::kNone;
+      if (from != graph::kNone && from < to) stays[v].push_back({from, to});
+    }
+  }
+  return stays;
+}
+
 StageProgram::Result StageProgram::solve(double seconds, bool relaxed) const {
   Result result;
   const auto solution = program_.solve(seconds, relaxed);
@@ -256,6 +284,7 @@ StageProgram::Result StageProgram::solve(double seconds, bool relaxed) const {
     return result;
   const double ns = solution.bound * unit_ns_;
   result.bound_ns = std::max<int64_t>(0, static_cast<int64_t>(std::ceil(ns * (1.0 - 1e-6) - 1e-3)));
+  if (!solution.x.empty()) result.rounded = round(solution.x);
   if (relaxed || solution.x.empty() || boundaries_.size() != index(p_.ends) + 1) return result;
   result.stays.resize(p_.items.size());
   for (size_t v = 0; v < p_.items.size(); ++v) {

@@ -44,12 +44,14 @@ class StageProgram {
     LinearProgram::Status status = LinearProgram::Status::kUnavailable;
     int64_t bound_ns = 0;
     Stays stays;  ///< of the best integer solution, if all places are boundaries; or empty
+    Stays rounded;  ///< of any solution: what is there by half or more; or empty
   };
   Result solve(double seconds, bool relaxed) const;
 
  private:
   static constexpr int32_t kNo = -1, kYes = -2;  // instead of a column
 
+  Stays round(const std::vector<double>& x) const;
   void find_useful();
   void add_columns();
   void add_rows();

@@ -223,8 +223,8 @@ bool solve_xla(State& state, int64_t budget, Effort& effort, const Visit& visit)
   return state.peak() <= budget;
 }
 
-bool solve_priced_cut(State& state, int64_t budget, Effort& effort) {
-  Best best(state, budget, effort);
+bool solve_priced_cut(State& state, int64_t budget, Effort& effort, const Visit& visit) {
+  Best best(state, budget, effort, visit);
   const Problem& problem = state.problem();
   const OpId at = turn(problem);
   ClosureCut cut(problem, at);

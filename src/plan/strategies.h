@@ -42,7 +42,7 @@ bool solve_xla(State& state, int64_t budget, Effort& effort, const Visit& visit 
 /// Min cuts with a price for each byte in each slot; prices rise where the profile exceeds the budget. If no cut fits,
 /// greedy drops follow.
 /// Source: Arora, Hazan, Kale, "The Multiplicative Weights Update Method", 2012, for the prices.
-bool solve_priced_cut(State& state, int64_t budget, Effort& effort);
+bool solve_priced_cut(State& state, int64_t budget, Effort& effort, const Visit& visit = nullptr);
 
 /// Dynamic program over the blocks of forward: each is kept whole, kept at its cheap parts' expense, or comes back from
 /// a checkpoint, once or, in nested segments, more often.
