@@ -165,7 +165,7 @@ MUTATIONS = [
 
     m(12, "teardown recurses",
       (TAPE, "if (--value->refs == 0) dead_values_.push_back(value);", "if (--value->refs == 0) destroy(value);"),
-      (TAPE, "if (--op->refs == 0) dead_ops_.push_back(op);", "if (--op->refs == 0) take_apart(op);"),
+      (TAPE, "  prefetch(op);\n  dead_ops_.push_back(op);", "  take_apart(op);"),
       tests=["lifetime_test"]),
     m(12, "operators are not let go",
       (TAPE, "    release(value->producer);\n", ""), tests=["lifetime_test"]),
@@ -299,7 +299,7 @@ MUTATIONS = [
       (REGION, "  for (auto* value : std::exchange(region->inputs, {})) lock.release(value);\n", ""),
       tests=["activation_checkpointing_test"]),
     m("inputs", "the operators behind a parked value never go",
-      (REGION, "const bool has_bytes = value->parked || ", "const bool has_bytes = "), tests=["activation_checkpointing_test"]),
+      (REGION, "value->holds > 0 && (value->parked || (value->held && !value->stale));", "value->holds > 0 && value->held && !value->stale;"), tests=["activation_checkpointing_test"]),
     m("inputs", "a parked leaf that was overwritten is copied",
       (RECORDER, "value.lost || value.parked) return false;", "value.lost) return false;"),
       tests=["activation_checkpointing_test"]),
