@@ -12,6 +12,7 @@ namespace refrain::plan {
 namespace {
 
 constexpr OpId kSmallOps = 2000;  // up to which there is time for local search at every rung
+constexpr OpId kHugeOps = 20'000; // from which there is none for further starts
 constexpr int64_t kRungs = 64;    // of small graphs
 constexpr int64_t kFewRungs = 8;  // of large ones
 constexpr int64_t kDense = 4;     // times as many, for what lies between
@@ -25,6 +26,8 @@ Exploration::Exploration(State& state, Frontier& frontier, const Settings& setti
       measure_(std::move(measure)),
       plain_(frontier.points().back().peak),
       is_small_(state.problem().ends <= kSmallOps) {}
+
+bool Exploration::is_huge() const { return state_.problem().ends > kHugeOps; }
 
 void Exploration::measure(const std::string& name, Effort& effort, double part,
                           const std::function<void(Effort&)>& work) {
@@ -296,10 +299,10 @@ void Exploration::refill_from(const Point& point, Effort& effort) {
 
 /// What does not fit is a start point all the same.
 void Exploration::try_solver(const std::string& name, Effort& effort, const Solve& solve) {
-  measure(name, effort, 1.0 / 16, [&](Effort& part) {
+  measure(name, effort, is_huge() ? 1.0 / 48 : 1.0 / 16, [&](Effort& part) {
     solve(part, [&] { frontier_.add(state_, name, is_small_ ? 0 : (plain_ - settings_.floor) / 64); });
     if (is_small_) return descend_rungs(8, 0.0, part, name);
-    if (name != "per_block" && name != "sqrt_n") return;  // the others seldom lead lower than the greedy drops
+    if (is_huge() || (name != "per_block" && name != "sqrt_n")) return;  // the others seldom lead lower than the greedy drops
     Search search(state_, part);
     search.watch(&frontier_, name, (plain_ - settings_.floor) / 64);
     search.descend(settings_.floor);
@@ -342,12 +345,13 @@ void Exploration::try_solvers(Effort& effort) {
   try_solver("xla", effort, [&](Effort& part, const Visit& visit) { solve_xla(state_, 0, part, visit); });
   const int64_t least = frontier_.points().front().peak;
   for (const int64_t part_of_range : {2, 8, 32, 1024}) {
+    if (is_huge() && part_of_range > 2) break;
     const int64_t budget = least + (plain_ - least) / part_of_range;
     try_solver("priced_cut", effort, [&](Effort& part, const Visit& visit) {
       if (solve_priced_cut(state_, budget, part, visit)) visit();
     });
   }
-  try_first_blocks(effort);
+  if (!is_huge()) try_first_blocks(effort);
   for (const graph::Schedule& start : settings_.starts)
     try_solver("start", effort, [&](Effort&, const Visit& visit) {
       if (state_.assign(State::stays_of(state_.problem(), start))) visit();

@@ -40,6 +40,7 @@ class Exploration {
  private:
   using Solve = std::function<void(Effort&, const Visit&)>;
 
+  bool is_huge() const;
   /// `work` with a part of the effort that is left.
   void measure(const std::string& name, Effort& effort, double part, const std::function<void(Effort&)>& work);
   void load(const Point& point, Effort& effort);

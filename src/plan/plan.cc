@@ -57,10 +57,11 @@ double default_seconds(const graph::Graph& graph, double asked) {
   return asked > 0.0 ? asked : std::max(3.0, static_cast<double>(graph.ops.size()) * 3e-4);
 }
 
-/// 0.8 s of a machine at rest from 200 to 5,000 operators, 8 s for 50,000.
+/// 0.8 s of a machine at rest from 200 to 5,000 operators, 10 s for 50,000.
 int64_t default_steps(const graph::Graph& graph) {
   const auto ops = static_cast<int64_t>(graph.ops.size());
-  return std::max(std::min<int64_t>(64'000'000, 300'000 * ops), 12'000 * ops);
+  return std::max(std::min<int64_t>(64'000'000, 300'000 * ops),
+                  std::min<int64_t>(12'000 * ops, 200'000'000 + 2'000 * ops));
 }
 
 /// Of bounds.
