@@ -34,10 +34,12 @@ struct Step {
 
 constexpr size_t kProgramOps = 150;  // up to which the integer program over all places can be written down
 
+bool solves_programs(Solver solver) { return solver == Solver::kExact || solver == Solver::kLpRounding; }
+
 std::vector<Solver> solvers_for(const Step& step, const Args& args) {
   std::vector<Solver> solvers = all_solvers();
-  if (args.program_seconds <= 0.0) std::erase(solvers, Solver::kLpRounding);
-  if (args.program_seconds <= 0.0 || step.graph.ops.size() > kProgramOps) std::erase(solvers, Solver::kExact);
+  if (args.program_seconds <= 0.0) std::erase_if(solvers, solves_programs);
+  if (step.graph.ops.size() > kProgramOps) std::erase(solvers, Solver::kExact);
   return solvers;
 }
 
@@ -57,7 +59,7 @@ PlanOptions options_of(Solver solver, const Args& args) {
   PlanOptions options;
   options.solver = solver;
   options.bound = false;
-  if (solver == Solver::kExact || solver == Solver::kLpRounding) options.time_limit_s = args.program_seconds;
+  if (solves_programs(solver)) options.time_limit_s = args.program_seconds;
   return options;
 }
 

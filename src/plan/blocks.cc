@@ -73,7 +73,7 @@ std::vector<Block> equal_blocks(const Problem& problem, int32_t parts) {
 Stays checkpoint_blocks(const Problem& problem, const std::vector<Block>& blocks,
                         const std::function<bool(ValueId)>& is_saved) {
   const OpId at = turn(problem);
-  Stays stays = save_only(problem, [](ValueId) { return true; });
+  Stays stays = keep_all(problem);
   for (const Block& block : blocks) {
     OpId back = problem.ends;
     std::vector<ValueId> own, read;

@@ -56,4 +56,9 @@ Stays save_only(const Problem& problem, IsSaved&& is_saved) {
   return stays;
 }
 
+/// Everything stays until its last use.
+inline Stays keep_all(const Problem& problem) {
+  return save_only(problem, [](ValueId) { return true; });
+}
+
 }  // namespace refrain::plan

@@ -53,7 +53,7 @@ class Program {
   Stays stays(int32_t m) const {
     const auto n = static_cast<int32_t>(links_.size());
     if (cell(0, n - 1, m).ns >= kNever) return {};
-    Stays stays = save_only(p_, [](ValueId) { return true; });
+    Stays stays = keep_all(p_);
     for (const Link& link : links_)
       for (const auto* values : {&link.own, &link.passed})
         for (const ValueId v : *values) stays[index(v)].clear();
@@ -314,7 +314,7 @@ std::vector<Link> make_links(const Problem& problem, const std::vector<Block>& b
 bool solve_chain(State& state, int64_t budget, Effort& effort, const Visit& visit) {
   const Problem& problem = state.problem();
   Best best(state, budget, effort, visit);
-  best.attempt(save_only(problem, [](ValueId) { return true; }), false);
+  best.attempt(keep_all(problem), false);
   std::vector<Link> links = make_links(problem, cover(problem, 48));
   if (links.empty()) return best.finish();
   constexpr int32_t kLevels = 120;

@@ -12,7 +12,7 @@ namespace refrain::plan {
 namespace {
 
 constexpr OpId kSmallOps = 2000;  // up to which there is time for local search at every rung
-constexpr OpId kHugeOps = 20'000; // from which there is none for further starts
+constexpr OpId kHugeOps = 20'000;  // from which there is none for further starts
 constexpr int64_t kRungs = 64;    // of small graphs
 constexpr int64_t kFewRungs = 8;  // of large ones
 constexpr int64_t kDense = 4;     // times as many, for what lies between
@@ -24,9 +24,9 @@ Exploration::Exploration(State& state, Frontier& frontier, const Settings& setti
       frontier_(frontier),
       settings_(settings),
       measure_(std::move(measure)),
-      plain_(frontier.points().back().peak),
-      is_small_(state.problem().ends <= kSmallOps) {}
+      plain_(frontier.points().back().peak) {}
 
+bool Exploration::is_small() const { return state_.problem().ends <= kSmallOps; }
 bool Exploration::is_huge() const { return state_.problem().ends > kHugeOps; }
 
 void Exploration::measure(const std::string& name, Effort& effort, double part,
@@ -39,15 +39,21 @@ void Exploration::measure(const std::string& name, Effort& effort, double part,
   });
 }
 
-void Exploration::load(const Point& point, Effort& effort) {
+/// @return false: it cannot run; then all is kept.
+bool Exploration::load(const Stays& stays, Effort& effort) {
   const int64_t before = state_.steps();
-  state_.assign(point.schedule ? State::stays_of(state_.problem(), *point.schedule) : point.stays.unpack());
+  const bool runs = state_.assign(stays);
   effort.spend(state_.steps() - before + state_.problem().ends);
+  return runs;
+}
+
+void Exploration::load(const Point& point, Effort& effort) {
+  load(point.schedule ? State::stays_of(state_.problem(), *point.schedule) : point.stays.unpack(), effort);
 }
 
 /// From the plain step. @return whether it fits.
 bool Exploration::descend_afresh(int64_t budget, double exponent, Effort& effort, const std::string& name) {
-  state_.assign(save_only(state_.problem(), [](ValueId) { return true; }));
+  state_.assign(keep_all(state_.problem()));
   Search search(state_, effort);
   const bool fits = search.descend(budget, {exponent, true});
   frontier_.add(state_, name);
@@ -61,7 +67,7 @@ bool Exploration::descend_afresh(int64_t budget, double exponent, Effort& effort
 
 void Exploration::descend_to_least(Effort& effort) {
   measure("least_peak", effort, 1.0, [&](Effort& part) {
-    if (is_small_) return bisect_least(settings_.floor, 24, part);
+    if (is_small()) return bisect_least(settings_.floor, 24, part);
     const int64_t count = std::clamp<int64_t>(80'000 / state_.problem().ends, 8, 16);
     int64_t low = settings_.floor;
     for (int64_t k = count; k-- > 0 && low == settings_.floor && !part.is_over();) {
@@ -99,7 +105,7 @@ void Exploration::bisect_least(int64_t low, int rounds, Effort& effort) {
 // ---- all of it
 
 void Exploration::run(Effort& effort) {
-  if (!is_small_) {
+  if (!is_small()) {
     try_solvers(effort);
     measure("widest gaps", effort, 1.0, [&](Effort& part) { fill_widest(part); });
     return;
@@ -191,7 +197,7 @@ void Exploration::hand_down(size_t rung, Effort& effort) {
 void Exploration::descend_from(const Point& point, int64_t budget, Effort& effort) {
   load(point, effort);
   Search search(state_, effort);
-  if (is_small_) search.watch(&frontier_, "handed_down");
+  if (is_small()) search.watch(&frontier_, "handed_down");
   if (search.descend(budget)) search.refill(budget);
   frontier_.add(state_, "handed_down");
 }
@@ -233,7 +239,7 @@ int64_t Exploration::search_at(int64_t budget, Effort& effort) {
   Search local(state_, part);
   local.watch(&frontier_, "local_search");
   local.refill(budget);
-  local.improve(budget, settings_.seed + visits_, 400 + static_cast<int64_t>(state_.problem().ends) / 4);
+  local.improve(budget, settings_.seed + visits_, improve_rounds(state_.problem()));
   frontier_.add(state_, "local_search");
   effort.spend(part.spent());
   constexpr int64_t kRounds = 2000;  // without success
@@ -300,32 +306,34 @@ void Exploration::refill_from(const Point& point, Effort& effort) {
 /// What does not fit is a start point all the same.
 void Exploration::try_solver(const std::string& name, Effort& effort, const Solve& solve) {
   measure(name, effort, is_huge() ? 1.0 / 48 : 1.0 / 16, [&](Effort& part) {
-    solve(part, [&] { frontier_.add(state_, name, is_small_ ? 0 : (plain_ - settings_.floor) / 64); });
-    if (is_small_) return descend_rungs(8, 0.0, part, name);
-    if (is_huge() || (name != "per_block" && name != "sqrt_n")) return;  // the others seldom lead lower than the greedy drops
-    Search search(state_, part);
-    search.watch(&frontier_, name, (plain_ - settings_.floor) / 64);
-    search.descend(settings_.floor);
-    frontier_.add(state_, name);
+    solve(part, [&] { frontier_.add(state_, name, spacing()); });
+    if (is_small()) descend_rungs(8, 0.0, part, name);
   });
+}
+
+int64_t Exploration::spacing() const { return is_small() ? 0 : (plain_ - settings_.floor) / 64; }
+
+/// Plans of blocks lead lower than greedy drops from the plain step; those of other solvers seldom do.
+void Exploration::descend_from_blocks(Effort& effort, const std::string& name) {
+  if (is_small() || is_huge()) return;
+  Search search(state_, effort);
+  search.watch(&frontier_, name, spacing());
+  search.descend(settings_.floor);
+  frontier_.add(state_, name);
 }
 
 /// The first few of equal blocks: what one forward computed together and backward reads last, comes back together, where
 /// each value alone would have the same operators run again.
 void Exploration::try_first_blocks(Effort& effort) {
   const std::string name = "first_blocks";
-  rungs_ = make_rungs(is_small_ ? kRungs : kFewRungs, 0.0);
-  measure(name, effort, is_small_ ? 0.125 : 0.25, [&](Effort& part) {
+  rungs_ = make_rungs(is_small() ? kRungs : kFewRungs, 0.0);
+  measure(name, effort, is_small() ? 0.125 : 0.25, [&](Effort& part) {
     for (const int32_t parts : {12, 8, 6, 4}) {
       const auto blocks = equal_blocks(state_.problem(), parts);
       const size_t third = blocks.size() / 3;  // mostly the best
-      for (size_t m = is_small_ ? 1 : third; m <= (is_small_ ? blocks.size() / 2 : third) && !part.is_over(); ++m) {
-        const int64_t before = state_.steps();
+      for (size_t m = is_small() ? 1 : third; m <= (is_small() ? blocks.size() / 2 : third) && !part.is_over(); ++m) {
         const auto first = blocks.begin();
-        const bool runs =
-            state_.assign(checkpoint_blocks(state_.problem(), {first, first + static_cast<ptrdiff_t>(m)}));
-        part.spend(state_.steps() - before + state_.problem().ends);
-        if (!runs) continue;
+        if (!load(checkpoint_blocks(state_.problem(), {first, first + static_cast<ptrdiff_t>(m)}), part)) continue;
         frontier_.add(state_, name);
         descend_rungs(rungs_.size() / 8 + 1, 0.0, part, name);
       }
@@ -334,8 +342,14 @@ void Exploration::try_first_blocks(Effort& effort) {
 }
 
 void Exploration::try_solvers(Effort& effort) {
-  try_solver("per_block", effort, [&](Effort& part, const Visit& visit) { solve_per_block(state_, 0, part, visit); });
-  try_solver("sqrt_n", effort, [&](Effort& part, const Visit& visit) { solve_sqrt_n(state_, 0, part, visit); });
+  try_solver("per_block", effort, [&](Effort& part, const Visit& visit) {
+    solve_per_block(state_, 0, part, visit);
+    descend_from_blocks(part, "per_block");
+  });
+  try_solver("sqrt_n", effort, [&](Effort& part, const Visit& visit) {
+    solve_sqrt_n(state_, 0, part, visit);
+    descend_from_blocks(part, "sqrt_n");
+  });
   try_solver("selective", effort, [&](Effort& part, const Visit& visit) {
     solve_selective(state_, 0, part, settings_.saved_ops, visit);
   });

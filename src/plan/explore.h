@@ -40,9 +40,11 @@ class Exploration {
  private:
   using Solve = std::function<void(Effort&, const Visit&)>;
 
+  bool is_small() const;
   bool is_huge() const;
   /// `work` with a part of the effort that is left.
   void measure(const std::string& name, Effort& effort, double part, const std::function<void(Effort&)>& work);
+  bool load(const Stays& stays, Effort& effort);
   void load(const Point& point, Effort& effort);
   bool descend_afresh(int64_t budget, double exponent, Effort& effort, const std::string& name);
   void bisect_least(int64_t low, int rounds, Effort& effort);
@@ -62,13 +64,15 @@ class Exploration {
   void try_solvers(Effort& effort);
   void try_first_blocks(Effort& effort);
   void try_solver(const std::string& name, Effort& effort, const Solve& solve);
+  /// Between the peaks of plans that are noted on the way.
+  int64_t spacing() const;
+  void descend_from_blocks(Effort& effort, const std::string& name);
 
   State& state_;
   Frontier& frontier_;
   const Settings& settings_;
   Measure measure_;
   int64_t plain_;
-  bool is_small_;
   std::vector<int64_t> rungs_;  // rising
   uint64_t visits_ = 0;
 };

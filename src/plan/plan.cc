@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <numeric>
 #include <optional>
 
 #include "base/suggest.h"
@@ -155,7 +156,7 @@ struct Planner::Impl {
     Search search(state, effort);
     switch (solver) {
       case Solver::kKeepAll:
-        state.assign(save_only(problem, [](ValueId) { return true; }));
+        state.assign(keep_all(problem));
         break;
       case Solver::kSqrtN:
         solve_sqrt_n(state, budget, effort);
@@ -188,21 +189,19 @@ struct Planner::Impl {
         solve_lp_rounding(budget, effort);
         break;
       case Solver::kLocalSearch:
-        state.assign(save_only(problem, [](ValueId) { return true; }));
+        state.assign(keep_all(problem));
         if (search.descend(budget)) {
           search.refill(budget);
-          search.improve(budget, options.seed, improve_rounds());
+          search.improve(budget, options.seed, improve_rounds(problem));
         }
         break;
       default:
-        state.assign(save_only(problem, [](ValueId) { return true; }));
+        state.assign(keep_all(problem));
         search.descend(budget);
         break;
     }
     return state.peak() <= budget;
   }
-
-  int64_t improve_rounds() const { return 400 + static_cast<int64_t>(graph.ops.size()) / 4; }
 
   /// Small graphs: all there is. @return whether that is decided, and how.
   std::optional<Bound> search_all(int64_t budget, Effort& effort) {
@@ -225,7 +224,7 @@ struct Planner::Impl {
     }
     const auto result = solve_program(budget, effort);
     if (result.stays.empty() || !state.assign(result.stays)) {
-      state.assign(save_only(problem, [](ValueId) { return true; }));
+      state.assign(keep_all(problem));
       return;
     }
     Search search(state, effort);
@@ -237,12 +236,12 @@ struct Planner::Impl {
   void solve_lp_rounding(int64_t budget, Effort& effort) {
     constexpr size_t kMostColumns = 30'000;
     const auto places = static_cast<size_t>(exact_problem.ends) + 1;
-    const size_t count = std::min(places, std::max<size_t>(4, kMostColumns / places));
-    std::vector<OpId> boundaries;
-    for (size_t k = 0; k < count; ++k)
-      boundaries.push_back(static_cast<OpId>(count == places ? k : (k + 1) * places / (count + 1)));
+    const size_t count = std::max<size_t>(4, kMostColumns / places);
+    std::vector<OpId> boundaries = count < places ? std::vector<OpId>() : all_places();
+    for (size_t k = 1; k <= count && count < places; ++k)
+      boundaries.push_back(static_cast<OpId>(k * places / (count + 1)));
     Best best(state, budget, effort);
-    best.attempt(save_only(problem, [](ValueId) { return true; }), false);
+    best.attempt(keep_all(problem), false);
     for (const int percent : {100, 95, 90, 80, 70, 50}) {
       if (effort.seconds_left() <= 0.0) break;
       const StageProgram program(exact_problem, budget / 100 * percent, boundaries);
@@ -253,11 +252,15 @@ struct Planner::Impl {
     best.finish();
   }
 
+  std::vector<OpId> all_places() const {
+    std::vector<OpId> places(static_cast<size_t>(exact_problem.ends) + 1);
+    std::iota(places.begin(), places.end(), 0);
+    return places;
+  }
+
   /// With all places as boundaries.
   StageProgram::Result solve_program(int64_t budget, const Effort& effort) {
-    std::vector<OpId> places;
-    for (OpId place = 0; place <= exact_problem.ends; ++place) places.push_back(place);
-    auto result = StageProgram(exact_problem, budget, places).solve(std::max(0.01, effort.seconds_left()), false);
+    auto result = StageProgram(exact_problem, budget, all_places()).solve(std::max(0.01, effort.seconds_left()), false);
     if (result.status == LinearProgram::Status::kInfeasible) program_bound = {0, "exact", true};
     if (result.bound_ns > 0) program_bound = {result.bound_ns, "integer", false};
     return result;

@@ -20,6 +20,9 @@ struct DescendOptions {
   bool to_the_end = true;
 };
 
+/// Rounds without success after which `Search::improve` is at its end, mostly.
+inline int64_t improve_rounds(const Problem& problem) { return 400 + static_cast<int64_t>(problem.ends) / 4; }
+
 /// Changes a state step by step under a budget. All of it is deterministic, but for the time limit of `effort`.
 class Search {
  public:

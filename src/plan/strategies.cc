@@ -180,7 +180,7 @@ bool solve_knapsack(State& state, int64_t budget, Effort& effort, const Visit& v
 
 bool solve_xla(State& state, int64_t budget, Effort& effort, const Visit& visit) {
   const Problem& problem = state.problem();
-  state.assign(save_only(problem, [](ValueId) { return true; }));
+  state.assign(keep_all(problem));
   std::vector<OpId> failed(problem.items.size(), graph::kNone);  // after which touch
   while (state.peak() > budget && !effort.is_over()) {
     const int32_t slot = state.profile().most_at();
@@ -231,7 +231,7 @@ bool solve_priced_cut(State& state, int64_t budget, Effort& effort, const Visit&
   double total = 1.0;
   for (const OpId op : cut.runnable()) total += static_cast<double>(problem.op(op).ns);
   const double scale = std::ldexp(1.0, 44) / total;
-  state.assign(save_only(problem, [](ValueId) { return true; }));
+  state.assign(keep_all(problem));
   auto profile = state.profile().all(problem.fixed.size());
   std::vector<double> price(profile.size()), sums(profile.size() + 1);
   for (size_t s = 0; s < price.size(); ++s) price[s] = profile[s] > budget ? 1.0 : 0.0;

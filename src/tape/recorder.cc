@@ -244,7 +244,6 @@ class Recording {
     const auto ambient = Ambient::now(!traits_.pointwise);
     TapeLock lock;
     settle_writes(lock, thread_);
-    lock.tape().values.prefetch();
     op_ = lock.tape().ops.make();
     op_->refs = 1;
     op_->region = region_;
