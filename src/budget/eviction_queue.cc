@@ -1,6 +1,9 @@
 #include "budget/eviction_queue.h"
 
-#include <cmath>
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <utility>
 #include <vector>
 
 #include "tape/step_history.h"
@@ -9,16 +12,23 @@ namespace refrain::budget {
 namespace {
 
 constexpr double kNeverUsed = 1e15;  ///< as a distance in operators
+constexpr uint64_t kNever = std::numeric_limits<uint64_t>::max();
+constexpr uint64_t kSmallShare = 64;  ///< one in so many evicted values more or less, and a cost is what it was
 
 bool looks_at_cost(EvictionHeuristic heuristic) {
   return heuristic == EvictionHeuristic::kHDtr || heuristic == EvictionHeuristic::kMsps;
 }
 
-double rate(const tape::Value& value) {
-  return static_cast<double>(value.cost_ns + 1) / static_cast<double>(value.nbytes);
+// Two levels to each doubling of the rate: its exponent and the first bit behind it.
+uint32_t level_of(double rate, uint32_t levels) {
+  constexpr uint64_t kLeastExponent = 1023 - 48;  // 2^-48 ns for a byte
+  const uint64_t level = std::bit_cast<uint64_t>(rate) >> 51;
+  return static_cast<uint32_t>(std::clamp<uint64_t>(level, 2 * kLeastExponent, 2 * kLeastExponent + levels - 1) - 2 * kLeastExponent);
 }
 
 }  // namespace
+
+EvictionQueue::EvictionQueue() : heaps_(2 * kLevels), scores_(2 * kLevels), members_(1), stamps_(1) {}
 
 void EvictionQueue::set_up(EvictionHeuristic heuristic, Bytes min_bytes) {
   if (heuristic != heuristic_ || min_bytes != min_bytes_) clear();
@@ -26,45 +36,94 @@ void EvictionQueue::set_up(EvictionHeuristic heuristic, Bytes min_bytes) {
   min_bytes_ = min_bytes;
 }
 
-void EvictionQueue::insert(tape::TapeLock& lock, tape::Value& value, int64_t cost_ns) {
-  value.cost_ns = cost_ns;
-  value.rate_level = looks_at_cost(heuristic_) ? static_cast<int16_t>(std::lround(4.0 * std::log2(rate(value)))) : int16_t{0};
-  value.knows_next_use = false;
+void EvictionQueue::insert(tape::TapeLock& lock, tape::Value& value, int64_t cost_ns, uint64_t judged) {
+  Entry entry{};
+  entry.rate = static_cast<double>(cost_ns + 1) / static_cast<double>(value.nbytes);
+  entry.seq = value.producer->seq << 16 | value.out;
+  bool knows_next_use = false;
   switch (heuristic_) {
-    case EvictionHeuristic::kLru: value.order = value.last_use; break;
-    case EvictionHeuristic::kLargest: value.order = ~static_cast<uint64_t>(value.nbytes); break;
-    case EvictionHeuristic::kMsps: value.order = static_cast<uint64_t>(rate(value) * 1e6); break;
+    case EvictionHeuristic::kLru: entry.order = value.last_use; break;
+    case EvictionHeuristic::kLargest: entry.order = ~static_cast<uint64_t>(value.nbytes); break;
+    case EvictionHeuristic::kMsps: entry.order = static_cast<uint64_t>(entry.rate * 1e6); break;
     case EvictionHeuristic::kHDtr: {
       const auto distance = tape::next_use_distance(lock, value);
-      value.knows_next_use = distance != tape::StepHistory::kUnknown;
-      value.order = !value.knows_next_use                        ? value.last_use
-                    : distance == tape::StepHistory::kNever ? 0
-                                                                  : ~(now_.position + distance);
+      knows_next_use = distance != tape::StepHistory::kUnknown;
+      entry.order = !knows_next_use ? value.last_use : distance == tape::StepHistory::kNever ? 0 : ~(now_.position + distance);
     }
   }
-  value.queued = true;
-  auto& level = levels_[value.rate_level];
-  order_of(level, value).insert({value.order, value.producer->seq, &value, rate(value)});
+  const uint32_t level = looks_at_cost(heuristic_) ? level_of(entry.rate, kLevels) : 0;
+  if (free_members_.empty()) {
+    value.queued = static_cast<uint32_t>(members_.size());
+    members_.emplace_back();
+    stamps_.push_back(0);
+  } else {
+    value.queued = free_members_.back();
+    free_members_.pop_back();
+  }
+  auto& member = members_[value.queued];
+  member.value = &value;
+  member.heap = 2 * level + (knows_next_use ? 0 : 1);
+  member.judged = judged;
+  entry.member = value.queued;
+  entry.stamp = stamps_[value.queued];
+  auto& heap = heaps_[member.heap];
+  heap.entries.push_back(entry);
+  std::push_heap(heap.entries.begin(), heap.entries.end(), std::greater<>());
+  ++heap.alive;
+  note_first(member.heap);
 }
 
 void EvictionQueue::remove(tape::Value& value) {
-  if (!std::exchange(value.queued, false)) return;
-  const auto level = levels_.find(value.rate_level);
-  // the producer may be gone by now, and with it the number that the entry was filed under
-  auto& order = order_of(level->second, value);
-  for (auto entry = order.lower_bound({value.order, 0, nullptr, 0.0}); entry != order.end() && entry->order == value.order; ++entry) {
-    if (entry->value != &value) continue;
-    order.erase(entry);
-    break;
+  const auto number = std::exchange(value.queued, 0);
+  if (number == 0) return;
+  auto& member = members_[number];
+  member.value = nullptr;
+  ++stamps_[number];
+  free_members_.push_back(number);
+  auto& [entries, alive] = heaps_[member.heap];
+  --alive;
+  if (entries.size() > 2 * alive + 64) {
+    std::erase_if(entries, [&](const Entry& entry) { return is_dead(entry); });
+    std::make_heap(entries.begin(), entries.end(), std::greater<>());
   }
-  if (level->second.empty()) levels_.erase(level);
+  while (!entries.empty() && is_dead(entries.front())) {
+    std::pop_heap(entries.begin(), entries.end(), std::greater<>());
+    entries.pop_back();
+  }
+  note_first(member.heap);
+}
+
+bool EvictionQueue::is_judged(const Member& member) const {
+  return member.judged != kNever && (now_.changes - member.judged) * kSmallShare <= now_.evicted;
+}
+
+void EvictionQueue::note_first(uint32_t heap) {
+  const auto& entries = heaps_[heap].entries;
+  const auto bit = uint64_t{1} << (heap % 64);
+  if (entries.empty()) {
+    filled_[heap / 64] &= ~bit;
+    return;
+  }
+  filled_[heap / 64] |= bit;
+  scores_[heap] = score(entries.front(), heap % 2 == 0);
+}
+
+void EvictionQueue::begin(tape::TapeLock& lock) {
+  now_ = tape::now(lock);
+  for_each_filled([&](uint32_t heap) { note_first(heap); });
 }
 
 void EvictionQueue::clear() {
-  for (auto& [number, level] : levels_)
-    for (auto* order : {&level.by_next_use, &level.by_last_use})
-      for (const auto& entry : *order) entry.value->queued = false;
-  levels_.clear();
+  for (uint32_t number = 1; number < members_.size(); ++number) {
+    auto& member = members_[number];
+    if (!member.value) continue;
+    member.value->queued = 0;
+    member.value = nullptr;
+    ++stamps_[number];
+    free_members_.push_back(number);
+  }
+  for_each_filled([&](uint32_t heap) { heaps_[heap] = {}; });
+  filled_ = {};
 }
 
 void EvictionQueue::fill(tape::TapeLock& lock, const tape::Region& region) {
@@ -72,8 +131,18 @@ void EvictionQueue::fill(tape::TapeLock& lock, const tape::Region& region) {
   now_ = tape::now(lock);
   for (auto* value : region.values)
     if (static_cast<Bytes>(value->nbytes) >= min_bytes_ && value->nbytes > 0 && tape::is_evictable(*value))
-      insert(lock, *value, value->producer->forward_ns);
+      insert(lock, *value, value->producer->forward_ns, kNever);
   take_touched(lock);
+}
+
+void EvictionQueue::renew(tape::TapeLock& lock) {
+  std::vector<tape::Value*> values;
+  for (const auto& member : members_)
+    if (member.value) values.push_back(member.value);
+  clear();
+  now_ = tape::now(lock);
+  for (auto* value : values)
+    if (tape::is_evictable(*value)) insert(lock, *value, value->producer->forward_ns, kNever);
 }
 
 void EvictionQueue::take_touched(tape::TapeLock& lock) {
@@ -88,55 +157,50 @@ void EvictionQueue::take_touched(tape::TapeLock& lock) {
     if (value->locks > 0)
       locked.push_back(value);
     else if (tape::is_evictable(*value))
-      insert(lock, *value, value->producer->forward_ns);
+      insert(lock, *value, value->producer->forward_ns, kNever);
   }
   touched.clear();
   for (auto* value : locked) tape::touch(lock, value);
 }
 
-double EvictionQueue::score(const Entry& entry, bool knows_next_use) const {
+double EvictionQueue::score(const Entry& first, bool knows_next_use) const {
   switch (heuristic_) {
     case EvictionHeuristic::kLru:
-    case EvictionHeuristic::kLargest: return static_cast<double>(entry.order);
-    case EvictionHeuristic::kMsps: return entry.rate;
+    case EvictionHeuristic::kLargest: return static_cast<double>(first.order);
+    case EvictionHeuristic::kMsps: return first.rate;
     case EvictionHeuristic::kHDtr: break;
   }
-  double distance = static_cast<double>(now_.seq - entry.order) + 1.0;
+  double distance = static_cast<double>(now_.seq - first.order) + 1.0;
   if (knows_next_use) {
-    const auto at = ~entry.order;
-    distance = entry.order == 0 ? kNeverUsed : at > now_.position ? static_cast<double>(at - now_.position) : 1.0;
+    const auto at = ~first.order;
+    distance = first.order == 0 ? kNeverUsed : at > now_.position ? static_cast<double>(at - now_.position) : 1.0;
   }
-  return entry.rate / distance;
+  return first.rate / distance;
 }
 
-tape::Value* EvictionQueue::best() const {
-  tape::Value* found = nullptr;
+int EvictionQueue::best() const {
+  int found = -1;
   double least = 0.0;
-  const auto look_at = [&](const Order& order, bool knows_next_use) {
-    if (order.empty()) return;
-    const auto& first = *order.begin();
-    const double its = score(first, knows_next_use);
-    if (found && its >= least) return;
-    found = first.value;
-    least = its;
-  };
-  for (const auto& [number, level] : levels_) {
-    look_at(level.by_next_use, true);
-    look_at(level.by_last_use, false);
-  }
+  for_each_filled([&](uint32_t heap) {
+    if (found >= 0 && scores_[heap] >= least) return;
+    found = static_cast<int>(heap);
+    least = scores_[heap];
+  });
   return found;
 }
 
 tape::Value* EvictionQueue::pop(tape::TapeLock& lock) {
-  while (auto* value = best()) {
+  for (int heap = best(); heap >= 0; heap = best()) {
+    const auto& member = members_[heaps_[static_cast<size_t>(heap)].entries.front().member];
+    auto* const value = member.value;
+    const bool is_judged = !looks_at_cost(heuristic_) || this->is_judged(member);
     remove(*value);
     if (!tape::is_evictable(*value)) {
       if (value->locks > 0) tape::touch(lock, value);
       continue;
     }
-    if (!looks_at_cost(heuristic_) || value->judged == decision_) return value;
-    value->judged = decision_;
-    insert(lock, *value, tape::recompute_ns(lock, *value));
+    if (is_judged) return value;
+    insert(lock, *value, tape::recompute_ns(lock, *value), now_.changes);
   }
   return nullptr;
 }

@@ -42,11 +42,14 @@ Bytes RoomMaker::evict_until(Bytes missing) {
   if (!region) return 0;
   queue_.set_up(options.heuristic(), options.min_bytes());
   const auto step = tape::now(lock).step;
-  const bool is_new = std::exchange(lock.tape().candidates, &queue_) == nullptr || std::exchange(step_, step) != step;
-  if (is_new)
+  const bool is_new = std::exchange(lock.tape().candidates, &queue_) == nullptr;
+  if (is_new) {
     queue_.fill(lock, *region);
-  else
+  } else {
+    if (step_ != step) queue_.renew(lock);
     queue_.take_touched(lock);
+  }
+  step_ = step;
   Bytes freed = evict_queued(lock, missing);
   if (freed >= missing || is_new) return freed;
   queue_.fill(lock, *region);  // what has become evictable unseen

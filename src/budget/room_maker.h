@@ -41,7 +41,7 @@ class RoomMaker final : public LimitingAllocator::Relief {
   int last_number_ = 0;
   std::atomic<int64_t> choosing_ns_{0};
   EvictionQueue queue_;  ///< under the tape's lock, as what follows
-  uint64_t step_ = 0;    ///< that the queue was filled in
+  uint64_t step_ = 0;    ///< that the queue was last looked at in
 };
 
 }  // namespace refrain::budget

@@ -1,6 +1,7 @@
 #include "tape/evict.h"
 
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/flat_hash_map.h>
 #include <c10/util/hash.h>
 
 #include <algorithm>
@@ -8,7 +9,6 @@
 #include "memory/block.h"
 #include "memory/stack.h"
 #include "tape/evicted_classes.h"
-#include "tape/for_each_tensor.h"
 #include "tape/install.h"
 #include "tape/replayer.h"
 #include "tape/step_history.h"
@@ -17,7 +17,7 @@
 namespace refrain::tape {
 namespace {
 
-/// Guarded by the tape's lock but for `gone`.
+/// Guarded by the tape's lock.
 struct Cap {
   int open = 0;
   bool closing = false;  ///< nothing leaves any more
@@ -25,7 +25,7 @@ struct Cap {
   EvictedClasses classes;
   StepHistory history;
   uint64_t steps = 0;  ///< ended
-  std::atomic<Value*> gone{nullptr};  ///< evicted or tagged values whose memory died, linked; each owned
+  uint64_t changes = 0;  ///< to what is evicted
   CapCounters counters;
   StepTimes step;
   std::vector<StepPass> passes;  ///< of this step
@@ -46,7 +46,7 @@ Cap& cap() {
 void died(void* context) {
   auto* value = static_cast<Value*>(context);
   prefetch(value);
-  auto& gone = cap().gone;
+  auto& gone = Tape::get().gone;
   value->next_gone = gone.load(std::memory_order_relaxed);
   while (!gone.compare_exchange_weak(value->next_gone, value, std::memory_order_release, std::memory_order_relaxed)) {
   }
@@ -61,7 +61,12 @@ bool is_readable(const Value& source, const ArgRef& ref) {
   return static_cast<bool>(resident(source));
 }
 
+constexpr size_t kWorthHistory = 1024;  ///< bytes, from one step to the next
+
 bool is_resident(const Value& value) { return !value.evicted && !value.stale && !value.storage.expired(); }
+
+// As `is_resident` after `collect_gone`, without a look at the storage.
+bool seems_resident(const Value& value) { return !value.evicted && !value.stale && value.key && (value.tagged || !value.storage.expired()); }
 
 // A value that nothing has to be computed for becomes one that others are computed from.
 void make_source(TapeLock& lock, Value* value) {
@@ -74,7 +79,7 @@ void make_source(TapeLock& lock, Value* value) {
 
 // Operators that cannot be replayed, as something behind them is gone or has been overwritten: what they left in memory becomes a source.
 // @param ops  in recorded order; operators behind them that are not among them can be replayed.
-void forget_lost(TapeLock& lock, const std::vector<Op*>& ops) {
+void forget_lost(TapeLock& lock, c10::ArrayRef<Op*> ops) {
   for (auto* op : ops) {
     if (op->secured > 0) continue;
     for (const auto& ref : op->refs_in)
@@ -88,7 +93,7 @@ void forget_lost(TapeLock& lock, const std::vector<Op*>& ops) {
 bool is_earlier(const Op* a, const Op* b) { return a->seq < b->seq; }
 
 // The operators behind `op` that nobody has secured yet, and itself. @return whether all of them can be replayed.
-bool find_unsecured(TapeLock& lock, Op* op, std::vector<Op*>& found) {
+bool find_unsecured(TapeLock& lock, Op* op, c10::SmallVectorImpl<Op*>& found) {
   const uint64_t number = ++lock.tape().plan_number;
   bool is_whole = true;
   found.assign(1, op);
@@ -113,7 +118,7 @@ bool find_unsecured(TapeLock& lock, Op* op, std::vector<Op*>& found) {
 // Makes sure that `op` can be replayed until `release_op`: counts on what is behind it, holds sources.
 bool secure(TapeLock& lock, Op* op) {
   if (op->secured == 0) {
-    std::vector<Op*> found;
+    c10::SmallVector<Op*, 16> found;
     if (!op->lost && !find_unsecured(lock, op, found)) {
       // what lies between the loss and `op` may still be in memory, and serve as a source
       std::sort(found.begin(), found.end(), is_earlier);
@@ -142,7 +147,7 @@ bool secure(TapeLock& lock, Op* op) {
 }
 
 void release_op(TapeLock& lock, Op* op) {
-  std::vector<Op*> todo{op};
+  c10::SmallVector<Op*, 16> todo{op};
   while (!todo.empty()) {
     auto* at = todo.back();
     todo.pop_back();
@@ -165,6 +170,7 @@ void no_longer_evicted(TapeLock& lock, Value* value) {
   all[value->evicted_index]->evicted_index = value->evicted_index;
   all.pop_back();
   value->evicted = false;
+  ++cap().changes;
   cap().absent_bytes -= static_cast<int64_t>(value->nbytes);
   cap().classes.remove(*value);
   if (cap().classes.is_worn()) cap().classes.rebuild(all);
@@ -244,6 +250,8 @@ CapCounters& cap_counters() { return cap().counters; }
 
 void set_before_operator(std::function<void()> call) { cap().before_operator = std::move(call); }
 
+bool has_before_operator() { return static_cast<bool>(cap().before_operator); }
+
 void before_operator() {
   if (cap().before_operator) cap().before_operator();
 }
@@ -303,8 +311,9 @@ void close_cap() {
       make_source(lock, value);
       disown(lock, value);
     }
-    for (auto& [storage, value] : lock.tape().map)
+    lock.tape().map.for_each([&](Value* value) {
       if (value->gradient && !value->region) disown(lock, value);
+    });
     if (auto* candidates = std::exchange(lock.tape().candidates, nullptr)) candidates->clear();
     for (auto* value : std::exchange(lock.tape().touched, {}))
       if (value) value->touched = false;
@@ -314,14 +323,13 @@ void close_cap() {
 }
 
 bool is_evictable(const Value& value) {
-  return value.producer && !value.fixed && !value.evicted && !value.stale && !value.unknown && !value.gradient &&
-         !value.parked && !value.offloaded && value.locks == 0 && value.pins == 0 && value.holds == 0 && !value.slots && !value.storage.expired() &&
-         !value.version_moved();
+  return value.producer && !value.fixed && !value.unknown && !value.gradient && !value.parked && seems_resident(value) && value.locks == 0 &&
+         value.pins == 0 && value.holds == 0 && !value.slots;
 }
 
 bool evict(TapeLock& lock, Value* value) {
   auto storage = value->storage.lock();
-  if (!storage || cap().closing) return false;
+  if (!storage || cap().closing || value->offloaded || value->version_moved()) return false;
   auto& data = storage->_mutable_data_ptr_no_checks();
   if (value->armed) disarm(value, storage.get());
   if (has_barrier(storage.get()) || !is_tracked(data) || !secure(lock, value->producer)) {
@@ -335,6 +343,7 @@ bool evict(TapeLock& lock, Value* value) {
   storage->set_data_ptr_noswap(at::DataPtr(nullptr, value, &died, device));
   storage->release_data_and_set_meta_custom_data_ptr_error_msg_(kNotThere);
   value->evicted = true;
+  ++cap().changes;
   value->demand = cap().demand;
   cap().absent_bytes += static_cast<int64_t>(value->nbytes);
   value->evicted_index = static_cast<uint32_t>(cap().evicted.size());
@@ -356,7 +365,7 @@ int64_t recompute_ns(TapeLock& lock, const Value& value) {
   for (size_t i = 0; i < found.size(); ++i) {
     sum += found[i]->forward_ns;
     for (const auto& ref : found[i]->refs_in) {
-      if (!ref.value || is_source(*ref.value) || ref.value->producer->mark == number || is_resident(*ref.value)) continue;
+      if (!ref.value || is_source(*ref.value) || ref.value->producer->mark == number || seems_resident(*ref.value)) continue;
       if (found.size() >= kMostWalked) {
         if (ref.value->evicted) sum += cap().classes.ns_once(*ref.value, number);
         continue;
@@ -370,7 +379,7 @@ int64_t recompute_ns(TapeLock& lock, const Value& value) {
 
 uint64_t next_use_distance(TapeLock&, const Value& value) { return cap().history.distance(value); }
 
-Now now(TapeLock& lock) { return {lock.tape().next_seq, cap().history.position(), cap().steps}; }
+Now now(TapeLock& lock) { return {lock.tape().next_seq, cap().history.position(), cap().steps, cap().changes, cap().evicted.size()}; }
 
 void note_made(TapeLock& lock, Value* value) {
   cap().history.note_made(*value);
@@ -394,7 +403,7 @@ bool put_back(TapeLock& lock, Value* value, c10::Storage& bytes) {
 }
 
 void collect_gone(TapeLock& lock) {
-  auto& gone = cap().gone;
+  auto& gone = lock.tape().gone;
   if (!gone.load(std::memory_order_relaxed)) return;
   for (auto* value = gone.exchange(nullptr, std::memory_order_acquire); value;) {
     auto* next = value->next_gone;
@@ -416,7 +425,7 @@ void collect_gone(TapeLock& lock) {
   }
 }
 
-bool has_gone() { return cap().gone.load() != nullptr; }
+bool has_gone() { return Tape::get().gone.load() != nullptr; }
 
 StepTimes step_times(TapeLock&) {
   const auto& step = cap().step;
@@ -444,9 +453,20 @@ void before_pass() {
   if (auto* call = cap().before_pass.load()) call();
 }
 
-void end_step(TapeLock& lock) {
-  auto* region = lock.tape().cap.load();
+void end_step() {
+  auto* region = Tape::get().cap.load();
   if (!region) return;
+  {
+    TapeLock lock;
+    collect_gone(lock);
+    // A loss would keep all that it was computed from.
+    std::vector<Value*> small;
+    lock.tape().map.for_each([&](Value* value) {
+      if (value->region == region && value->nbytes < kWorthHistory && is_resident(*value)) small.push_back(value);
+    });
+    for (auto* value : small) make_source(lock, value);
+  }
+  TapeLock lock;
   cap().last_operators_ns = std::exchange(cap().step, {}).operators_ns;
   cap().passes.clear();
   cap().history.end_step();
@@ -454,6 +474,9 @@ void end_step(TapeLock& lock) {
   collect_gone(lock);
   settle(lock, ThreadState::get());
   sweep_map(lock);
+  auto& touched = lock.tape().touched;
+  std::erase(touched, nullptr);  // nobody may ask for a long time
+  for (size_t i = 0; i < touched.size(); ++i) touched[i]->touched_index = static_cast<uint32_t>(i);
   const uint64_t number = ++lock.tape().plan_number;
   std::vector<Op*> ops;
   const auto reach = [&](Op* op) {
@@ -514,10 +537,8 @@ int64_t least_ns(TapeLock&, const Op& op, int64_t ns) {
   return entry->second;
 }
 
-Operands::Operands(const OpTraits& traits, const torch::jit::Stack& stack)
+Operands::Operands(TapeLock& lock, const OpTraits& traits, Arguments& arguments)
     : outer_(std::exchange(ThreadState::get().operands_of, &traits)) {
-  const c10::IValue* args = stack.data() + (stack.size() - traits.num_args);
-  TapeLock lock;
   const auto now = lock.tape().next_seq;
   auto& history = cap().history;
   if (history.position() >= StepHistory::kMostOperators) {
@@ -525,10 +546,10 @@ Operands::Operands(const OpTraits& traits, const torch::jit::Stack& stack)
     ++cap().steps;
   }
   history.note_operator(traits);
-  for_each_tensor(args, traits.num_args, [&](const at::Tensor& tensor, size_t arg, int32_t) {
-    if (!has_plain_storage(tensor)) return;
-    auto* value = find_value(lock, tensor.storage().unsafeGetStorageImpl());
-    if (!value) return;
+  for (auto& argument : arguments) {
+    if (!argument.storage) continue;
+    auto* value = argument.value = find_value(lock, argument.storage);
+    if (!value) continue;
     retain(value);
     ++value->locks;
     value->last_use = now;
@@ -539,17 +560,21 @@ Operands::Operands(const OpTraits& traits, const torch::jit::Stack& stack)
       retain(value);
       missing_.push_back(value);
     }
-    if (!write_trait(traits, arg, args)) return;
+    if (!argument.write) continue;
     ++value->writers;  // what would need it again does not leave from now on
     overwritten_.push_back(value);
     if (lock_dependents(lock, *value, missing_, values_) && value->fixed) written_.push_back(value);
-  });
+  }
 }
 
 Operands::~Operands() {
   ThreadState::get().operands_of = outer_;
   if (values_.empty() && missing_.empty()) return;
   TapeLock lock;
+  release(lock);
+}
+
+void Operands::release(TapeLock& lock) {
   for (auto* value : overwritten_) --value->writers;
   for (auto* value : values_) {
     --value->locks;
@@ -557,6 +582,9 @@ Operands::~Operands() {
     lock.release(value);
   }
   for (auto* value : missing_) lock.release(value);
+  overwritten_.clear();
+  values_.clear();
+  missing_.clear();
 }
 
 void Operands::bring_back() {

@@ -6,6 +6,7 @@
 #include <functional>
 #include <vector>
 
+#include "tape/arguments.h"
 #include "tape/tape.h"
 
 /// Evicting: under a `MemoryCap` every operator is recorded, in one region that is no call, and values leave memory in place.
@@ -21,10 +22,10 @@ void open_cap();
 /// The last one brings back what is evicted. What cannot be stays so, and says it when it is read.
 void close_cap();
 
-/// Whether `value` may leave memory, as far as can be told without looking at what it was computed from.
+/// Whether `value` may leave memory, as far as can be told from a short look at it alone.
 bool is_evictable(const Value& value);
 /// Lets the bytes of an evictable value go; they are freed when `lock` is released.
-/// @return whether it could be: false once means never, as what it was computed from is gone.
+/// @return whether it could be. If not, it is not evictable any more, or not before it is touched.
 bool evict(TapeLock& lock, Value* value);
 /// Least time so far of the operators that would run to bring `value` back; beyond the first 256, an estimate. Cost: bounded.
 int64_t recompute_ns(TapeLock& lock, const Value& value);
@@ -35,6 +36,8 @@ struct Now {
   uint64_t seq;       ///< as `Value::last_use`
   uint64_t position;  ///< operators of this step
   uint64_t step;
+  uint64_t changes;   ///< values that were evicted, or stopped being so, since the first cap began
+  uint64_t evicted;   ///< values that are evicted
 };
 Now now(TapeLock& lock);
 
@@ -44,8 +47,8 @@ bool put_back(TapeLock& lock, Value* value, c10::Storage& bytes);
 /// Ends the eviction of values whose storage died.
 void collect_gone(TapeLock& lock);
 bool has_gone();
-/// Ends a step: forgets operators that nothing can be computed again with. Cost: linear in what is recorded.
-void end_step(TapeLock& lock);
+/// Ends a step: forgets operators that nothing can be computed again with, and how small values were computed. Cost: linear in what is recorded.
+void end_step();
 /// What is in memory now will not leave any more, and the tape lets go of what made it: generator states take memory too. A last resort.
 void forget_history(TapeLock& lock);
 /// To be called for what an operator made under the cap.
@@ -56,14 +59,19 @@ void note_gradient(const at::Tensor& parameter);
 /// Locks the values that an operator reads or writes, as long as it runs, so that they have bytes.
 class Operands {
  public:
-  Operands(const OpTraits& traits, const torch::jit::Stack& stack);
+  /// Notes in `arguments` what the tape knows.
+  Operands(TapeLock& lock, const OpTraits& traits, Arguments& arguments);
   ~Operands();
   Operands(const Operands&) = delete;
   Operands& operator=(const Operands&) = delete;
 
-  /// Also what was computed from a source that the operator is about to overwrite.
+  /// Whether there is something to `bring_back`.
+  bool are_missing() const { return !missing_.empty() || !written_.empty(); }
+  /// Also what was computed from a source that the operator is about to overwrite. Without the lock.
   void bring_back();
   c10::ArrayRef<Value*> values() const { return values_; }
+  /// Ends the locks, which otherwise the end of the object does.
+  void release(TapeLock& lock);
 
  private:
   const OpTraits* const outer_;
@@ -134,6 +142,7 @@ int64_t least_ns(TapeLock& lock, const Op& op, int64_t ns);
 
 /// For tests: called before each operator, and each that is replayed; null for none.
 void set_before_operator(std::function<void()> call);
+bool has_before_operator();
 void before_operator();
 
 }  // namespace refrain::tape

@@ -74,8 +74,7 @@ class TapeEngine final : public torch::autograd::Engine {
  private:
   static void step_ended() {
     if (auto* listener = step_listener()) listener->step_ended();
-    TapeLock lock;
-    end_step(lock);
+    end_step();
   }
 
   // After an exception the ready queue keeps what it had to do, with tensors, until the next backward.

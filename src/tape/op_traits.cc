@@ -247,15 +247,6 @@ const OpTraits& op_traits(const c10::OperatorHandle& op) {
   return *entry.traits;
 }
 
-const WriteTrait* write_trait(const OpTraits& traits, size_t arg, const c10::IValue* args) {
-  for (const auto& write : traits.writes) {
-    if (write.arg != arg) continue;
-    if (write.only_if_true >= 0 && !args[write.only_if_true].toBool()) return nullptr;
-    return &write;
-  }
-  return nullptr;
-}
-
 void mark_effect_op(const std::string& qualified_name) {
   {
     std::lock_guard guard(extra_effects_mutex());

@@ -52,7 +52,14 @@ struct OpTraits {
 const OpTraits& op_traits(const c10::OperatorHandle& op);
 
 /// How a call with these arguments writes argument `arg`, or null if it does not.
-const WriteTrait* write_trait(const OpTraits& traits, size_t arg, const c10::IValue* args);
+inline const WriteTrait* write_trait(const OpTraits& traits, size_t arg, const c10::IValue* args) {
+  for (const auto& write : traits.writes) {
+    if (write.arg != arg) continue;
+    if (write.only_if_true >= 0 && !args[write.only_if_true].toBool()) return nullptr;
+    return &write;
+  }
+  return nullptr;
+}
 
 /// See `refrain::register_effect_op`.
 void mark_effect_op(const std::string& qualified_name);

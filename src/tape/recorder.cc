@@ -1,4 +1,4 @@
-/// Sees every operator that runs below autograd while a region is open (*record*) or slots are pending (*watch*).
+#include "tape/recorder.h"
 
 #include <c10/core/GradMode.h>
 #include <torch/library.h>
@@ -6,6 +6,7 @@
 #include <chrono>
 #include <optional>
 
+#include "tape/arguments.h"
 #include "tape/barrier_pause.h"
 #include "tape/evict.h"
 #include "tape/for_each_tensor.h"
@@ -19,16 +20,9 @@
 namespace refrain::tape {
 namespace {
 
-constexpr c10::DispatchKeySet kBelowTape(c10::DispatchKeySet::FULL_AFTER, c10::DispatchKey::Fake);
-
 int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
       .count();
-}
-
-void run(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
-  traits.handle.redispatchBoxed(keys & kBelowTape, stack);
 }
 
 bool covers_storage(const at::Tensor& tensor) {
@@ -42,6 +36,7 @@ struct Write {
   size_t nbytes = 0;
   c10::Storage copy;        ///< old bytes of a leaf that ops still need
 
+  Write() noexcept {}  // as that of `ArgRef`
   bool moved() const { return storage.data() != data || storage.nbytes() != nbytes; }
 };
 
@@ -79,18 +74,16 @@ void forget_written(c10::SmallVectorImpl<W>& writes, BarrierPause& pause) {
 }
 
 // An operator the tape does not record (outside regions, or with effects): what it writes becomes unknown to the tape.
-void run_unrecorded(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  const size_t count = traits.num_args;
-  const c10::IValue* args = stack->data() + (stack->size() - count);
+void run_unrecorded(Below below, const Arguments& arguments) {
   c10::SmallVector<Write, 2> writes;
   BarrierPause pause;
   bool barrier = false;
-  for_each_tensor(args, count, [&](const at::Tensor& tensor, size_t arg, int32_t) {
-    if (!has_plain_storage(tensor)) return;
-    if (write_trait(traits, arg, args)) write_to(writes, tensor);
-    barrier |= has_barrier(tensor.storage().unsafeGetStorageImpl());
-  });
-  if (writes.empty() && !barrier) return run(traits, keys, stack);
+  for (const auto& argument : arguments) {
+    if (!argument.storage) continue;
+    if (argument.write) write_to(writes, *argument.tensor);
+    barrier |= has_barrier(argument.storage);
+  }
+  if (writes.empty() && !barrier) return below();
 
   auto& thread = ThreadState::get();
   c10::SmallVector<Write*, 2> to_copy;
@@ -98,10 +91,8 @@ void run_unrecorded(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit
     TapeLock lock;
     settle_writes(lock, thread);
     if (barrier)
-      for_each_tensor(args, count, [&](const at::Tensor& tensor, size_t, int32_t) {
-        if (!has_plain_storage(tensor)) return;
-        if (auto* value = find_value(lock, tensor.storage().unsafeGetStorageImpl())) pause.lift(value, tensor.storage());
-      });
+      for (const auto& argument : arguments)
+        if (auto* value = argument.storage ? find_value(lock, argument.storage) : nullptr) pause.lift(value, argument.tensor->storage());
     for (auto& write : writes) {
       auto* value = find_value(lock, write.storage.unsafeGetStorageImpl());
       if (value && should_copy(lock, *value, 0)) to_copy.push_back(&write);
@@ -109,7 +100,7 @@ void run_unrecorded(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit
   }
   try {
     for (auto* write : to_copy) write->copy = clone_storage(write->storage);
-    run(traits, keys, stack);
+    below();
   } catch (...) {
     forget_written(writes, pause);
     throw;
@@ -124,18 +115,18 @@ void run_unrecorded(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit
   pause.restore(lock);
 }
 
-void watch(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+void watch(const OpTraits& traits, torch::jit::Stack* stack, Below below) {
   if (Tape::get().pending_slots.load(std::memory_order_relaxed) == 0) {
     auto& thread = ThreadState::get();
-    if (thread.trace || thread.stop) return run(traits, keys, stack);
+    if (thread.trace || thread.stop) return below();
     if (!thread.unsettled.empty() || !thread.unknown_slots.empty()) {
       TapeLock lock;
       settle(lock, thread);
     }
     c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
-    return traits.handle.redispatchBoxed(keys & kBelowTape, stack);
+    return below();
   }
-  run_unrecorded(traits, keys, stack);
+  run_unrecorded(below, Arguments(traits, *stack));
 }
 
 // --- record -----------------------------------------------------------------------------------------------------------
@@ -153,10 +144,12 @@ bool is_pointed_at(const at::Tensor& tensor) {
 // Counters and running averages: chains without end would keep all that ever went into them.
 constexpr uint8_t kMostRewrites = 64;
 
+// One call: `prepare`, `read_arguments`, `run`, `note_results`.
 class Recording {
  public:
-  Recording(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, ThreadState& thread, Region* region)
-      : traits_(traits), keys_(keys), stack_(stack), thread_(thread), region_(region) {}
+  Recording(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Arguments& arguments, ThreadState& thread,
+            Region* region)
+      : traits_(traits), keys_(keys), stack_(stack), arguments_(arguments), thread_(thread), region_(region) {}
 
   ~Recording() {
     if (!op_ && borrowed_.empty()) return;
@@ -169,108 +162,31 @@ class Recording {
   Recording(const Recording&) = delete;
   Recording& operator=(const Recording&) = delete;
 
-  void run_and_record() {
-    prepare_arguments();
-    read_arguments();
-    for (auto& write : writes_)
-      if (write.copy_wanted) write.copy = clone_storage(write.storage);
-    std::unique_lock<std::mutex> rng;
-    if (traits_.random || traits_.maybe_random) rng = read_generator();
-    const bool timing = region_->cap || Tape::get().timing.load(std::memory_order_relaxed);
-    const int64_t start = timing ? now_ns() - thread_.made_room_ns : 0;
-    try {
-      run(traits_, keys_, stack_);
-    } catch (...) {
-      forget_written(writes_, pause_);
-      throw;
-    }
-    if (timing) op_->forward_ns = now_ns() - thread_.made_room_ns - start;
-    if (rng && traits_.maybe_random && op_->rng && !has_moved(*op_->rng)) op_->rng.reset();
-    if (rng) rng.unlock();
-    std::exception_ptr failure;
-    if (op_->region->policy) {
-      try {
-        const auto answer = judge(*op_, *stack_);
-        saved_ = saves(answer);
-        if (answer == CheckpointPolicy::kOffload) offload_results();
-      } catch (...) {
-        failure = std::current_exception();  // what the operator wrote must be noted all the same
-      }
-    }
-    note_results();
-    if (failure) std::rethrow_exception(failure);
-  }
-
- private:
-  struct RecordedWrite : Write {
-    bool scratch = true;        ///< no argument that names it feeds its old bytes into the result
-    bool once = false;          ///< an effect that a replay does not repeat: the new version cannot be replayed
-    bool produces = false;      ///< the new version is an output of the recorded op
-    bool copy_wanted = false;
-    int32_t ref = -1;           ///< an argument that names the storage
-    c10::VariableVersion counter;
-  };
-
-  const c10::IValue* args() const { return stack_->data() + (stack_->size() - traits_.num_args); }
-
   // What needs operators or allocations, and so comes before the lock.
-  void prepare_arguments() {
-    for_each_tensor(args(), traits_.num_args, [&](const at::Tensor& tensor, size_t, int32_t) {
-      if (has_plain_storage(tensor)) return copy_if_borrowed(tensor);
-      kept_.push_back(without_history(tensor));
-    });
-  }
-
-  void copy_if_borrowed(const at::Tensor& tensor) {
-    const auto& storage = tensor.storage();
-    if (traits_.only_metadata || !is_borrowed(storage)) return;
-    {
-      TapeLock lock;
-      const auto* known = find_value(lock, storage.unsafeGetStorageImpl());
-      if (known && (known->private_copy || !known->is_leaf())) return;
+  void prepare() {
+    for (const auto& argument : arguments_) {
+      if (!argument.storage)
+        kept_.push_back(without_history(*argument.tensor));
+      else if (!traits_.only_metadata && is_borrowed(argument.tensor->storage()))
+        copy_borrowed(*argument.tensor);
     }
-    auto copy = clone_storage(storage);
-    TapeLock lock;
-    auto* value = value_of(lock, tensor);
-    lock.discard(std::exchange(value->held, std::move(copy)));
-    value->private_copy = true;
-    lock.tape().stats.leaf_copy_bytes += static_cast<int64_t>(value->nbytes);
-    borrowed_.push_back(value);
-    retain(value);
+    ambient_ = Ambient::now(!traits_.pointwise);
   }
 
-  void read_arguments() {
-    const auto* in = args();
-    const auto ambient = Ambient::now(!traits_.pointwise);
-    TapeLock lock;
+  void read_arguments(TapeLock& lock) {
     settle_writes(lock, thread_);
     op_ = lock.tape().ops.make();
     op_->refs = 1;
     op_->region = region_;
     ++lock.tape().stats.live_ops;
-    ++op_->region->refs;
+    ++region_->refs;
     op_->seq = lock.tape().next_seq++;
     note_recorded(op_->seq);
     op_->traits = &traits_;
     op_->keys = keys_ & kBelowTape;
-    op_->ambient = ambient;
-    op_->args.resize(traits_.num_args);
-    for (size_t i = 0; i < traits_.num_args; ++i) {
-      const auto& value = in[i];
-      if (value.isTensor()) continue;
-      if (value.isIntList())
-        op_->args[i] = constant(value);
-      else if (value.isTensorList())
-        note_list(i, value.toTensorList().size());
-      else if (value.isList() && holds_optional_tensors(value))
-        note_list(i, value.toListRef().size());
-      else
-        op_->args[i] = constant(value);
-    }
-
-    for_each_tensor(in, traits_.num_args, [&](const at::Tensor& tensor, size_t arg, int32_t element) {
-      add_argument(lock, tensor, arg, element, write_trait(traits_, arg, in));
-    });
+    op_->ambient = ambient_;
+    read_constants();
+    for (const auto& argument : arguments_) add_argument(lock, argument);
 
     bool leaves_only = true;
     for (auto& write : writes_) {
@@ -290,6 +206,113 @@ class Recording {
     for (auto* value : std::exchange(borrowed_, {})) lock.release(value);
   }
 
+  void run(Below below) {
+    for (auto& write : writes_)
+      if (write.copy_wanted) write.copy = clone_storage(write.storage);
+    std::unique_lock<std::mutex> rng;
+    if (traits_.random || traits_.maybe_random) rng = read_generator();
+    const bool timing = region_->cap || Tape::get().timing.load(std::memory_order_relaxed);
+    const int64_t start = timing ? now_ns() - thread_.made_room_ns : 0;
+    try {
+      below();
+    } catch (...) {
+      forget_written(writes_, pause_);
+      throw;
+    }
+    if (timing) op_->forward_ns = now_ns() - thread_.made_room_ns - start;
+    if (rng && traits_.maybe_random && op_->rng && !has_moved(*op_->rng)) op_->rng.reset();
+    if (rng) rng.unlock();
+    if (!region_->policy) return;
+    try {
+      const auto answer = judge(*op_, *stack_);
+      saved_ = saves(answer);
+      if (answer == CheckpointPolicy::kOffload) offload_results();
+    } catch (...) {
+      failure_ = std::current_exception();  // what the operator wrote must be noted all the same
+    }
+  }
+
+  void note_results(TapeLock& lock) {
+    auto& stack = *stack_;
+    auto& stats = lock.tape().stats;
+    const c10::IValue* out = stack.data() + (stack.size() - traits_.num_returns);
+    for (auto& write : writes_) note_write_result(lock, write);
+    for (size_t i = 0; i < traits_.num_returns; ++i) {
+      if (out[i].isTensor()) {
+        note_output(lock, out[i].toTensor(), static_cast<int16_t>(i), -1);
+      } else if (out[i].isTensorList()) {
+        const auto list = out[i].toListRef();
+        for (size_t j = 0; j < list.size(); ++j)
+          note_output(lock, list[j].toTensor(), static_cast<int16_t>(i), static_cast<int32_t>(j));
+      }
+    }
+    pause_.restore(lock);
+    settle_unknown(lock, thread_);
+    if (region_->cap) {
+      add_time(lock, op_->forward_ns);
+      op_->forward_ns = least_ns(lock, *op_, op_->forward_ns);
+    }
+    if (!op_->outs.empty()) {
+      ++stats.recorded_ops;
+      stats.recorded_ns += op_->forward_ns;
+    }
+    if (auto* listener = region_->cap ? step_listener() : nullptr) listener->recorded(lock, *op_);
+    lock.release(std::exchange(op_, nullptr));
+    lock.tape().ops.prefetch();
+    lock.tape().values.prefetch();
+  }
+
+  // To be called after `note_results`. @throws what the region's policy threw.
+  void rethrow_failure() {
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+  }
+
+ private:
+  struct RecordedWrite : Write {
+    bool scratch = true;        ///< no argument that names it feeds its old bytes into the result
+    bool once = false;          ///< an effect that a replay does not repeat: the new version cannot be replayed
+    bool produces = false;      ///< the new version is an output of the recorded op
+    bool copy_wanted = false;
+    int32_t ref = -1;           ///< an argument that names the storage
+    c10::VariableVersion counter;
+    RecordedWrite() noexcept {}
+  };
+
+  void copy_borrowed(const at::Tensor& tensor) {
+    const auto& storage = tensor.storage();
+    {
+      TapeLock lock;
+      const auto* known = find_value(lock, storage.unsafeGetStorageImpl());
+      if (known && (known->private_copy || !known->is_leaf())) return;
+    }
+    auto copy = clone_storage(storage);
+    TapeLock lock;
+    auto* value = value_of(lock, tensor);
+    lock.discard(std::exchange(value->held, std::move(copy)));
+    value->private_copy = true;
+    lock.tape().stats.leaf_copy_bytes += static_cast<int64_t>(value->nbytes);
+    borrowed_.push_back(value);
+    retain(value);
+  }
+
+  void read_constants() {
+    const c10::IValue* const in = stack_->data() + (stack_->size() - traits_.num_args);
+    auto& args = op_->args;
+    args.resize(traits_.num_args);
+    for (size_t i = 0; i < traits_.num_args; ++i) {
+      const auto& value = in[i];
+      if (value.isTensor()) continue;
+      if (!value.isList())
+        args[i] = value;
+      else if (value.isIntList())
+        args[i] = constant(value);
+      else if (value.isTensorList() || holds_optional_tensors(value))
+        note_list(i, value.toListRef().size());
+      else
+        args[i] = constant(value);
+    }
+  }
+
   void note_list(size_t arg, size_t length) {
     op_->args[arg] = static_cast<int64_t>(length);
     op_->tensor_lists |= uint32_t{1} << arg;
@@ -300,23 +323,23 @@ class Recording {
     return element->kind() == c10::TypeKind::OptionalType || element->kind() == c10::TypeKind::TensorType;
   }
 
-  void add_argument(TapeLock& lock, const at::Tensor& tensor, size_t arg, int32_t element, const WriteTrait* write) {
+  void add_argument(TapeLock& lock, const Argument& argument) {
+    const auto& tensor = *argument.tensor;
     auto& ref = op_->refs_in.emplace_back();
-    ref.arg = static_cast<uint16_t>(arg);
-    ref.element = element;
-    if (!has_plain_storage(tensor)) {
+    ref.arg = argument.position;
+    ref.element = argument.element;
+    if (!argument.storage) {
       ref.kept = std::move(kept_[next_kept_++]);
       remember_version(ref, tensor);
       return;
     }
     ref.meta.assign(tensor);
     const auto& storage = tensor.storage();
-    auto* impl = storage.unsafeGetStorageImpl();
     ref.device = storage.device();
-    if (std::find(inputs_.begin(), inputs_.end(), impl) == inputs_.end()) inputs_.push_back(impl);
+    const auto* write = argument.write;
     auto replay = write ? write->replay : ReplayArg::kBytes;
     if (write) {
-      if (traits_.full_overwrite && arg == 0) replay = ReplayArg::kWriteOnly;
+      if (traits_.full_overwrite && argument.position == 0) replay = ReplayArg::kWriteOnly;
       if (replay == ReplayArg::kWriteOnly && !covers_storage(tensor)) replay = ReplayArg::kBytes;
       auto& noted = write_to(writes_, tensor);
       noted.scratch &= replay == ReplayArg::kWriteOnly;
@@ -325,7 +348,9 @@ class Recording {
       noted.ref = static_cast<int32_t>(op_->refs_in.size() - 1);
       ref.written = true;
     }
-    auto* value = find_value(lock, impl);
+    // what `Operands` found is alive, and still there if it says so
+    const bool is_known = argument.value && argument.value->key == argument.storage;
+    auto* value = is_known ? argument.value : find_value(lock, argument.storage);
     if (value) pause_.lift(value, storage);
     if (traits_.only_metadata) return;
     if (replay == ReplayArg::kUndefined) {
@@ -338,7 +363,7 @@ class Recording {
     }
     // Unknown bytes written in part by nothing but this operator stay unknown; read by it, they come from outside.
     if (value && value->unknown) {
-      if (write && traits_.pure_inplace && traits_.writes.size() == 1 && element < 0) return;
+      if (write && traits_.pure_inplace && traits_.writes.size() == 1 && argument.element < 0) return;
       make_leaf(lock, value);
     }
     if (!value) value = value_of(lock, tensor);
@@ -372,38 +397,6 @@ class Recording {
     std::unique_lock lock(rng_mutex());
     op_->rng = read_rng(generator);
     return lock;
-  }
-
-  void note_results() {
-    auto& stack = *stack_;
-    TapeLock lock;
-    auto& stats = lock.tape().stats;
-    lock.tape().values.prefetch();
-    const c10::IValue* out = stack.data() + (stack.size() - traits_.num_returns);
-    for (auto& write : writes_) note_write_result(lock, write);
-    for (size_t i = 0; i < traits_.num_returns; ++i) {
-      if (out[i].isTensor()) {
-        note_output(lock, out[i].toTensor(), static_cast<int16_t>(i), -1);
-      } else if (out[i].isTensorList()) {
-        const auto list = out[i].toTensorList();
-        for (size_t j = 0; j < list.size(); ++j)
-          note_output(lock, list.get(j), static_cast<int16_t>(i), static_cast<int32_t>(j));
-      }
-    }
-    pause_.restore(lock);
-    settle_unknown(lock, thread_);
-    if (region_->cap) {
-      add_time(lock, op_->forward_ns);
-      op_->forward_ns = least_ns(lock, *op_, op_->forward_ns);
-    }
-    if (!op_->outs.empty()) {
-      ++stats.recorded_ops;
-      stats.recorded_ns += op_->forward_ns;
-    }
-    if (auto* listener = region_->cap ? step_listener() : nullptr) listener->recorded(lock, *op_);
-    lock.release(std::exchange(op_, nullptr));
-    lock.tape().ops.prefetch();
-    lock.tape().values.prefetch();
   }
 
   Value* new_value(TapeLock& lock, const c10::VariableVersion& counter, const c10::Storage& storage) {
@@ -474,7 +467,7 @@ class Recording {
     if (!tensor.defined() || !has_plain_storage(tensor)) return;
     const auto& storage = tensor.storage();
     auto* impl = storage.unsafeGetStorageImpl();
-    if (std::find(inputs_.begin(), inputs_.end(), impl) != inputs_.end()) return;
+    if (arguments_.has(impl)) return;
     if (find_value(lock, impl)) return;
     auto* value = new_value(lock, tensor.unsafeGetTensorImpl()->version_counter(), storage);
     if (traits_.uninitialized)
@@ -489,35 +482,63 @@ class Recording {
   const OpTraits& traits_;
   const c10::DispatchKeySet keys_;
   torch::jit::Stack* const stack_;
+  const Arguments& arguments_;
   ThreadState& thread_;
   Region* const region_;
   Op* op_ = nullptr;
   c10::SmallVector<RecordedWrite, 1> writes_;
-  c10::SmallVector<c10::StorageImpl*, 6> inputs_;
   c10::SmallVector<at::Tensor, 1> kept_;
   size_t next_kept_ = 0;
   std::vector<Value*> borrowed_;
   bool saved_ = false;  ///< the region's policy keeps the results
   std::vector<std::pair<c10::StorageImpl*, std::shared_ptr<Offloaded>>> offloaded_;
   BarrierPause pause_;
+  Ambient ambient_;
+  std::exception_ptr failure_;
 };
 
-// Writes into sparse, quantized and other tensors that the tape cannot name.
-bool writes_unplain(const OpTraits& traits, const torch::jit::Stack& stack) {
-  if (traits.writes.empty()) return false;
-  const c10::IValue* args = stack.data() + (stack.size() - traits.num_args);
-  bool found = false;
-  for_each_tensor(args, traits.num_args, [&](const at::Tensor& tensor, size_t arg, int32_t) {
-    found |= !has_plain_storage(tensor) && write_trait(traits, arg, args);
-  });
-  return found;
-}
-
-bool reads_unplain(const OpTraits& traits, const torch::jit::Stack& stack) {
-  bool found = false;
-  for_each_tensor(stack.data() + (stack.size() - traits.num_args), traits.num_args,
-                  [&](const at::Tensor& tensor, size_t, int32_t) { found |= !has_plain_storage(tensor); });
-  return found;
+// In a region, or under a cap, or both.
+void run_under_tape(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below, ThreadState& thread,
+                    Region* cap) {
+  auto* const listener = cap ? step_listener() : nullptr;
+  if (listener) listener->before(traits, *stack);
+  Arguments arguments(traits, *stack);
+  std::optional<Operands> operands;
+  std::optional<Recording> recording;
+  const bool in_cap = !thread.region;
+  // sparse, quantized and other tensors that the tape cannot name
+  if (!traits.effect && (in_cap ? arguments.all_plain() : arguments.written_plain()))
+    recording.emplace(traits, keys, stack, arguments, thread, in_cap ? cap : thread.region).prepare();
+  bool is_ready = true;
+  {
+    TapeLock lock;
+    if (cap) {
+      operands.emplace(lock, traits, arguments);
+      is_ready = !operands->are_missing() && !has_before_operator() && !listener;
+    }
+    if (is_ready && recording) recording->read_arguments(lock);
+  }
+  if (!is_ready) {
+    operands->bring_back();
+    before_operator();
+    TapeLock lock;
+    if (listener) listener->begins(lock, traits, operands->values());
+    if (recording) recording->read_arguments(lock);
+  }
+  if (recording)
+    recording->run(below);
+  else
+    run_unrecorded(below, arguments);
+  {
+    TapeLock lock;
+    if (recording) recording->note_results(lock);
+    if (listener) listener->ends(lock);
+    if (operands) operands->release(lock);
+  }
+  if (recording)
+    recording->rethrow_failure();
+  else if (thread.observer)
+    thread.observer->ran_effect(traits, *stack);
 }
 
 void note_metadata_change(const OpTraits& traits, const torch::jit::Stack& stack) {
@@ -528,40 +549,32 @@ void note_metadata_change(const OpTraits& traits, const torch::jit::Stack& stack
   if (auto* value = find_value(lock, self.storage().unsafeGetStorageImpl())) ++value->metadata_bumps;
 }
 
-void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  const auto& traits = op_traits(op);
+}  // namespace
+
+void look_at(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below) {
   auto& thread = ThreadState::get();
   if (thread.stop && thread.stop->due) stop_function(*thread.stop, !traits.writes.empty());
   if (thread.trace) thread.trace->note(traits, *stack);
   if (traits.metadata_in_place) note_metadata_change(traits, *stack);
   auto* cap = Tape::get().cap.load(std::memory_order_relaxed);
-  if (!thread.region && !cap) return watch(traits, keys, stack);
-  if (traits.view_only) return run(traits, keys, stack);
-  std::optional<Operands> operands;
-  auto* const listener = cap ? step_listener() : nullptr;
-  if (cap) {
-    if (listener) listener->before(traits, *stack);
-    operands.emplace(traits, *stack);
-    operands->bring_back();
-    before_operator();
-    if (listener) {
-      TapeLock lock;
-      listener->begins(lock, traits, operands->values());
-    }
-  }
-  const auto tell_end = [&] {
-    if (!listener) return;
-    TapeLock lock;
-    listener->ends(lock);
-  };
-  const bool in_cap = !thread.region;
-  if (traits.effect || (in_cap ? reads_unplain(traits, *stack) : writes_unplain(traits, *stack))) {
-    run_unrecorded(traits, keys, stack);
-    if (thread.observer) thread.observer->ran_effect(traits, *stack);
-    return tell_end();
-  }
-  Recording(traits, keys, stack, thread, in_cap ? cap : thread.region).run_and_record();
-  tell_end();
+  if (!thread.region && !cap) return watch(traits, stack, below);
+  if (traits.view_only) return below();
+  run_under_tape(traits, keys, stack, below, thread, cap);
+}
+
+bool looks_at_views() {
+  const auto& thread = ThreadState::get();
+  return thread.stop || thread.trace || !(thread.region || Tape::get().cap.load(std::memory_order_relaxed));
+}
+
+namespace {
+
+void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  const auto& traits = op_traits(op);
+  look_at(traits, keys, stack, [&] {
+    c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+    traits.handle.redispatchBoxed(keys & kBelowTape, stack);
+  });
 }
 
 }  // namespace

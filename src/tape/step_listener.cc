@@ -7,23 +7,21 @@
 namespace refrain::tape {
 namespace {
 
-std::atomic<StepListener*> current{nullptr};
 std::thread::id owner;  // written while there is none
 
 }  // namespace
 
-StepListener* step_listener() {
-  auto* listener = current.load(std::memory_order_acquire);
-  return listener && owner == std::this_thread::get_id() ? listener : nullptr;
-}
+std::atomic<StepListener*> current_listener{nullptr};
+
+bool listens_here() { return owner == std::this_thread::get_id(); }
 
 ListenerScope::ListenerScope(StepListener& listener) {
-  if (current.load())
+  if (current_listener.load())
     throw InvalidArgument("[refrain] a step is being profiled or runs by a plan already; found a second, expected one at a time in the process");
   owner = std::this_thread::get_id();
-  current.store(&listener, std::memory_order_release);
+  current_listener.store(&listener, std::memory_order_release);
 }
 
-ListenerScope::~ListenerScope() { current.store(nullptr); }
+ListenerScope::~ListenerScope() { current_listener.store(nullptr); }
 
 }  // namespace refrain::tape

@@ -32,8 +32,15 @@ class StepListener {
   ~StepListener() = default;
 };
 
-/// Null on other threads than the one that set it. @throws nothing.
-StepListener* step_listener();
+/// Any thread's, or null. For `step_listener`.
+extern std::atomic<StepListener*> current_listener;
+bool listens_here();
+
+/// Null on other threads than the one that set it. Throws nothing. Cost: a load where there is none.
+inline StepListener* step_listener() {
+  auto* listener = current_listener.load(std::memory_order_acquire);
+  return listener && listens_here() ? listener : nullptr;
+}
 /// To be called where `trace_path` has changed. Cost: as `step_listener`.
 inline void tell_scope_changed() {
   if (auto* listener = step_listener()) listener->scope_changed();

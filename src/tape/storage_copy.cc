@@ -36,10 +36,6 @@ void copy_part_from(const c10::Storage& whole, size_t begin, const c10::Storage&
   if (n > 0) byte_tensor(part, 0, n).copy_(byte_tensor(whole, begin, n));
 }
 
-bool is_borrowed(const c10::Storage& storage) {
-  return storage.nbytes() > 0 && !std::as_const(*storage.unsafeGetStorageImpl()).data_ptr().get_context();
-}
-
 c10::Storage raw_storage(size_t nbytes, c10::Device device) {
   BelowTape below;
   return at::empty({static_cast<int64_t>(nbytes)}, at::TensorOptions().dtype(at::kByte).device(device)).storage();

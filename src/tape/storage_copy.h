@@ -21,7 +21,9 @@ void copy_part_into(const c10::Storage& whole, size_t begin, const c10::Storage&
 void copy_part_from(const c10::Storage& whole, size_t begin, const c10::Storage& part);
 
 /// `from_blob` and kin: the bytes belong to somebody who may free them.
-bool is_borrowed(const c10::Storage& storage);
+inline bool is_borrowed(const c10::Storage& storage) {
+  return storage.nbytes() > 0 && !storage.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get_context();
+}
 
 /// Uninitialised memory from LibTorch's allocator for `device`, unseen by the tape.
 c10::Storage raw_storage(size_t nbytes, c10::Device device);

@@ -10,11 +10,6 @@
 
 namespace refrain::tape {
 
-Tape& Tape::get() {
-  static auto* tape = new Tape;
-  return *tape;
-}
-
 ThreadState::~ThreadState() {
   if (unsettled.empty() && unknown_slots.empty()) return;
   TapeLock lock;
@@ -36,43 +31,32 @@ ThreadState& ThreadState::make() {
 
 // --- letting go -------------------------------------------------------------------------------------------------------
 
-TapeLock::~TapeLock() {
+void TapeLock::finish() {
   if (lock_.owns_lock()) {
     drain();
     lock_.unlock();
   }
-  for (auto* op : buried_ops_) tape_.ops.drop(op);
-  for (auto* region : buried_regions_) delete region;
-}
-
-void TapeLock::release(Value* value) {
-  if (--value->refs == 0) dead_values_.push_back(value);
-}
-
-void TapeLock::release(Op* op) {
-  if (--op->refs > 0) return;
-  prefetch(op);
-  dead_ops_.push_back(op);
-}
-
-void TapeLock::release(Region* region) {
-  if (--region->refs == 0) dead_regions_.push_back(region);
+  if (!let_go_) return;
+  for (auto* op : let_go_->buried_ops) tape_.ops.drop(op);
+  for (auto* region : let_go_->buried_regions) delete region;
 }
 
 void TapeLock::drain() {
   collect_gone(*this);
+  if (!let_go_) return;
+  auto& [dead_values, dead_ops, dead_regions, storages, bytes, offloaded, buried_ops, buried_regions] = *let_go_;
   for (;;) {
-    if (!dead_values_.empty()) {
-      auto* value = dead_values_.back();
-      dead_values_.pop_back();
+    if (!dead_values.empty()) {
+      auto* value = dead_values.back();
+      dead_values.pop_back();
       if (value->refs == 0) destroy(value);
-    } else if (!dead_ops_.empty()) {
-      auto* op = dead_ops_.back();
-      dead_ops_.pop_back();
+    } else if (!dead_ops.empty()) {
+      auto* op = dead_ops.back();
+      dead_ops.pop_back();
       take_apart(op);
-    } else if (!dead_regions_.empty()) {
-      auto* region = dead_regions_.back();
-      dead_regions_.pop_back();
+    } else if (!dead_regions.empty()) {
+      auto* region = dead_regions.back();
+      dead_regions.pop_back();
       release_marked(*this, region);
       for (auto& bound : region->bounds) {
         if (bound.holds) unhold(*this, bound.value);
@@ -84,7 +68,7 @@ void TapeLock::drain() {
         release(region->parent);
       }
       --tape().stats.live_regions;
-      buried_regions_.push_back(region);
+      buried_regions.push_back(region);
     } else {
       return;
     }
@@ -123,18 +107,10 @@ void TapeLock::take_apart(Op* op) {
   }
   if (op->region) release(op->region);
   --tape().stats.live_ops;
-  buried_ops_.push_back(op);
+  let_go().buried_ops.push_back(op);
 }
 
 // --- values -----------------------------------------------------------------------------------------------------------
-
-Value* find_value(TapeLock& lock, c10::StorageImpl* storage) {
-  auto& map = lock.tape().map;
-  auto it = map.find(storage);
-  return it == map.end() ? nullptr : it->second;
-}
-
-void retain(Value* value) { ++value->refs; }
 
 Value* value_of(TapeLock& lock, const at::Tensor& tensor) {
   const auto& storage = tensor.storage();
@@ -162,8 +138,9 @@ void unhold(TapeLock& lock, Value* value) {
 void sweep_map(TapeLock& lock) {
   auto& map = lock.tape().map;
   std::vector<Value*> gone;
-  for (auto& [storage, value] : map)
+  map.for_each([&](Value* value) {
     if (value->storage.expired()) gone.push_back(value);
+  });
   for (auto* value : gone) unmap_value(lock, value);
   lock.tape().sweep_at = std::max<size_t>(1024, 2 * map.size());
 }
@@ -171,7 +148,8 @@ void sweep_map(TapeLock& lock) {
 void map_value(TapeLock& lock, Value* value, c10::StorageImpl* storage, bool owning) {
   auto& tape = lock.tape();
   if (tape.map.size() >= tape.sweep_at) sweep_map(lock);
-  tape.map[storage] = value;
+  if (auto* before = tape.map.find(storage)) unmap_value(lock, before);
+  tape.map.insert(storage, value);
   value->key = storage;
   value->map_owns = owning;
   if (!owning) return;
@@ -206,18 +184,9 @@ void disown(TapeLock& lock, Value* value) {
   lock.release(value);
 }
 
-void touch(TapeLock& lock, Value* value) {
-  auto& tape = lock.tape();
-  if (!tape.candidates || value->touched || !value->region || !value->region->cap) return;
-  value->touched = true;
-  value->touched_index = static_cast<uint32_t>(tape.touched.size());
-  tape.touched.push_back(value);
-}
-
 void unmap_value(TapeLock& lock, Value* value) {
   if (!value->key) return;
-  lock.tape().map.erase(value->key);
-  value->key = nullptr;
+  lock.tape().map.erase(std::exchange(value->key, nullptr), value);
   disown(lock, value);
 }
 

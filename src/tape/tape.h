@@ -1,10 +1,11 @@
 #pragma once
 
-#include <c10/util/flat_hash_map.h>
+#include <ATen/core/stack.h>
 
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -83,11 +84,14 @@ class Candidates {
 
 /// The process-wide tape. All members are guarded by `mutex` but the atomics.
 struct Tape {
-  static Tape& get();
+  static Tape& get() {
+    static auto* const tape = new Tape;
+    return *tape;
+  }
 
   std::mutex mutex;
   std::condition_variable filled;
-  ska::flat_hash_map<c10::StorageImpl*, Value*> map;
+  StorageMap map;
   size_t sweep_at = 1024;
   uint64_t next_seq = 1;
   uint64_t plan_number = 0;
@@ -102,6 +106,7 @@ struct Tape {
   std::atomic<Region*> cap{nullptr};  ///< while there is a `MemoryCap`
   Candidates* candidates = nullptr;   ///< once something has had to leave memory; till then `touched` stays empty
   std::vector<Value*> touched;        ///< made or used since `candidates` last looked; null where one has died
+  std::atomic<Value*> gone{nullptr};  ///< evicted or tagged values whose memory died, linked; each owned; not guarded
 };
 
 /// The lock on the tape's bookkeeping, and the only way to let go of things: what dies while it is held is taken apart
@@ -110,39 +115,55 @@ struct Tape {
 class TapeLock {
  public:
   TapeLock() : tape_(Tape::get()), lock_(tape_.mutex) {}
-  ~TapeLock();
+  ~TapeLock() {
+    if (let_go_ || tape_.gone.load(std::memory_order_relaxed)) finish();
+  }
   TapeLock(const TapeLock&) = delete;
   TapeLock& operator=(const TapeLock&) = delete;
 
   Tape& tape() { return tape_; }
   std::unique_lock<std::mutex>& raw() { return lock_; }
 
-  void release(Value* value);
-  void release(Op* op);
-  void release(Region* region);
-  void discard(c10::Storage&& storage) {
-    if (storage) storages_.push_back(std::move(storage));
+  void release(Value* value) {
+    if (--value->refs == 0) let_go().dead_values.push_back(value);
   }
-  void discard(at::DataPtr&& bytes) { bytes_.push_back(std::move(bytes)); }
+  void release(Op* op) {
+    if (--op->refs > 0) return;
+    prefetch(op);
+    let_go().dead_ops.push_back(op);
+  }
+  void release(Region* region) {
+    if (--region->refs == 0) let_go().dead_regions.push_back(region);
+  }
+  void discard(c10::Storage&& storage) {
+    if (storage) let_go().storages.push_back(std::move(storage));
+  }
+  void discard(at::DataPtr&& bytes) { let_go().bytes.push_back(std::move(bytes)); }
   void discard(std::shared_ptr<Offloaded>&& bytes) {
-    if (bytes) offloaded_.push_back(std::move(bytes));
+    if (bytes) let_go().offloaded.push_back(std::move(bytes));
   }
 
  private:
+  struct LetGo {
+    c10::SmallVector<Value*, 4> dead_values;
+    c10::SmallVector<Op*, 4> dead_ops;
+    std::vector<Region*> dead_regions;
+    c10::SmallVector<c10::Storage, 4> storages;
+    c10::SmallVector<at::DataPtr, 2> bytes;
+    std::vector<std::shared_ptr<Offloaded>> offloaded;
+    c10::SmallVector<Op*, 4> buried_ops;
+    std::vector<Region*> buried_regions;
+    LetGo() noexcept {}  // as that of `ArgRef`
+  };
+  LetGo& let_go() { return let_go_ ? *let_go_ : let_go_.emplace(); }
+  void finish();
   void drain();
   void destroy(Value* value);
   void take_apart(Op* op);
 
   Tape& tape_;
   std::unique_lock<std::mutex> lock_;
-  c10::SmallVector<Value*, 4> dead_values_;
-  c10::SmallVector<Op*, 4> dead_ops_;
-  std::vector<Region*> dead_regions_;
-  c10::SmallVector<c10::Storage, 4> storages_;
-  std::vector<at::DataPtr> bytes_;
-  std::vector<std::shared_ptr<Offloaded>> offloaded_;
-  c10::SmallVector<Op*, 4> buried_ops_;
-  std::vector<Region*> buried_regions_;
+  std::optional<LetGo> let_go_;  ///< most locks let nothing go
 };
 
 /// Asks the next operator to stop a function that was called again, before it runs. Not where autograd saves the last tensor: a
@@ -176,6 +197,7 @@ struct ThreadState {
   bool disabled = false;      ///< under a `NoCheckpointGuard`
   std::vector<Unsettled> unsettled;
   std::vector<Value*> unknown_slots;  ///< owned and held: packed while unknown, decided at the next operator
+  std::vector<torch::jit::Stack> spare_stacks;  ///< of `typed_ops.cc`
   ThreadState() = default;
   ~ThreadState();
   ThreadState(const ThreadState&) = delete;
@@ -190,10 +212,12 @@ struct ThreadState {
 
 // --- values -----------------------------------------------------------------------------------------------------------
 
-Value* find_value(TapeLock& lock, c10::StorageImpl* storage);
+inline Value* find_value(TapeLock& lock, c10::StorageImpl* storage) {
+  return lock.tape().map.find(storage);
+}
 /// The value in `tensor`'s storage; a new leaf if the tape does not know it. @returns borrowed; retain before unlocking.
 Value* value_of(TapeLock& lock, const at::Tensor& tensor);
-void retain(Value* value);
+inline void retain(Value* value) { ++value->refs; }
 void hold(TapeLock& lock, Value* value);
 void unhold(TapeLock& lock, Value* value);
 void map_value(TapeLock& lock, Value* value, c10::StorageImpl* storage, bool owning);
@@ -205,7 +229,13 @@ void tag(Value* value, c10::StorageImpl* storage);
 /// To be called for a value before its memory leaves its storage. @return false if the memory has told already.
 bool untag(Value* value, c10::StorageImpl* storage);
 /// `value`'s chances to be evicted have changed.
-void touch(TapeLock& lock, Value* value);
+inline void touch(TapeLock& lock, Value* value) {
+  auto& tape = lock.tape();
+  if (!tape.candidates || value->touched || !value->region || !value->region->cap) return;
+  value->touched = true;
+  value->touched_index = static_cast<uint32_t>(tape.touched.size());
+  tape.touched.push_back(value);
+}
 /// Unmaps all whose storage is gone.
 void sweep_map(TapeLock& lock);
 /// Bytes of `value` if they are in memory and unchanged, else null.

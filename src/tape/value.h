@@ -16,6 +16,7 @@
 #include "tape/offload.h"
 #include "tape/op_traits.h"
 #include "tape/rng.h"
+#include "tape/storage_map.h"
 
 /// The data model of the tape. Every field is guarded by the tape's lock (`TapeLock`) unless it says otherwise.
 ///
@@ -43,7 +44,15 @@ struct TensorMeta {
 
 /// Whether the tape can name `tensor` by storage and metadata. Sparse, quantized, nested, mkldnn, meta, zero and Python
 /// tensors cannot be; they are kept as they are.
-bool has_plain_storage(const at::Tensor& tensor);
+inline bool has_plain_storage(const at::Tensor& tensor) {
+  using c10::DispatchKey;
+  constexpr c10::DispatchKeySet kNotPlain({DispatchKey::Sparse, DispatchKey::SparseCsr, DispatchKey::Quantized, DispatchKey::NestedTensor,
+                                           DispatchKey::ZeroTensor, DispatchKey::Python, DispatchKey::FuncTorchBatched,
+                                           DispatchKey::FuncTorchGradWrapper, DispatchKey::Functionalize, DispatchKey::MkldnnCPU});
+  const auto* impl = tensor.unsafeGetTensorImpl();
+  const auto keys = impl->key_set();
+  return !keys.has_any(kNotPlain) && impl->has_storage() && !keys.has_backend(c10::BackendComponent::MetaBit);
+}
 
 /// The same memory, with a version counter of its own: a tensor with history would close a cycle through what it saved.
 at::Tensor without_history(const at::Tensor& tensor);
@@ -59,10 +68,15 @@ struct ListLink {
 /// *leaf*: no producer and not unknown; its bytes come from outside the tape and are held while anything refers to it.
 /// *unknown*: fresh from `empty` and not yet written by a recorded operator; becomes a leaf when first read.
 struct Value {
+  // What deciding and recording look at, together: memory has to be waited for by the line.
   int32_t refs = 0;       ///< slots, op arguments, bounds, and the map when `map_owns`
-  int32_t op_refs = 0;    ///< of these, op arguments
-  int32_t holds = 0;      ///< references that need the bytes to stay: while > 0, `held` keeps them
+  int32_t locks = 0;      ///< operators and replay passes that use its bytes now
+  Op* producer = nullptr;     ///< owned
+  Region* region = nullptr;   ///< owned; null for leaves from outside
+  c10::StorageImpl* key = nullptr;                     ///< entry in the storage map, or null
+  c10::weak_intrusive_ptr<c10::StorageImpl> storage;  ///< where the bytes are or last were; never owns
   uint16_t out = 0;       ///< index in `producer->outs`
+  uint8_t rewrites = 0;   ///< times that its storage was overwritten by recorded operators
   bool map_owns = false;
   bool unknown = false;
   bool stale = false;         ///< the storage has been overwritten: it no longer serves this value
@@ -76,45 +90,39 @@ struct Value {
   bool evicted = false;       ///< its storage lives without bytes, until an operator reads it; see evict.h, also for what follows
   bool fixed = false;         ///< will never be evicted
   bool gradient = false;      ///< a parameter's: not worth the whole step that would bring it back
-  uint8_t rewrites = 0;       ///< times that its storage was overwritten by recorded operators
-  int32_t locks = 0;          ///< operators and replay passes that use its bytes now
-  int32_t writers = 0;        ///< operators that run now and overwrite it
+  bool touched = false;       ///< is in `Tape::touched`
+  int32_t holds = 0;      ///< references that need the bytes to stay: while > 0, `held` keeps them
   int32_t pins = 0;
+  int32_t writers = 0;        ///< operators that run now and overwrite it
   int32_t needed = 0;         ///< evicted values' operators that read it, a source
+  size_t nbytes = 0;
+  Slot* slots = nullptr;      ///< slots that mean this value
   uint64_t last_use = 0;      ///< `Tape::next_seq` then
-  uint32_t evicted_index = 0;
-  int64_t demand = 0;         ///< bytes: with a limit of as many it would not have been evicted
-  uint32_t evicted_class = 0;  ///< in `EvictedClasses`
+  uint32_t queued = 0;        ///< number in `Tape::candidates`, or 0
+  uint32_t touched_index = 0;
   uint32_t history = 0;       ///< number among the values of the step `history_step`; see step_history.h
   uint32_t history_step = 0;
-  bool touched = false;       ///< is in `Tape::touched`
-  bool queued = false;        ///< is in `Tape::candidates`, which owns what follows
-  bool knows_next_use = false;
-  int16_t rate_level = 0;
-  uint32_t touched_index = 0;
-  uint64_t order = 0;
-  uint64_t judged = 0;
-  int64_t cost_ns = 0;
+
+  uint32_t evicted_index = 0;
+  uint32_t evicted_class = 0;  ///< in `EvictedClasses`
+  int64_t demand = 0;         ///< bytes: with a limit of as many it would not have been evicted
   Value* next_gone = nullptr;
-  Op* producer = nullptr;     ///< owned
-  Region* region = nullptr;   ///< owned; null for leaves from outside
-  c10::weak_intrusive_ptr<c10::StorageImpl> storage;  ///< where the bytes are or last were; never owns
-  c10::StorageImpl* key = nullptr;                     ///< entry in the storage map, or null
+  int32_t op_refs = 0;    ///< of `refs`, op arguments
+  int32_t plan_index = -1;
+  uint64_t mark = 0;             ///< planning scratch: valid if equal to the running plan's number
   c10::Storage held;
   std::shared_ptr<Offloaded> offloaded;  ///< its bytes in another place, by a policy or because it is `parked`
-  size_t nbytes = 0;
   c10::VariableVersion counter;  ///< of the tensor that first carried the value
   uint32_t version = 0;
   uint32_t metadata_bumps = 0;   ///< version bumps by operators that changed a tensor's shape, not the bytes
-  Slot* slots = nullptr;         ///< slots that mean this value
   uint32_t region_index = 0;     ///< position in `region->values`
-  uint64_t mark = 0;             ///< planning scratch: valid if equal to the running plan's number
-  int32_t plan_index = -1;
 
   explicit Value(const c10::Storage& s) : storage(s.getWeakStorageImpl()), nbytes(s.nbytes()) {}
   bool is_leaf() const { return !producer && !unknown; }
   bool version_moved() const { return counter.enabled() && counter.current_version() - version > metadata_bumps; }
 };
+
+inline c10::StorageImpl* StorageMap::key_of(const Value* value) { return value->key; }
 
 /// A tensor argument of a recorded operator.
 struct ArgRef {
@@ -131,6 +139,7 @@ struct ArgRef {
   size_t scratch_bytes = 0;
   c10::Device device = c10::kCPU;
 
+  ArgRef() noexcept {}  // not `= default`, which would zero all of it first
   bool version_moved() const {
     const uint32_t allowed = value ? value->metadata_bumps - metadata_bumps : 0;
     return counter.enabled() && counter.current_version() - version > allowed;
@@ -147,22 +156,25 @@ struct OutRef {
 
 /// A recorded operator call. Immutable after recording but for `refs` and `outs[].value`.
 struct Op {
+  // As in `Value`: what deciding looks at.
   int32_t refs = 0;
+  int32_t secured = 0;  ///< evicted values, and operators behind them, that need its results
+  uint64_t mark = 0;
   uint64_t seq = 0;
+  int64_t forward_ns = 0;
+  bool lost = false;    ///< something that it read is gone for good; see evict.h
+  bool rng_not_preserved = false;
+  uint32_t tensor_lists = 0;  ///< bit i: argument i is a list of tensors, and `args[i]` its length
+  c10::SmallVector<ArgRef, 2> refs_in;
+  c10::SmallVector<OutRef, 1> outs;
   const OpTraits* traits = nullptr;
+  Region* region = nullptr;  ///< owned
   c10::DispatchKeySet keys;
   Ambient ambient;
   std::shared_ptr<const RngState> rng;
-  bool rng_not_preserved = false;
-  int64_t forward_ns = 0;
-  Region* region = nullptr;  ///< owned
   c10::SmallVector<c10::IValue, 6> args;  ///< tensors replaced: None, or the length for a list
-  c10::SmallVector<ArgRef, 2> refs_in;
-  c10::SmallVector<OutRef, 1> outs;
-  int32_t secured = 0;  ///< evicted values, and operators behind them, that need its results
-  bool lost = false;    ///< something that it read is gone for good; see evict.h
-  uint32_t tensor_lists = 0;  ///< bit i: argument i is a list of tensors, and `args[i]` its length
-  uint64_t mark = 0;
+
+  Op() noexcept {}  // as that of `ArgRef`
 };
 
 }  // namespace refrain::tape

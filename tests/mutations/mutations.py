@@ -9,6 +9,7 @@ def m(rule, name, *edits, tests=()):
 REPLAYER, RECORDER, TAPE = "tape/replayer.cc", "tape/recorder.cc", "tape/tape.cc"
 SLOTS, REGION, AMBIENT = "tape/slots.cc", "tape/region.cc", "tape/ambient.cc"
 RNG, VALUE, TRAITS = "tape/rng.cc", "tape/value.cc", "tape/op_traits.cc"
+TAPE_H = "tape/tape.h"
 POLICY, RERUN, SURROUNDINGS, TRACE = "tape/policy.cc", "tape/rerun.cc", "tape/surroundings.cc", "tape/op_trace.cc"
 DISK = "offload/disk_store.cc"
 AUTOCAST, SCALER = "train/autocast_scope.cc", "train/grad_scaler.cc"
@@ -27,9 +28,9 @@ MUTATIONS = [
       (RECORDER, "tape.stats.leaf_copy_bytes + static_cast<int64_t>(value.nbytes) <= tape.max_leaf_copy_bytes",
        "true")),
     m(1, "writes outside regions are not watched",
-      (RECORDER, "  run_unrecorded(traits, keys, stack);\n}\n\n// --- record", "  run(traits, keys, stack);\n}\n\n// --- record")),
+      (RECORDER, "  run_unrecorded(below, Arguments(traits, *stack));\n", "  below();\n")),
     m(1, "borrowed memory is not copied",
-      (RECORDER, "if (traits_.only_metadata || !is_borrowed(storage)) return;", "return;")),
+      (RECORDER, "else if (!traits_.only_metadata && is_borrowed(argument.tensor->storage()))", "else if (false)")),
     m(1, "a leaf's bytes are not held", (TAPE, "if (value->is_leaf() || value->saved) return true;", "if (value->saved) return true;\n  if (value->is_leaf()) return false;")),
 
     m(2, "a replayed write takes bytes that a slot wants",
@@ -88,7 +89,7 @@ MUTATIONS = [
       (VALUE, "  if (wrapped_number) impl->set_wrapped_number(true);\n", ""), tests=["hidden_state_test"]),
 
     m(5, "operators with effects are replayed",
-      (RECORDER, "if (traits.effect || (in_cap", "if ((in_cap"), tests=["unknown_bytes_test"]),
+      (RECORDER, "if (!traits.effect && (in_cap", "if ((in_cap"), tests=["unknown_bytes_test"]),
     m(5, "storage that moved under a write is not noticed",
       (RECORDER, "if (!write.produces || write.moved() || too_long) {", "if (!write.produces || too_long) {"), tests=["unknown_bytes_test"]),
     m(5, "an exception leaves the old value in place",
@@ -115,7 +116,7 @@ MUTATIONS = [
       tests=["unknown_bytes_test"]),
 
     m(7, "tensors without plain storage are taken apart",
-      (VALUE, "  if (keys.has_any(kNotPlain)) return false;\n", ""), tests=["unknown_bytes_test"]),
+      ("tape/value.h", "!keys.has_any(kNotPlain) && ", ""), tests=["unknown_bytes_test"]),
     m(7, "a kept tensor that changed is replayed without a word",
       (REPLAYER, "if (ref.kept.defined() && moved) throw_changed(op, ref);", ""), tests=["unknown_bytes_test"]),
 
@@ -164,8 +165,8 @@ MUTATIONS = [
        "  }\n  release_marked"), tests=["lifetime_test", "regions_test"]),
 
     m(12, "teardown recurses",
-      (TAPE, "if (--value->refs == 0) dead_values_.push_back(value);", "if (--value->refs == 0) destroy(value);"),
-      (TAPE, "  prefetch(op);\n  dead_ops_.push_back(op);", "  take_apart(op);"),
+      (TAPE_H, "if (--value->refs == 0) let_go().dead_values.push_back(value);", "if (--value->refs == 0) destroy(value);"),
+      (TAPE_H, "    prefetch(op);\n    let_go().dead_ops.push_back(op);", "    take_apart(op);"),
       tests=["lifetime_test"]),
     m(12, "operators are not let go",
       (TAPE, "    release(value->producer);\n", ""), tests=["lifetime_test"]),
@@ -193,7 +194,7 @@ MUTATIONS = [
     m("policy", "what nothing needs is kept",
       (REGION, "  if (region->selective) release_unneeded(lock, region);\n", ""), tests=["selective_test"]),
     m("policy", "an exception of a policy loses the write",
-      (RECORDER, "        failure = std::current_exception();", "        throw;"), tests=["selective_test"]),
+      (RECORDER, "      failure_ = std::current_exception();", "      throw;"), tests=["selective_test"]),
     m("policy", "an offloaded result is computed again",
       (REPLAYER, "    planned.offloaded = value->offloaded;\n", ""), tests=["rerun_test:Offload.*"]),
     m("policy", "offloaded bytes that nobody needs stay",
@@ -346,7 +347,9 @@ MUTATIONS = [
     m("cap", "what a region left without bytes loses its producer", (REGION, "!is_there(*ref.value)) mark(ref.value);", "false) mark(ref.value);"), tests=CAP),
     m("rerun", "an error of the operator that writes what it saved ends the second call", (RERUN, " || refilling.stop.writing) throw;", ") throw;"),
       tests=["rerun_test"]),
-    m("cap", "pinned values leave", (EVICT, "value.locks == 0 && value.pins == 0 &&", "value.locks == 0 &&"), tests=CAP),
+    m("cap", "pinned values leave", (EVICT, "         value.pins == 0 && value.holds == 0", "         value.holds == 0"), tests=CAP),
+    m("tape", "what lies behind a hole in the storage map is lost",
+      ("tape/storage_map.h", "if (((at - home) & mask_) < ((at - hole) & mask_)) continue;", "break;"), tests=["lifetime_test:StorageMap.*"]),
     m("cap", "memory does not tell", (TAPE, "  Block::of(data.get()).owner.store(value);\n  value->tagged = true;", ""), tests=CAP),
     m("cap", "replays trip over the pointer barrier", (REPLAYER, "      const BarriersLifted lifted(storages);\n", ""), tests=CAP + BUDGET),
     m("cap", "the next use is the last one", (HISTORY, "return next == end ? kNever : next->at - now;", "return next == end ? 1 : kNever;"), tests=CAP),

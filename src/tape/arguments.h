@@ -1,0 +1,59 @@
+#pragma once
+
+#include <ATen/core/stack.h>
+#include <c10/util/SmallVector.h>
+
+#include "tape/for_each_tensor.h"
+#include "tape/op_traits.h"
+#include "tape/value.h"
+
+namespace refrain::tape {
+
+/// A tensor among the arguments of an operator that is about to run.
+struct Argument {
+  const at::Tensor* tensor;     ///< gone when the operator has run
+  c10::StorageImpl* storage;    ///< null where the tape cannot name it; likewise
+  const WriteTrait* write;      ///< how the call writes it, or null
+  Value* value;                 ///< what the tape last knew in `storage`, or null
+  int32_t element;              ///< position in a list argument, or -1
+  uint16_t position;            ///< in the schema
+};
+
+/// All defined tensors among the arguments, looked at once for everybody who needs them.
+class Arguments {
+ public:
+  Arguments(const OpTraits& traits, const torch::jit::Stack& stack) {
+    const auto* values = stack.data() + (stack.size() - traits.num_args);
+    for_each_tensor(values, traits.num_args, [&](const at::Tensor& tensor, size_t position, int32_t element) {
+      const bool plain = has_plain_storage(tensor);
+      const auto* write = write_trait(traits, position, values);
+      all_plain_ &= plain;
+      written_plain_ &= plain || !write;
+      list_.push_back({&tensor, plain ? tensor.storage().unsafeGetStorageImpl() : nullptr, write, nullptr, element,
+                       static_cast<uint16_t>(position)});
+    });
+  }
+  Arguments(const Arguments&) = delete;
+  Arguments& operator=(const Arguments&) = delete;
+
+  auto begin() { return list_.begin(); }
+  auto end() { return list_.end(); }
+  auto begin() const { return list_.begin(); }
+  auto end() const { return list_.end(); }
+
+  /// Whether the tape can name all of them by storage, or all that the operator writes.
+  bool all_plain() const { return all_plain_; }
+  bool written_plain() const { return written_plain_; }
+  bool has(const c10::StorageImpl* storage) const {
+    for (const auto& argument : list_)
+      if (argument.storage == storage) return true;
+    return false;
+  }
+
+ private:
+  c10::SmallVector<Argument, 6> list_;
+  bool all_plain_ = true;
+  bool written_plain_ = true;
+};
+
+}  // namespace refrain::tape

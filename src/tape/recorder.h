@@ -1,0 +1,24 @@
+#pragma once
+
+#include <ATen/core/stack.h>
+#include <c10/core/DispatchKeySet.h>
+#include <c10/util/FunctionRef.h>
+
+#include "tape/op_traits.h"
+
+/// Sees every operator that runs below autograd while a region is open (*record*) or slots are pending (*watch*).
+namespace refrain::tape {
+
+inline constexpr c10::DispatchKeySet kBelowTape(c10::DispatchKeySet::FULL_AFTER, c10::DispatchKey::Fake);
+
+/// Runs the operator, with the tape's key excluded: takes the arguments off the stack and leaves the results there.
+using Below = c10::function_ref<void()>;
+
+/// What the tape does about an operator on this thread, the run of it included.
+/// @param stack  its arguments, afterwards its results; others may lie beneath.
+void look_at(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below);
+
+/// Whether somebody on this thread wants to hear of operators with `view_only`, or switches the tape off.
+bool looks_at_views();
+
+}  // namespace refrain::tape

@@ -1,0 +1,91 @@
+#pragma once
+
+#include <c10/core/StorageImpl.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace refrain::tape {
+
+struct Value;
+
+/// Finds the value of a storage. Kernels sweep the caches between any two looks, so what counts is how much memory a look goes through: four bytes
+/// a slot, next to each other, and the value's own only where they match. `key` of a value in the map is its storage.
+class StorageMap {
+ public:
+  Value* find(const c10::StorageImpl* storage) const {
+    if (hashes_.empty()) return nullptr;
+    const auto hash = hash_of(storage);
+    for (size_t slot = hash & mask_;; slot = (slot + 1) & mask_) {
+      if (hashes_[slot] == 0) return nullptr;
+      if (hashes_[slot] == hash && key_of(values_[slot]) == storage) return values_[slot];
+    }
+  }
+
+  /// `storage` must not be in the map.
+  void insert(const c10::StorageImpl* storage, Value* value) {
+    if (2 * (size_ + 1) > hashes_.size()) grow();
+    put(hash_of(storage), value);
+    ++size_;
+  }
+
+  /// `value` must be in the map as that of `storage`.
+  void erase(const c10::StorageImpl* storage, const Value* value) {
+    size_t hole = hash_of(storage) & mask_;
+    while (values_[hole] != value) hole = (hole + 1) & mask_;
+    // what lies behind and may lie here moves up
+    for (size_t at = hole;;) {
+      at = (at + 1) & mask_;
+      if (hashes_[at] == 0) break;
+      const size_t home = hashes_[at] & mask_;
+      if (((at - home) & mask_) < ((at - hole) & mask_)) continue;
+      hashes_[hole] = hashes_[at];
+      values_[hole] = values_[at];
+      hole = at;
+    }
+    hashes_[hole] = 0;
+    values_[hole] = nullptr;
+    --size_;
+  }
+
+  size_t size() const { return size_; }
+
+  template <typename Visit>
+  void for_each(Visit&& visit) const {
+    for (auto* value : values_)
+      if (value) visit(value);
+  }
+
+ private:
+  static c10::StorageImpl* key_of(const Value* value);  ///< in value.h
+
+  static uint32_t hash_of(const c10::StorageImpl* storage) {
+    const auto hash = static_cast<uint32_t>((reinterpret_cast<uintptr_t>(storage) * 0x9E3779B97F4A7C15ull) >> 32);
+    return hash == 0 ? 1 : hash;
+  }
+
+  void put(uint32_t hash, Value* value) {
+    size_t slot = hash & mask_;
+    while (hashes_[slot] != 0) slot = (slot + 1) & mask_;
+    hashes_[slot] = hash;
+    values_[slot] = value;
+  }
+
+  void grow() {
+    const size_t slots = hashes_.empty() ? 64 : 2 * hashes_.size();
+    const auto hashes = std::exchange(hashes_, std::vector<uint32_t>(slots));
+    const auto values = std::exchange(values_, std::vector<Value*>(slots));
+    mask_ = slots - 1;
+    for (size_t i = 0; i < hashes.size(); ++i)
+      if (hashes[i] != 0) put(hashes[i], values[i]);
+  }
+
+  std::vector<uint32_t> hashes_;  ///< 0 for an empty slot; its number of slots is a power of two, at most half of them full
+  std::vector<Value*> values_;
+  size_t mask_ = 0;
+  size_t size_ = 0;
+};
+
+}  // namespace refrain::tape
