@@ -36,6 +36,18 @@ void EvictionQueue::set_up(EvictionHeuristic heuristic, Bytes min_bytes) {
   min_bytes_ = min_bytes;
 }
 
+void EvictionQueue::enter(tape::TapeLock& lock, tape::Value& value) {
+  if (static_cast<Bytes>(value.nbytes) >= min_bytes_ && value.nbytes > 0 && tape::is_evictable(value))
+    insert(lock, value, value.producer->forward_ns, kNever);
+}
+
+void EvictionQueue::give_back(uint32_t number) {
+  auto& value = members_[number].value;
+  std::exchange(value, nullptr)->queued = 0;
+  ++stamps_[number];
+  free_members_.push_back(number);
+}
+
 void EvictionQueue::insert(tape::TapeLock& lock, tape::Value& value, int64_t cost_ns, uint64_t judged) {
   Entry entry{};
   entry.rate = static_cast<double>(cost_ns + 1) / static_cast<double>(value.nbytes);
@@ -74,13 +86,10 @@ void EvictionQueue::insert(tape::TapeLock& lock, tape::Value& value, int64_t cos
 }
 
 void EvictionQueue::remove(tape::Value& value) {
-  const auto number = std::exchange(value.queued, 0);
-  if (number == 0) return;
-  auto& member = members_[number];
-  member.value = nullptr;
-  ++stamps_[number];
-  free_members_.push_back(number);
-  auto& [entries, alive] = heaps_[member.heap];
+  if (value.queued == 0) return;
+  const auto heap = members_[value.queued].heap;
+  give_back(value.queued);
+  auto& [entries, alive] = heaps_[heap];
   --alive;
   if (entries.size() > 2 * alive + 64) {
     std::erase_if(entries, [&](const Entry& entry) { return is_dead(entry); });
@@ -90,11 +99,11 @@ void EvictionQueue::remove(tape::Value& value) {
     std::pop_heap(entries.begin(), entries.end(), std::greater<>());
     entries.pop_back();
   }
-  note_first(member.heap);
+  note_first(heap);
 }
 
 bool EvictionQueue::is_judged(const Member& member) const {
-  return member.judged != kNever && (now_.changes - member.judged) * kSmallShare <= now_.evicted;
+  return !looks_at_cost(heuristic_) || (member.judged != kNever && (now_.changes - member.judged) * kSmallShare <= now_.evicted);
 }
 
 void EvictionQueue::note_first(uint32_t heap) {
@@ -114,14 +123,8 @@ void EvictionQueue::begin(tape::TapeLock& lock) {
 }
 
 void EvictionQueue::clear() {
-  for (uint32_t number = 1; number < members_.size(); ++number) {
-    auto& member = members_[number];
-    if (!member.value) continue;
-    member.value->queued = 0;
-    member.value = nullptr;
-    ++stamps_[number];
-    free_members_.push_back(number);
-  }
+  for (uint32_t number = 1; number < members_.size(); ++number)
+    if (members_[number].value) give_back(number);
   for_each_filled([&](uint32_t heap) { heaps_[heap] = {}; });
   filled_ = {};
 }
@@ -129,9 +132,7 @@ void EvictionQueue::clear() {
 void EvictionQueue::fill(tape::TapeLock& lock, const tape::Region& region) {
   clear();
   now_ = tape::now(lock);
-  for (auto* value : region.values)
-    if (static_cast<Bytes>(value->nbytes) >= min_bytes_ && value->nbytes > 0 && tape::is_evictable(*value))
-      insert(lock, *value, value->producer->forward_ns, kNever);
+  for (auto* value : region.values) enter(lock, *value);
   take_touched(lock);
 }
 
@@ -141,8 +142,7 @@ void EvictionQueue::renew(tape::TapeLock& lock) {
     if (member.value) values.push_back(member.value);
   clear();
   now_ = tape::now(lock);
-  for (auto* value : values)
-    if (tape::is_evictable(*value)) insert(lock, *value, value->producer->forward_ns, kNever);
+  for (auto* value : values) enter(lock, *value);
 }
 
 void EvictionQueue::take_touched(tape::TapeLock& lock) {
@@ -156,8 +156,8 @@ void EvictionQueue::take_touched(tape::TapeLock& lock) {
     if (static_cast<Bytes>(value->nbytes) < min_bytes_ || value->nbytes == 0) continue;
     if (value->locks > 0)
       locked.push_back(value);
-    else if (tape::is_evictable(*value))
-      insert(lock, *value, value->producer->forward_ns, kNever);
+    else
+      enter(lock, *value);
   }
   touched.clear();
   for (auto* value : locked) tape::touch(lock, value);
@@ -193,13 +193,13 @@ tape::Value* EvictionQueue::pop(tape::TapeLock& lock) {
   for (int heap = best(); heap >= 0; heap = best()) {
     const auto& member = members_[heaps_[static_cast<size_t>(heap)].entries.front().member];
     auto* const value = member.value;
-    const bool is_judged = !looks_at_cost(heuristic_) || this->is_judged(member);
+    const bool cost_is_known = is_judged(member);
     remove(*value);
     if (!tape::is_evictable(*value)) {
       if (value->locks > 0) tape::touch(lock, value);
       continue;
     }
-    if (is_judged) return value;
+    if (cost_is_known) return value;
     insert(lock, *value, tape::recompute_ns(lock, *value), now_.changes);
   }
   return nullptr;

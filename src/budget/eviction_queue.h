@@ -65,7 +65,11 @@ class EvictionQueue final : public tape::Candidates {
     for (uint32_t word = 0; word < filled_.size(); ++word)
       for (auto bits = filled_[word]; bits != 0; bits &= bits - 1) visit(64 * word + static_cast<uint32_t>(std::countr_zero(bits)));
   }
+  /// Takes `value` if it may leave, with a cost that is to be looked at.
+  void enter(tape::TapeLock& lock, tape::Value& value);
   void insert(tape::TapeLock& lock, tape::Value& value, int64_t cost_ns, uint64_t judged);
+  /// Its value is no longer in the queue, and its entry is dead.
+  void give_back(uint32_t member);
   double score(const Entry& first, bool knows_next_use) const;
   /// Number of a heap, or -1.
   int best() const;

@@ -147,7 +147,7 @@ constexpr uint8_t kMostRewrites = 64;
 // One call: `prepare`, `read_arguments`, `run`, `note_results`.
 class Recording {
  public:
-  Recording(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Arguments& arguments, ThreadState& thread,
+  Recording(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, const Arguments& arguments, ThreadState& thread,
             Region* region)
       : traits_(traits), keys_(keys), stack_(stack), arguments_(arguments), thread_(thread), region_(region) {}
 
