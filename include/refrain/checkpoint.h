@@ -206,7 +206,8 @@ class RegionScope {
 
  private:
   void add_input(const at::Tensor& tensor);
-  void* region_ = nullptr;  ///< null with gradients disabled, or under a `NoCheckpointGuard`
+  void* region_ = nullptr;  ///< null with gradients disabled, under a `NoCheckpointGuard`, or if a plan chooses
+  bool is_planned_ = false; ///< a step that is traced or planned chooses what of the region to recompute
 };
 
 /// Whether a `checkpoint` call on this thread now would call its function again in backward.

@@ -3,6 +3,7 @@
 /// Everything in one include.
 #include "refrain/activation_checkpointing.h"
 #include "refrain/amp.h"
+#include "refrain/backward.h"
 #include "refrain/breakdown.h"
 #include "refrain/bytes.h"
 #include "refrain/checkpoint.h"

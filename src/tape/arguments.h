@@ -3,7 +3,12 @@
 #include <ATen/core/stack.h>
 #include <c10/util/SmallVector.h>
 
+#include <memory>
+#include <span>
+#include <vector>
+
 #include "tape/for_each_tensor.h"
+#include "tape/inner_tensors.h"
 #include "tape/op_traits.h"
 #include "tape/value.h"
 
@@ -31,6 +36,7 @@ class Arguments {
       written_plain_ &= plain || !write;
       list_.push_back({&tensor, plain ? tensor.storage().unsafeGetStorageImpl() : nullptr, write, nullptr, element,
                        static_cast<uint16_t>(position)});
+      if (!plain) look_inside(list_.back());
     });
   }
   Arguments(const Arguments&) = delete;
@@ -40,6 +46,10 @@ class Arguments {
   auto end() { return list_.end(); }
   auto begin() const { return list_.begin(); }
   auto end() const { return list_.end(); }
+
+  /// What lies in tensors that the tape cannot name by storage: an operator that is not recorded reads or writes its bytes too.
+  std::span<Argument> inside() { return inside_ ? std::span<Argument>(inside_->arguments) : std::span<Argument>(); }
+  std::span<const Argument> inside() const { return inside_ ? std::span<const Argument>(inside_->arguments) : std::span<const Argument>(); }
 
   /// Whether the tape can name all of them by storage, or all that the operator writes.
   bool all_plain() const { return all_plain_; }
@@ -51,7 +61,22 @@ class Arguments {
   }
 
  private:
+  struct Inside {
+    std::vector<std::unique_ptr<at::Tensor>> tensors;
+    std::vector<Argument> arguments;
+  };
+
+  void look_inside(const Argument& outer) {
+    for (auto& tensor : inner_tensors(*outer.tensor)) {
+      if (!inside_) inside_ = std::make_unique<Inside>();
+      auto* storage = tensor.storage().unsafeGetStorageImpl();
+      inside_->tensors.push_back(std::make_unique<at::Tensor>(std::move(tensor)));
+      inside_->arguments.push_back({inside_->tensors.back().get(), storage, outer.write, nullptr, outer.element, outer.position});
+    }
+  }
+
   c10::SmallVector<Argument, 6> list_;
+  std::unique_ptr<Inside> inside_;
   bool all_plain_ = true;
   bool written_plain_ = true;
 };

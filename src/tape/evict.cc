@@ -9,7 +9,7 @@
 #include "memory/block.h"
 #include "memory/stack.h"
 #include "tape/evicted_classes.h"
-#include "tape/install.h"
+#include "tape/engine.h"
 #include "tape/replayer.h"
 #include "tape/step_history.h"
 #include "tape/step_listener.h"
@@ -546,10 +546,10 @@ Operands::Operands(TapeLock& lock, const OpTraits& traits, Arguments& arguments)
     ++cap().steps;
   }
   history.note_operator(traits);
-  for (auto& argument : arguments) {
-    if (!argument.storage) continue;
+  const auto add = [&](Argument& argument) {
+    if (!argument.storage) return;
     auto* value = argument.value = find_value(lock, argument.storage);
-    if (!value) continue;
+    if (!value) return;
     retain(value);
     ++value->locks;
     value->last_use = now;
@@ -560,10 +560,15 @@ Operands::Operands(TapeLock& lock, const OpTraits& traits, Arguments& arguments)
       retain(value);
       missing_.push_back(value);
     }
-    if (!argument.write) continue;
+    if (!argument.write) return;
     ++value->writers;  // what would need it again does not leave from now on
     overwritten_.push_back(value);
     if (lock_dependents(lock, *value, missing_, values_) && value->fixed) written_.push_back(value);
+  };
+  for (auto& argument : arguments) add(argument);
+  for (auto& argument : arguments.inside()) {
+    add(argument);
+    if (argument.value) argument.value->fixed = true;
   }
 }
 

@@ -9,7 +9,7 @@
 
 #include "refrain/bytes.h"
 #include "refrain/error.h"
-#include "tape/install.h"
+#include "tape/engine.h"
 #include "tape/observer.h"
 
 namespace refrain {

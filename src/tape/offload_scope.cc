@@ -2,7 +2,7 @@
 
 #include <torch/csrc/autograd/saved_variable_hooks.h>
 
-#include "tape/install.h"
+#include "tape/engine.h"
 
 namespace refrain::tape {
 

@@ -78,11 +78,13 @@ void run_unrecorded(Below below, const Arguments& arguments) {
   c10::SmallVector<Write, 2> writes;
   BarrierPause pause;
   bool barrier = false;
-  for (const auto& argument : arguments) {
-    if (!argument.storage) continue;
+  const auto look = [&](const Argument& argument) {
+    if (!argument.storage) return;
     if (argument.write) write_to(writes, *argument.tensor);
     barrier |= has_barrier(argument.storage);
-  }
+  };
+  for (const auto& argument : arguments) look(argument);
+  for (const auto& argument : arguments.inside()) look(argument);
   if (writes.empty() && !barrier) return below();
 
   auto& thread = ThreadState::get();
@@ -90,9 +92,13 @@ void run_unrecorded(Below below, const Arguments& arguments) {
   {
     TapeLock lock;
     settle_writes(lock, thread);
-    if (barrier)
-      for (const auto& argument : arguments)
-        if (auto* value = argument.storage ? find_value(lock, argument.storage) : nullptr) pause.lift(value, argument.tensor->storage());
+    const auto lift = [&](const Argument& argument) {
+      if (auto* value = argument.storage ? find_value(lock, argument.storage) : nullptr) pause.lift(value, argument.tensor->storage());
+    };
+    if (barrier) {
+      for (const auto& argument : arguments) lift(argument);
+      for (const auto& argument : arguments.inside()) lift(argument);
+    }
     for (auto& write : writes) {
       auto* value = find_value(lock, write.storage.unsafeGetStorageImpl());
       if (value && should_copy(lock, *value, 0)) to_copy.push_back(&write);
@@ -143,6 +149,12 @@ bool is_pointed_at(const at::Tensor& tensor) {
 
 // Counters and running averages: chains without end would keep all that ever went into them.
 constexpr uint8_t kMostRewrites = 64;
+
+// Operators find what lies in a tensor without a plain storage by ways of their own.
+void fix_inside(TapeLock& lock, const at::Tensor& tensor) {
+  for (const auto& inner : inner_tensors(tensor))
+    if (auto* value = find_value(lock, inner.storage().unsafeGetStorageImpl())) value->fixed = true;
+}
 
 // One call: `prepare`, `read_arguments`, `run`, `note_results`.
 class Recording {
@@ -464,7 +476,11 @@ class Recording {
   }
 
   void note_output(TapeLock& lock, const at::Tensor& tensor, int16_t ret, int32_t element) {
-    if (!tensor.defined() || !has_plain_storage(tensor)) return;
+    if (!tensor.defined()) return;
+    if (!has_plain_storage(tensor)) {
+      if (region_->cap) fix_inside(lock, tensor);
+      return;
+    }
     const auto& storage = tensor.storage();
     auto* impl = storage.unsafeGetStorageImpl();
     if (arguments_.has(impl)) return;
@@ -496,6 +512,12 @@ class Recording {
   Ambient ambient_;
   std::exception_ptr failure_;
 };
+
+void fix_results(TapeLock& lock, const OpTraits& traits, const torch::jit::Stack& stack) {
+  for_each_tensor(stack.data() + (stack.size() - traits.num_returns), traits.num_returns, [&](const at::Tensor& tensor, size_t, int32_t) {
+    if (!has_plain_storage(tensor)) fix_inside(lock, tensor);
+  });
+}
 
 // In a region, or under a cap, or both.
 void run_under_tape(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below, ThreadState& thread,
@@ -531,7 +553,10 @@ void run_under_tape(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit
     run_unrecorded(below, arguments);
   {
     TapeLock lock;
-    if (recording) recording->note_results(lock);
+    if (recording)
+      recording->note_results(lock);
+    else if (cap)
+      fix_results(lock, traits, *stack);
     if (listener) listener->ends(lock);
     if (operands) operands->release(lock);
   }

@@ -6,10 +6,11 @@
 #include <exception>
 
 #include "refrain/error.h"
-#include "tape/install.h"
+#include "tape/engine.h"
 #include "tape/observer.h"
 #include "tape/region_inputs.h"
 #include "tape/slots.h"
+#include "tape/step_listener.h"
 
 namespace refrain::tape {
 namespace {
@@ -132,12 +133,27 @@ void leave_dispatch() {
     c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
 }
 
-Region* open_region(const CheckpointOptions& options) {
+namespace {
+
+void check(const CheckpointOptions& options) {
   if (options.context_fn())
     throw InvalidArgument(
         "[refrain::checkpoint] context_fn is for source(kRerun): with kReplay the function is called only once. Enter the "
         "scope inside the function.");
   refuse_unsupported_modes();
+}
+
+}  // namespace
+
+bool plan_chooses(const CheckpointOptions& options) {
+  const auto& thread = ThreadState::get();
+  if (!step_listener() || thread.region || thread.saver || thread.observer || options.policy() || options.inputs()) return false;
+  check(options);
+  return true;
+}
+
+Region* open_region(const CheckpointOptions& options) {
+  check(options);
   install();
   auto work = options.inputs() ? options.inputs()->open(options) : nullptr;
   auto& thread = ThreadState::get();
@@ -147,6 +163,7 @@ Region* open_region(const CheckpointOptions& options) {
   region->preserve_rng_state = options.preserve_rng_state();
   region->policy = options.policy();
   region->offload = options.offload() ? options.offload() : offload_store();
+  region->hook_depth = saved_hook_depth();
   region->refs = 1;
   region->parent = thread.region;
   region->top = region->parent ? region->parent->top : region;
@@ -254,7 +271,7 @@ namespace refrain {
 
 bool is_checkpointing() noexcept {
   const auto& thread = tape::ThreadState::get();
-  return thread.region || thread.open_reruns > 0;
+  return thread.region || thread.open_reruns > 0 || thread.planned_regions > 0;
 }
 
 bool is_recomputing() noexcept { return tape::ThreadState::get().recomputing; }
@@ -271,11 +288,17 @@ namespace refrain::detail {
 
 RegionScope::RegionScope(const CheckpointOptions& options) {
   if (tape::plain_call()) return;
+  is_planned_ = tape::plan_chooses(options);
+  if (is_planned_) {
+    ++tape::ThreadState::get().planned_regions;
+    return;
+  }
   region_ = tape::open_region(options);
   c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
 }
 
 RegionScope::~RegionScope() {
+  if (is_planned_) --tape::ThreadState::get().planned_regions;
   if (!region_) return;
   auto* region = static_cast<tape::Region*>(region_);
   if (region->work) region->work->forward_ended();

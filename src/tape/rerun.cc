@@ -14,7 +14,7 @@
 
 #include "refrain/checkpoint.h"
 #include "refrain/error.h"
-#include "tape/install.h"
+#include "tape/engine.h"
 #include "tape/region_inputs.h"
 #include "tape/running.h"
 #include "tape/surroundings.h"
@@ -221,6 +221,7 @@ class Refilling final : public Saver {
   Refilling(Rerun& rerun, int32_t graph_task, size_t last_needed, OpTrace* trace)
       : stops_early(rerun.early_stop_ || rerun.open), rerun_(rerun), last_needed_(last_needed), trace_(trace) {
     stop.graph_task = graph_task;
+    hook_depth = rerun.hook_depth;  // those of forward are put in force for the second call
     std::lock_guard lock(rerun_.mutex_);
     wanted_.reserve(rerun_.expected_.size());
     for (const auto& expected : rerun_.expected_) wanted_.push_back(expected.place != nullptr);

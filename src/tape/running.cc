@@ -17,7 +17,7 @@
 
 #include "refrain/selective.h"
 #include "tape/for_each_tensor.h"
-#include "tape/install.h"
+#include "tape/engine.h"
 #include "tape/module_ranges.h"
 #include "tape/tape.h"
 

@@ -71,9 +71,10 @@ graph::ValueId StepTracer::add(Value* value, graph::Value&& known) {
   return id;
 }
 
-// One that no operator of the step made was there before.
+// One that no operator of the step made was there before; one of a region that has died and was recomputed is another one.
 graph::ValueId StepTracer::id_of(Value* value) {
-  if (const auto known = ids_.find(value); known != ids_.end()) return known->second;
+  if (const auto known = ids_.find(value); known != ids_.end() && graph_.values[static_cast<size_t>(known->second)].death == graph::kNone)
+    return known->second;
   graph::Value source;
   source.bytes = has_tracked_bytes(*value) ? static_cast<int64_t>(value->nbytes) : 0;
   source.birth = place();
@@ -95,8 +96,10 @@ int64_t StepTracer::bytes_there() const {
 void StepTracer::note_deaths(graph::OpId at) {
   std::erase_if(alive_, [&](graph::ValueId id) {
     const auto& value = *values_[static_cast<size_t>(id)];
+    auto& known = graph_.values[static_cast<size_t>(id)];
     const bool gone = value.stale || value.storage.expired();
-    if (gone) graph_.values[static_cast<size_t>(id)].death = std::max(at, graph::first_place(graph_.values[static_cast<size_t>(id)]));
+    if (gone) known.death = std::max(at, graph::first_place(known));
+    if (value.holds > 0 || value.slots) known.evictable = false;  // a region keeps it
     return gone;
   });
 }
@@ -146,6 +149,7 @@ void StepTracer::recorded(TapeLock&, const Op& op) {
     graph::Value value;
     value.bytes = static_cast<int64_t>(out.value->nbytes);
     value.producer = at;
+    value.evictable = true;
     value.output = static_cast<int32_t>(made.outputs.size());
     if (out.ref >= 0) {
       const auto* before = op.refs_in[static_cast<size_t>(out.ref)].value;
@@ -197,7 +201,7 @@ void StepTracer::note_evictable() {
   for (size_t i = 0; i < values_.size(); ++i) {
     const auto& value = *values_[i];
     auto& known = graph_.values[i];
-    known.evictable = known.producer != graph::kNone && value.nbytes > 0 && !value.fixed && !value.gradient && value.pins == 0 &&
+    known.evictable = known.evictable && value.nbytes > 0 && !value.fixed && !value.gradient && value.pins == 0 &&
                       graph_.ops[static_cast<size_t>(known.producer)].replayable &&
                       sources_last[static_cast<size_t>(known.producer)] >= known.death;
   }

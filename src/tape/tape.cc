@@ -5,10 +5,13 @@
 #include "memory/block.h"
 #include "memory/stack.h"
 #include "refrain/memory.h"
+#include "tape/engine.h"
 #include "tape/evict.h"
 #include "tape/slots.h"
 
 namespace refrain::tape {
+
+Saver::Saver() : hook_depth(saved_hook_depth()) {}
 
 ThreadState::~ThreadState() {
   if (unsettled.empty() && unknown_slots.empty()) return;

@@ -26,7 +26,10 @@ namespace refrain::tape {
 /// Gives autograd something to keep instead of a tensor, while it is this thread's innermost.
 class Saver {
  public:
+  Saver();
   virtual std::unique_ptr<torch::autograd::SavedVariableHooks> hooks() = 0;
+
+  size_t hook_depth;  ///< `saved_hook_depth` when it was made: hooks put on later go first
 
  protected:
   ~Saver() = default;
@@ -59,6 +62,7 @@ struct Region {
   Region* parent = nullptr;  ///< owned
   Region* top = nullptr;     ///< outermost enclosing region or itself; not owned
   Saver* outer_saver = nullptr;  ///< this thread's when the region was opened
+  size_t hook_depth = 0;         ///< as `Saver::hook_depth`
   std::vector<Region*> children;  ///< not owned
   std::vector<Bound> bounds;
   std::vector<Value*> marked;     ///< owned and held: kept by name, after the operators that read them may have run
@@ -193,6 +197,9 @@ struct ThreadState {
   const OpTraits* operands_of = nullptr;  ///< the operator that runs under a cap
   int64_t made_room_ns = 0;      ///< spent in allocations, deciding what leaves memory
   int open_reruns = 0;        ///< rerun regions in forward
+  int planned_regions = 0;    ///< open ones whose operators are planned with the rest of the step
+  int engine_runs = 0;        ///< `EngineRun`s alive on this thread
+  bool* engine_probe = nullptr;  ///< set while somebody asks whether an engine leads to the tape
   bool recomputing = false;   ///< a replay pass runs on this thread, or a function is called again
   bool disabled = false;      ///< under a `NoCheckpointGuard`
   std::vector<Unsettled> unsettled;
@@ -274,6 +281,8 @@ bool plain_call();
 void refuse_unsupported_modes();
 /// Lets operators pass by the tape again if nothing on this thread needs it to look at them.
 void leave_dispatch();
+/// Whether a region opened on this thread now is none of its own: the step is traced or runs by a plan, which chooses what to recompute.
+bool plan_chooses(const CheckpointOptions& options);
 Region* open_region(const CheckpointOptions& options);
 void close_region(Region* region);
 void slot_added(TapeLock& lock, Region* region);

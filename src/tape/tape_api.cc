@@ -1,0 +1,39 @@
+#include "refrain/error.h"
+#include "tape/evict.h"
+#include "tape/op_traits.h"
+#include "tape/tape.h"
+
+namespace refrain {
+
+TapeStats tape_stats() {
+  while (tape::has_gone()) const tape::TapeLock settling;
+  tape::TapeLock lock;
+  return lock.tape().stats;
+}
+
+void reset_tape_counters() {
+  tape::TapeLock lock;
+  auto& stats = lock.tape().stats;
+  stats.recorded_ops = stats.replayed_ops = stats.refills = stats.reruns = stats.leaf_copies = 0;
+  stats.recorded_ns = stats.replayed_forward_ns = stats.replay_ns = 0;
+}
+
+bool set_op_timing(bool on) { return tape::Tape::get().timing.exchange(on); }
+
+LeafWritePolicy set_leaf_write_policy(LeafWritePolicy policy, int64_t max_leaf_copy_bytes) {
+  if (max_leaf_copy_bytes < 0)
+    throw InvalidArgument("[refrain::set_leaf_write_policy] max_leaf_copy_bytes is " +
+                          std::to_string(max_leaf_copy_bytes) + ", expected a number of bytes >= 0.");
+  tape::TapeLock lock;
+  lock.tape().max_leaf_copy_bytes = max_leaf_copy_bytes;
+  return std::exchange(lock.tape().leaf_write_policy, policy);
+}
+
+void register_effect_op(const std::string& op) {
+  if (op.find("::") == std::string::npos)
+    throw InvalidArgument("[refrain::register_effect_op] found `" + op +
+                          "`, expected \"namespace::name\", for example \"aten::copy_\".");
+  tape::mark_effect_op(op);
+}
+
+}  // namespace refrain
