@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <vector>
 #include <string>
 
 #include "refrain/bytes.h"
@@ -88,7 +89,7 @@ class OutOfMemory : public c10::OutOfMemoryError {
 /// inputs) and gradients of parameters never leave. `checkpoint` regions inside work; what they keep does not leave.
 /// A raw pointer is good until the next operator; one to bytes that have left is an error that says so: `PinScope`.
 /// Caps nest: the smallest limit holds, with the options of the innermost. Other threads: the limit holds for them too; their
-/// operators are recorded only while they have a cap of their own; they must not read tensors from under this one.
+/// operators are recorded only in a `CapThreadScope` or with a cap of their own; else an evicted tensor is an error there.
 /// At the end of the last cap everything that has left comes back.
 /// Cost: 1 to 4 us an operator: less in a cache that is warm.
 class MemoryCap {
@@ -110,17 +111,37 @@ class MemoryCap {
   std::unique_ptr<State> state_;
 };
 
-/// While alive, the bytes of a tensor stay in place, so that raw pointers to them are good.
+/// While alive, the bytes of tensors stay resident, so that raw pointers to them are good: for `const_data_ptr`, for `torch::save`
+/// of what an operator made under the cap, and for threads that are not under it. Without a cap it does nothing.
+///
+///     { refrain::PinScope pin(module->parameters()); torch::save(module, "model.pt"); }
 class PinScope {
  public:
-  /// Brings them back first. @throws as an operator would that reads `tensor`.
+  /// Makes them resident first. Undefined tensors are ignored.
+  /// @throws as an operator would that reads the tensors.
   explicit PinScope(at::Tensor tensor);
+  explicit PinScope(std::vector<at::Tensor> tensors);
   ~PinScope();
   PinScope(const PinScope&) = delete;
   PinScope& operator=(const PinScope&) = delete;
 
  private:
-  at::Tensor tensor_;
+  std::vector<at::Tensor> tensors_;
+};
+
+/// While alive, operators of this thread run under the caps that are open, as those of the thread that made them do: they are
+/// recorded, and what they read is made resident. For worker threads (loaders, environments) that read or write tensors made under
+/// a cap; without it an evicted tensor is an error on them. No effect if no cap is open when it is made.
+/// Threads: destroyed on the thread that made it. Cost: as `MemoryCap`'s, an operator.
+class CapThreadScope {
+ public:
+  CapThreadScope();
+  ~CapThreadScope();
+  CapThreadScope(const CapThreadScope&) = delete;
+  CapThreadScope& operator=(const CapThreadScope&) = delete;
+
+ private:
+  bool joined_ = false;
 };
 
 }  // namespace refrain

@@ -56,8 +56,28 @@ MemoryCapStats MemoryCap::stats() const {
 
 void MemoryCap::pin(const at::Tensor& tensor) { tape::pin(tensor, 1); }
 
-PinScope::PinScope(at::Tensor tensor) : tensor_(std::move(tensor)) { tape::pin(tensor_, 1); }
+PinScope::PinScope(at::Tensor tensor) : PinScope(std::vector<at::Tensor>{std::move(tensor)}) {}
 
-PinScope::~PinScope() { tape::pin(tensor_, -1); }
+PinScope::PinScope(std::vector<at::Tensor> tensors) {
+  try {
+    for (auto& tensor : tensors) {
+      tape::pin(tensor, 1);
+      tensors_.push_back(std::move(tensor));
+    }
+  } catch (...) {
+    for (const auto& tensor : tensors_) tape::pin(tensor, -1);
+    throw;
+  }
+}
+
+PinScope::~PinScope() {
+  for (const auto& tensor : tensors_) tape::pin(tensor, -1);
+}
+
+CapThreadScope::CapThreadScope() : joined_(tape::join_cap()) {}
+
+CapThreadScope::~CapThreadScope() {
+  if (joined_) tape::leave_cap();
+}
 
 }  // namespace refrain

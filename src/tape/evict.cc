@@ -179,8 +179,9 @@ void no_longer_evicted(TapeLock& lock, Value* value) {
 }
 
 const char* const kNotThere =
-    "[refrain::MemoryCap] a pointer was asked for to the bytes of a tensor that the cap has evicted. Operators bring them "
-    "back; for code that needs the pointer, pin the tensor first: `PinScope pin(tensor);`. The thread must be under the cap.";
+    "[refrain::MemoryCap] a pointer was asked for to the bytes of a tensor that the cap has evicted. Operators of threads under the "
+    "cap make it resident; for code that takes the pointer (const_data_ptr, torch::save) pin the tensor first: `PinScope "
+    "pin(tensor);`. On a thread of your own: `CapThreadScope scope;`, or pin before the thread reads.";
 
 // What is evicted and computed from `source`.
 void add_dependents(TapeLock& lock, const Value* source, std::vector<Value*>& dependents) {
@@ -320,6 +321,19 @@ void close_cap() {
     lock.release(region);
   }
   leave_dispatch();
+}
+
+bool join_cap() {
+  if (!Tape::get().cap.load() || c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Fake)) return false;
+  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+  return true;
+}
+
+void leave_cap() {
+  auto& thread = ThreadState::get();
+  TapeLock lock;
+  settle(lock, thread);
+  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
 }
 
 bool is_evictable(const Value& value) {

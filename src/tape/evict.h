@@ -21,6 +21,10 @@ namespace refrain::tape {
 void open_cap();
 /// The last one brings back what is evicted. What cannot be stays so, and says it when it is read.
 void close_cap();
+/// Records what this thread does too. @return false if there is no cap, or it does already.
+bool join_cap();
+/// Ends that.
+void leave_cap();
 
 /// Whether `value` may leave memory, as far as can be told from a short look at it alone.
 bool is_evictable(const Value& value);

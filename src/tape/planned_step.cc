@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "refrain/error.h"
 #include "tape/evict.h"
 #include "tape/replayer.h"
 #include "tape/step_tracer.h"
@@ -52,9 +53,20 @@ void PlannedStep::before(const OpTraits& traits, const torch::jit::Stack&) {
                          static_cast<size_t>(place_) < graph_.ops.size() ? graph_.ops[static_cast<size_t>(place_)].name : "the end"));
     if (lost_ || !is_next(traits)) return;
   }
+  if (!act_at(static_cast<size_t>(place_))) return;
   inside_ = true;
   was_recorded_ = false;
-  for (const auto& action : schedule_.places[static_cast<size_t>(place_)]) act(action);
+}
+
+// What is evicted can always be recomputed; what a plan recomputes for itself, after its death, may turn out to read something that is gone.
+bool PlannedStep::act_at(size_t place) {
+  try {
+    for (const auto& action : schedule_.places[place]) act(action);
+    return true;
+  } catch (const CheckpointError& error) {
+    mismatch(fmt::format("at operator {} the plan recomputes what cannot be recomputed: {}", place, error.what()));
+    return false;
+  }
 }
 
 void PlannedStep::begins(TapeLock&, const OpTraits&, c10::ArrayRef<Value*>) {}
@@ -90,9 +102,8 @@ void PlannedStep::ends(TapeLock&) {
 void PlannedStep::step_ended() {
   const bool is_whole = !lost_ && static_cast<size_t>(place_) + 1 == graph_.ops.size() && graph_.ops.back().name == StepTracer::kEnd;
   if (is_whole) {
-    for (auto place = schedule_.places.end() - 2; place != schedule_.places.end(); ++place)
-      for (const auto& action : *place) act(action);
-    ++counters_.planned;
+    const auto end = schedule_.places.size();
+    if (act_at(end - 2) && act_at(end - 1)) ++counters_.planned;
   } else if (place_ > 0 && acted_) {
     ++counters_.mismatched;
     if (counters_.first_mismatch.empty())

@@ -40,6 +40,8 @@ class PlannedStep final : public StepListener {
 
  private:
   bool is_next(const OpTraits& traits);
+  /// @return false if the plan could not be followed there; the rest of the step runs unplanned.
+  bool act_at(size_t place);
   void act(const graph::Action& action);
   void drop(graph::ValueId id);
   void recompute(graph::OpId id, bool in_place);

@@ -81,6 +81,17 @@ graph::ValueId StepTracer::id_of(Value* value) {
   return add(value, std::move(source));
 }
 
+// A source that no operator has made or read before: `x.index_put_({mask}, 0.25)` builds a tensor that it alone reads.
+graph::ValueId StepTracer::add_unseen(Value* value, graph::OpId reader) {
+  graph::Value source;
+  source.bytes = has_tracked_bytes(*value) ? static_cast<int64_t>(value->nbytes) : 0;
+  source.birth = reader;
+  auto& op = graph_.ops[static_cast<size_t>(reader)];
+  op.outside -= source.bytes;
+  op.gap = std::max<int64_t>(0, op.gap - source.bytes);
+  return add(value, std::move(source));
+}
+
 bool StepTracer::is_there(graph::ValueId id) const {
   const auto& value = *values_[static_cast<size_t>(id)];
   return value.evicted ? false : !value.stale && !value.storage.expired();
@@ -141,7 +152,7 @@ void StepTracer::recorded(TapeLock&, const Op& op) {
   ops_[op.seq] = at;
   std::vector<graph::ValueId> read;
   for (const auto& ref : op.refs_in)
-    if (const auto known = ids_.find(ref.value); ref.value && known != ids_.end()) add_once(read, known->second);
+    if (ref.value) add_once(read, ids_.contains(ref.value) ? ids_.at(ref.value) : add_unseen(ref.value, at));
   made.inputs = std::move(read);
   for (size_t i = 0; i < op.outs.size(); ++i) {
     const auto& out = op.outs[i];

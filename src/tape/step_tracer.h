@@ -46,6 +46,7 @@ class StepTracer final : public StepListener {
   void begin(const OpTraits* traits, c10::ArrayRef<Value*> operands);
   graph::ValueId id_of(Value* value);
   graph::ValueId add(Value* value, graph::Value&& known);
+  graph::ValueId add_unseen(Value* value, graph::OpId reader);
   bool is_there(graph::ValueId id) const;
   int64_t bytes_there() const;
   void note_deaths(graph::OpId place);

@@ -109,7 +109,9 @@ const Kind kKinds[] = {
     {"inputs_offloaded", [] { return CheckpointOptions().offload_to_cpu(true); }},
 };
 
-class BudgetRegionsTest : public testing::TestWithParam<std::tuple<Program, Kind>> {};
+using Case = std::tuple<Program, Kind>;
+class BudgetRegionsTest : public testing::TestWithParam<Case> {};
+class BudgetRegionsPeakTest : public testing::TestWithParam<Case> {};
 
 std::vector<std::string> bits(Net& net, const Tensor& loss) {
   std::vector<std::string> all{bits_of(loss)};
@@ -154,11 +156,9 @@ TEST_P(BudgetRegionsTest, StepsArePlannedAndEqualToTheBit) {
   }
 }
 
-TEST_P(BudgetRegionsTest, ThePeakIsThePlans) {
+TEST_P(BudgetRegionsPeakTest, ThePeakIsAtMostThePlans) {
   refrain::install_memory_tracking();
   const auto& [program, kind] = GetParam();
-  if (kind.name == std::string("offload") || kind.name == std::string("inputs_offloaded"))
-    GTEST_SKIP() << "stores copy on threads of their own: when their bytes go differs from run to run";
   Net net;
   const auto options = kind.options();
   const auto step = [&] {
@@ -183,8 +183,28 @@ TEST_P(BudgetRegionsTest, ThePeakIsThePlans) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, BudgetRegionsTest, testing::Combine(testing::ValuesIn(kPrograms), testing::ValuesIn(kKinds)),
-                         [](const auto& info) { return std::string(std::get<0>(info.param).name) + "_" + std::get<1>(info.param).name; });
+std::vector<Case> cases(const std::function<bool(const std::string& program, const std::string& kind)>& with) {
+  std::vector<Case> all;
+  for (const auto& program : kPrograms)
+    for (const auto& kind : kKinds)
+      if (with(program.name, kind.name)) all.emplace_back(program, kind);
+  return all;
+}
+
+std::string name_of(const testing::TestParamInfo<Case>& info) {
+  return std::string(std::get<0>(info.param).name) + "_" + std::get<1>(info.param).name;
+}
+
+// A function that is called again moves the statistics of BatchNorm twice, which is what that source does.
+INSTANTIATE_TEST_SUITE_P(All, BudgetRegionsTest, testing::ValuesIn(cases([](const auto& program, const auto& kind) {
+                           return program != "batch_norm" || kind != "rerun";
+                         })),
+                         name_of);
+// Stores copy on threads of their own: when their bytes are freed differs from run to run.
+INSTANTIATE_TEST_SUITE_P(All, BudgetRegionsPeakTest, testing::ValuesIn(cases([](const auto&, const auto& kind) {
+                           return kind != "offload" && kind != "inputs_offloaded";
+                         })),
+                         name_of);
 
 // A plan may recompute less, or other things, than the region would.
 TEST(BudgetRegions, ThePlanChoosesForARegion) {

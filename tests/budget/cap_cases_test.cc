@@ -503,5 +503,81 @@ TEST_F(CapTest, TwoThreads) {
   EXPECT_EQ(live(), live_before);
 }
 
+// `at::max_pool1d` without gradients is one function that reads pointers, with no operator of the dispatcher below it.
+TEST_F(CapTest, CompositeFunctionsThatReadPointers) {
+  const torch::NoGradGuard no_grad;
+  torch::manual_seed(0);
+  const auto expected = torch::max_pool1d(torch::randn({4, 8, 64}) * 2, 2);
+  torch::manual_seed(0);
+  const MemoryCap cap(kNoLimit, every_byte());
+  const auto x = torch::randn({4, 8, 64}) * 2;
+  evict_all();
+  ASSERT_GT(evicted_bytes(), 0);
+  const auto y = torch::max_pool1d(x, 2);
+  expect_bit_equal(expected, y);
+}
+
+TEST_F(CapTest, AnotherThreadReadsAndWritesInACapThreadScope) {
+  const MemoryCap cap(kNoLimit, every_byte());
+  const auto w = torch::arange(0, 64).to(torch::kFloat);
+  auto h = w.mul(2);
+  evict_all();
+  std::string refused;
+  double sum = 0;
+  std::thread([&] {
+    try {
+      (void)h.sum();
+    } catch (const c10::Error& error) {
+      refused = error.what_without_backtrace();
+    }
+    const refrain::CapThreadScope scope;
+    sum = h.sum().item<double>();
+    h[0] = torch::full({}, 5.0F);
+  }).join();
+  EXPECT_NE(refused.find("CapThreadScope"), std::string::npos) << refused;
+  EXPECT_EQ(sum, 63.0 * 64);
+  evict_all();
+  EXPECT_EQ(h.sum().item<double>(), 63.0 * 64 + 5);
+  bool included = true;
+  std::thread([&] {
+    { const refrain::CapThreadScope scope; }
+    included = c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Fake);
+  }).join();
+  EXPECT_FALSE(included);
+}
+
+TEST_F(CapTest, WhatIsPinnedCanBeSaved) {
+  const MemoryCap cap(kNoLimit, every_byte());
+  torch::nn::Sequential net(torch::nn::Linear(16, 16), torch::nn::BatchNorm1d(16));
+  const auto h = net->forward(torch::randn({8, 16}));
+  evict_all();
+  const auto save = [&] {
+    std::ostringstream out;
+    torch::save(net, out);
+    torch::save(h, out);
+    return out.str();
+  };
+  try {
+    (void)save();
+    FAIL() << "nothing was evicted";
+  } catch (const c10::Error& error) {
+    EXPECT_NE(std::string(error.what()).find("PinScope"), std::string::npos);
+  }
+  auto all = net->parameters();
+  for (const auto& buffer : net->buffers()) all.push_back(buffer);
+  all.push_back(h);
+  all.emplace_back();  // undefined
+  std::string saved;
+  {
+    const refrain::PinScope pin(all);
+    evict_all();
+    saved = save();
+  }
+  torch::nn::Sequential back(torch::nn::Linear(16, 16), torch::nn::BatchNorm1d(16));
+  std::istringstream in(saved);
+  torch::load(back, in);
+  for (size_t i = 0; i < net->parameters().size(); ++i) EXPECT_EQ(bits_of(net->parameters()[i]), bits_of(back->parameters()[i]));
+}
+
 }  // namespace
 }  // namespace refrain_test
