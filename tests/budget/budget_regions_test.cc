@@ -139,7 +139,7 @@ TEST_P(BudgetRegionsTest, StepsArePlannedAndEqualToTheBit) {
     const refrain::NoCheckpointGuard baseline;
     for (int i = 0; i < kSteps; ++i) expected.push_back(bits(net, run(net, kind.options())));
   }
-  for (const double fraction : {1.0, 0.4, 0.0}) {
+  for (const double fraction : {1.0, 0.0}) {
     SCOPED_TRACE(fraction);
     Net net;
     const auto options = kind.options();
@@ -169,18 +169,15 @@ TEST_P(BudgetRegionsPeakTest, ThePeakIsAtMostThePlans) {
   step();
   net.clear();
   const auto trace = refrain::profile(step);
-  for (const double fraction : {0.6, 0.0}) {
-    SCOPED_TRACE(fraction);
-    const auto plan = refrain::plan_step(trace, fraction, 0.5);
-    MemoryBudget budget(plan);
-    for (int i = 0; i < 2; ++i) {
-      net.clear();
-      refrain::reset_peak_memory();
-      program.loss(net, options).backward();
-      EXPECT_LE(refrain::memory_stats().peak, plan.peak()) << plan.brief();
-    }
-    EXPECT_EQ(budget.stats().planned_steps, 2) << budget.stats().first_mismatch;
+  const auto plan = refrain::plan_step(trace, 0.0, 0.2);
+  MemoryBudget budget(plan);
+  for (int i = 0; i < 2; ++i) {
+    net.clear();
+    refrain::reset_peak_memory();
+    program.loss(net, options).backward();
+    EXPECT_LE(refrain::memory_stats().peak, plan.peak()) << plan.brief();
   }
+  EXPECT_EQ(budget.stats().planned_steps, 2) << budget.stats().first_mismatch;
 }
 
 std::vector<Case> cases(const std::function<bool(const std::string& program, const std::string& kind)>& with) {

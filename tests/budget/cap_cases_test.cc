@@ -552,9 +552,9 @@ TEST_F(CapTest, WhatIsPinnedCanBeSaved) {
   const auto h = net->forward(torch::randn({8, 16}));
   evict_all();
   const auto save = [&] {
-    std::ostringstream out;
+    std::ostringstream out, other;
     torch::save(net, out);
-    torch::save(h, out);
+    torch::save(h, other);
     return out.str();
   };
   try {
