@@ -8,6 +8,7 @@
 
 #include "memory/block.h"
 #include "memory/stack.h"
+#include "tape/composite_ops.h"
 #include "tape/evicted_classes.h"
 #include "tape/engine.h"
 #include "tape/replayer.h"
@@ -259,6 +260,7 @@ void before_operator() {
 
 void open_cap() {
   install();
+  add_composite_ops();
   Block::owner_died.store(&died);
   {
     TapeLock lock;
