@@ -158,12 +158,17 @@ bool is_read(at::Float32Op op, ReadsPrecision by) {
   }
 }
 
-uint32_t precision_bits(size_t i) {
-  const auto value = at::globalContext().float32Precision(kPrecisions[i].backend, kPrecisions[i].op);
-  return (static_cast<uint32_t>(value) + 1) << (4 * i);
+template <typename IsRead>
+uint32_t read_precision(IsRead is_read) {
+  const bool cuda = at::hasCUDA();
+  uint32_t bits = 0;
+  for (size_t i = 0; i < std::size(kPrecisions); ++i) {
+    const auto& [backend, op, name] = kPrecisions[i];
+    if (!is_read(op) || (backend == at::Float32Backend::CUDA && !cuda)) continue;
+    bits |= (static_cast<uint32_t>(at::globalContext().float32Precision(backend, op)) + 1) << (4 * i);
+  }
+  return bits & 0x7fffffff;
 }
-
-bool is_used(at::Float32Backend backend) { return backend != at::Float32Backend::CUDA || at::hasCUDA(); }
 
 Ambient without_precision() {
   Ambient ambient;
@@ -171,7 +176,7 @@ Ambient without_precision() {
   ambient.globals = globals_now();
   ambient.threads = static_cast<uint16_t>(at::get_num_threads());
   ambient.float_control = float_control_now();
-  ambient.grad_mode = c10::GradMode::is_enabled();
+  ambient.grad_mode = c10::GradMode::is_enabled() ? 1 : 0;
   return ambient;
 }
 
@@ -187,16 +192,13 @@ uint32_t read_mask(uint32_t precision) {
 
 Ambient Ambient::now(ReadsPrecision precision) {
   auto ambient = without_precision();
-  if (precision == ReadsPrecision::kNone) return ambient;
-  for (size_t i = 0; i < std::size(kPrecisions); ++i)
-    if (is_read(kPrecisions[i].op, precision) && is_used(kPrecisions[i].backend)) ambient.precision |= precision_bits(i);
+  if (precision != ReadsPrecision::kNone) ambient.precision = read_precision([&](at::Float32Op op) { return is_read(op, precision); });
   return ambient;
 }
 
 Ambient Ambient::now() {
   auto ambient = without_precision();
-  for (size_t i = 0; i < std::size(kPrecisions); ++i)
-    if (is_used(kPrecisions[i].backend)) ambient.precision |= precision_bits(i);
+  ambient.precision = read_precision([](at::Float32Op) { return true; });
   return ambient;
 }
 
@@ -254,7 +256,7 @@ void AmbientScope::set(const Ambient& recorded) {
   auto keys = recorded.keys;
   keys.excluded_ = keys.excluded_.add(c10::DispatchKey::Fake);
   c10::impl::_force_tls_local_dispatch_key_set(keys);
-  c10::GradMode::set_enabled(recorded.grad_mode);
+  c10::GradMode::set_enabled(recorded.grad_mode != 0);
   arithmetic_.set(recorded);
   current_ = recorded;
 }

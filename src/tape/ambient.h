@@ -20,8 +20,8 @@ struct Ambient {
   const Globals* globals = nullptr;  ///< default dtype and all switches of `at::Context`; never freed
   uint16_t threads = 0;              ///< of `at::get_num_threads`: work is cut by it, and the cuts show in the last bits
   uint16_t float_control = 0;        ///< rounding, and whether denormals are flushed
-  uint32_t precision = 0;            ///< four bits for each setting of float32 precision that was read, 0 where it was not
-  bool grad_mode = false;
+  uint32_t precision : 31 = 0;       ///< four bits for each setting of float32 precision that was read, 0 where it was not
+  uint32_t grad_mode : 1 = 0;
 
   bool operator==(const Ambient& other) const {
     return keys.included_ == other.keys.included_ && keys.excluded_ == other.keys.excluded_ && globals == other.globals &&

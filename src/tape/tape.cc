@@ -351,9 +351,15 @@ void raw_write(c10::StorageImpl* storage) {
     value = find_value(lock, storage);
     if (!value || !value->armed) return;
     retain(value);
-    is_needed = value->needed > 0;
+    is_needed = value->needed > 0 && !ThreadState::get().recomputing;  // one pass at a time
   }
-  if (is_needed) bring_back_dependents(value);
+  try {
+    if (is_needed) bring_back_dependents(value);
+  } catch (...) {
+    TapeLock lock;
+    lock.release(value);
+    throw;  // nothing is written
+  }
   {
     TapeLock lock;
     disarm(value, storage);  // LibTorch clears the barrier itself after this call

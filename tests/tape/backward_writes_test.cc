@@ -172,6 +172,7 @@ TEST_F(BackwardWrites, UnderRerunItIsAnError) {
 TEST_F(BackwardWrites, UnderACap) {
   const Write write = by_operator, twin = out_of_place;
   const auto want = execute(shared(twin), false);
+  refrain::install_memory_tracking();
   refrain::MemoryCap cap(refrain::Bytes{1} << 40);
   EXPECT_TRUE(execute(shared(write), true) == want);
 }

@@ -451,8 +451,6 @@ TEST_F(HiddenState, OtherSettingsChangedAreRefused) {
        [&] { context.setFloat32MatmulPrecision("highest"); }},
       {"flash attention", [&] { context.setSDPUseFlash(false); }, [&] { context.setSDPUseFlash(true); }},
       {"deterministic mkldnn", [&] { context.setDeterministicMkldnn(true); }, [&] { context.setDeterministicMkldnn(false); }},
-      {"preferred linear-algebra backend", [&] { context.setLinalgPreferredBackend(at::LinalgBackend::Magma); },
-       [&] { context.setLinalgPreferredBackend(at::LinalgBackend::Default); }},
       {"reduced-precision reduction of float16 in cublas", [&] { context.setAllowFP16ReductionCuBLAS(false); },
        [&] { context.setAllowFP16ReductionCuBLAS(true); }},
       {"reduced-precision reduction of bfloat16 in cublas", [&] { context.setAllowBF16ReductionCuBLAS(false); },
@@ -534,7 +532,7 @@ TEST_F(HiddenState, FlushingOfDenormalsChanged) {
     expect_same(
         [](Trial& run) {
           Tensor x = run.track(torch::full({64}, 1e-20F));
-          Tensor loss = run.region([&] { return x.mul(1e-20F).mul(1e30F).sin(); }).sum();
+          Tensor loss = run.region([&] { return x.mul(1e-20F).mul(1e30F).square(); }).sum();
           at::globalContext().setFlushDenormal(true);
           loss.backward();
           at::globalContext().setFlushDenormal(false);
