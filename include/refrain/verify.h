@@ -58,7 +58,8 @@ void collect_state(M& module, Verified& verified) {
 }  // namespace detail
 
 /// Runs `fn(args...)` three times with its backward: plainly, with `kReplay`, with `kRerun`, each from the same buffers and
-/// random state, and compares outputs, gradients, buffers and generators.
+/// random state, and compares outputs, gradients, buffers and generators. What regions read from outside is checked meanwhile
+/// (`set_check_inputs`): memory filled again through a pointer that the function or a hook kept is an error that names the tensor.
 ///
 /// Gradients are of the sum of all floating-point results times fixed random numbers, with respect to every leaf that the
 /// result depends on: inputs, parameters of `fn` if it is a module, and captured ones. `.grad` is not touched; buffers and

@@ -56,7 +56,7 @@ bool is_source(const Value& value) { return !value.producer || !value.region || 
 
 // Whether a source still has the bytes that `ref` read.
 bool is_readable(const Value& source, const ArgRef& ref) {
-  if (source.unknown || source.gradient || source.writers > 0) return false;
+  if (source.unknown || source.gradient || source.writers > 0 || source.exposed) return false;
   if (ref.version_moved() && !source.private_copy) return false;
   return static_cast<bool>(resident(source));
 }
@@ -73,7 +73,6 @@ void make_source(TapeLock& lock, Value* value) {
   if (!value->producer || value->producer->secured > 0) return;
   value->producer->outs[value->out].value = nullptr;
   lock.release(std::exchange(value->producer, nullptr));
-  if (value->armed) disarm_alive(value);
   if (!value->gradient) disown(lock, value);
 }
 
@@ -616,6 +615,36 @@ void Operands::bring_back() {
   if (written_.empty()) return;
   TapeLock lock;
   for (auto* value : written_) make_source(lock, value);
+}
+
+void bring_back_dependents(Value* source) {
+  const auto count_writer = [&](int by) {
+    TapeLock lock;
+    source->writers += by;
+  };
+  count_writer(1);  // what would need it again does not leave from now on
+  try {
+    for (;;) {
+      std::vector<Value*> missing;
+      {
+        TapeLock lock;
+        collect_gone(lock);
+        if (source->needed > 0) add_dependents(lock, source, missing);
+      }
+      if (missing.empty()) break;
+      try {
+        bring_back(missing);
+      } catch (...) {
+        release_all(missing);
+        throw;
+      }
+      release_all(missing);
+    }
+  } catch (...) {
+    count_writer(-1);
+    throw;
+  }
+  count_writer(-1);
 }
 
 void pin(const at::Tensor& tensor, int by) {

@@ -247,7 +247,8 @@ class ReportWriter {
         add_slot(*slot, origin);
       else
         add_tensor(slot->kept(), numbers_.at(slot->region), origin.op,
-                   fmt::format("no plain storage to replay into ({})", c10::str(slot->kept().layout())));
+                   has_plain_storage(slot->kept()) ? "memory of somebody else, which backward reads as it is then"
+                                                   : fmt::format("no plain storage to replay into ({})", c10::str(slot->kept().layout())));
     }
   }
 

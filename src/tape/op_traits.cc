@@ -214,7 +214,13 @@ OpTraits::OpTraits(const c10::OperatorHandle& op)
   uninitialized = uninitialized_ops().count(qualified) && writes.empty();
   only_metadata = shape_readers().count(qualified) && writes.empty();
   full_overwrite = full_overwriters().count(qualified);
-  pointwise = op.hasTag(at::Tag::pointwise);
+  const auto names = [&](const char* part) { return qualified.find(part) != std::string::npos; };
+  if (op.hasTag(at::Tag::pointwise))
+    precision = ReadsPrecision::kNone;
+  else if (names("conv"))
+    precision = ReadsPrecision::kConv;
+  else if (names("rnn") || names("lstm") || names("gru"))
+    precision = ReadsPrecision::kRnn;
   cast = qualified == "aten::_to_copy";
 }
 

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string>
 
+#include "tape/ambient.h"
+
 namespace refrain::tape {
 
 /// How one argument that an operator writes is presented to the operator again at replay.
@@ -40,7 +42,7 @@ struct OpTraits {
   bool uninitialized = false;   ///< outputs are raw memory (`empty` and kin)
   bool only_metadata = false;   ///< looks at the shape of argument 0 and at none of its bytes
   bool full_overwrite = false;  ///< writes argument 0 everywhere without reading it
-  bool pointwise = false;       ///< tagged as elementwise: multiplies no matrices
+  ReadsPrecision precision = ReadsPrecision::kMatmul;  ///< none if tagged as elementwise: multiplies no matrices
   bool cast = false;            ///< `_to_copy`: cheap to recompute from a leaf, never worth pinning
   bool opaque_args = false;     ///< takes containers of tensors that the tape does not take apart: as `effect`
 

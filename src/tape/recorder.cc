@@ -52,15 +52,6 @@ W& write_to(c10::SmallVectorImpl<W>& writes, const at::Tensor& tensor) {
   return write;
 }
 
-// Whether the bytes of this leaf must be copied before an operator overwrites them, as policy and bound allow.
-bool should_copy(TapeLock& lock, const Value& value, int32_t own_refs) {
-  const bool from_outside = value.is_leaf() || (value.region && value.region->cap && value.producer);
-  if (!from_outside || value.op_refs <= own_refs || value.lost || value.parked) return false;
-  auto& tape = lock.tape();
-  return tape.leaf_write_policy == LeafWritePolicy::kCopy &&
-         tape.stats.leaf_copy_bytes + static_cast<int64_t>(value.nbytes) <= tape.max_leaf_copy_bytes;
-}
-
 // --- watch ------------------------------------------------------------------------------------------------------------
 
 // The operator threw: what it was writing may hold anything.
@@ -93,7 +84,7 @@ void run_unrecorded(Below below, const Arguments& arguments) {
     TapeLock lock;
     settle_writes(lock, thread);
     const auto lift = [&](const Argument& argument) {
-      if (auto* value = argument.storage ? find_value(lock, argument.storage) : nullptr) pause.lift(value, argument.tensor->storage());
+      if (auto* value = argument.storage ? find_value(lock, argument.storage) : nullptr) pause.lift(value);
     };
     if (barrier) {
       for (const auto& argument : arguments) lift(argument);
@@ -164,10 +155,10 @@ class Recording {
       : traits_(traits), keys_(keys), stack_(stack), arguments_(arguments), thread_(thread), region_(region) {}
 
   ~Recording() {
-    if (!op_ && borrowed_.empty()) return;
+    if (!op_ && from_outside_.empty()) return;
     TapeLock lock;
     pause_.restore(lock);
-    for (auto* value : borrowed_) lock.release(value);
+    for (auto* value : from_outside_) lock.release(value);
     if (op_) lock.release(op_);
   }
 
@@ -176,13 +167,18 @@ class Recording {
 
   // What needs operators or allocations, and so comes before the lock.
   void prepare() {
+    const bool checks_inputs = Tape::get().check_inputs.load(std::memory_order_relaxed);
     for (const auto& argument : arguments_) {
       if (!argument.storage)
         kept_.push_back(without_history(*argument.tensor));
-      else if (!traits_.only_metadata && is_borrowed(argument.tensor->storage()))
+      else if (traits_.only_metadata)
+        continue;
+      else if (is_borrowed(argument.tensor->storage()))
         copy_borrowed(*argument.tensor);
+      else if (checks_inputs)
+        check_input(*argument.tensor);
     }
-    ambient_ = Ambient::now(!traits_.pointwise);
+    ambient_ = Ambient::now(traits_.precision);
   }
 
   void read_arguments(TapeLock& lock) {
@@ -215,7 +211,9 @@ class Recording {
         for (const auto& ref : op_->refs_in) own += ref.value == value;
       write.copy_wanted = should_copy(lock, *value, own);
     }
-    for (auto* value : std::exchange(borrowed_, {})) lock.release(value);
+    if (from_outside_.empty()) return;
+    for (auto* value : from_outside_) lock.release(value);
+    from_outside_.clear();
   }
 
   void run(Below below) {
@@ -290,21 +288,57 @@ class Recording {
     RecordedWrite() noexcept {}
   };
 
+  // What the tape knows in a storage, kept alive until its operator refers to it.
+  Value* stay(Value* value) {
+    from_outside_.push_back(value);
+    retain(value);
+    return value;
+  }
+
+  // Its owner may free it or fill it again without a word.
   void copy_borrowed(const at::Tensor& tensor) {
     const auto& storage = tensor.storage();
+    c10::Storage last;
     {
       TapeLock lock;
-      const auto* known = find_value(lock, storage.unsafeGetStorageImpl());
-      if (known && (known->private_copy || !known->is_leaf())) return;
+      auto* known = find_value(lock, storage.unsafeGetStorageImpl());
+      if (known && !known->is_leaf()) return;
+      if (known && known->private_copy) last = stay(known)->held;
     }
+    const auto [begin, end] = byte_range(tensor);
+    if (last && equal_bytes(last, storage, begin, end)) return;
     auto copy = clone_storage(storage);
     TapeLock lock;
-    auto* value = value_of(lock, tensor);
+    if (auto* known = find_value(lock, storage.unsafeGetStorageImpl()); known && known->private_copy)
+      overwritten(lock, known, {}, nullptr);
+    auto* value = stay(value_of(lock, tensor));
     lock.discard(std::exchange(value->held, std::move(copy)));
     value->private_copy = true;
     lock.tape().stats.leaf_copy_bytes += static_cast<int64_t>(value->nbytes);
-    borrowed_.push_back(value);
-    retain(value);
+  }
+
+  // See `set_check_inputs`.
+  void check_input(const at::Tensor& tensor) {
+    auto* storage = tensor.storage().unsafeGetStorageImpl();
+    const auto is_made_here = [&](TapeLock& lock) {
+      const auto* value = find_value(lock, storage);
+      return value && (value->producer || value->private_copy || value->evicted);
+    };
+    {
+      TapeLock lock;
+      settle_writes(lock, thread_);
+      if (is_made_here(lock)) return;
+    }
+    const auto hash = hash_of(tensor.storage());
+    TapeLock lock;
+    if (is_made_here(lock)) return;
+    auto* value = value_of(lock, tensor);
+    if (value->hashed && value->hash != hash) {
+      overwritten(lock, value, {}, nullptr);
+      value = value_of(lock, tensor);
+    }
+    stay(value)->hashed = true;
+    value->hash = hash;
   }
 
   void read_constants() {
@@ -363,7 +397,7 @@ class Recording {
     // what `Operands` found is alive, and still there if it says so
     const bool is_known = argument.value && argument.value->key == argument.storage;
     auto* value = is_known ? argument.value : find_value(lock, argument.storage);
-    if (value) pause_.lift(value, storage);
+    const bool lifted = value && pause_.lift(value);
     if (traits_.only_metadata) return;
     if (replay == ReplayArg::kUndefined) {
       op_->refs_in.pop_back();
@@ -380,6 +414,7 @@ class Recording {
     }
     if (!value) value = value_of(lock, tensor);
     refer(lock, ref, value, tensor);
+    if (!lifted && value->is_leaf() && !value->private_copy) pause_.arm_after(value);
   }
 
   static void remember_version(ArgRef& ref, const at::Tensor& tensor) {
@@ -505,7 +540,7 @@ class Recording {
   c10::SmallVector<RecordedWrite, 1> writes_;
   c10::SmallVector<at::Tensor, 1> kept_;
   size_t next_kept_ = 0;
-  std::vector<Value*> borrowed_;
+  std::vector<Value*> from_outside_;  ///< owned until `op_` refers to them
   bool saved_ = false;  ///< the region's policy keeps the results
   std::vector<std::pair<c10::StorageImpl*, std::shared_ptr<Offloaded>>> offloaded_;
   BarrierPause pause_;

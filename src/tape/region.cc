@@ -55,7 +55,6 @@ void end_values(TapeLock& lock, Region* region, bool in_cap, uint64_t marked) {
     if ((is_held || (in_cap && value->mark != marked)) && value->producer && !value->discard) {
       value->producer->outs[value->out].value = nullptr;
       lock.release(std::exchange(value->producer, nullptr));
-      if (value->armed) disarm_alive(value);
     }
     disown(lock, value);
   }

@@ -37,7 +37,7 @@ class BarriersLifted {
     for (const auto& storage : storages) {
       if (!storage || !has_barrier(storage.unsafeGetStorageImpl())) continue;
       TapeLock lock;
-      if (auto* value = find_value(lock, storage.unsafeGetStorageImpl())) pause_.lift(value, storage);
+      if (auto* value = find_value(lock, storage.unsafeGetStorageImpl())) pause_.lift(value);
     }
   }
   ~BarriersLifted() {
@@ -64,6 +64,8 @@ class Plan {
     bool ours = false;        ///< replayed here, so its bytes may be consumed
     bool target = false;
     bool locked = false;      ///< counts in `value->locks`
+    bool unchecked = false;   ///< `hash` says what recorded operators read, and nobody has looked yet
+    uint64_t hash = 0;
   };
 
   explicit Plan(TapeLock& lock) : number_(++lock.tape().plan_number) {}
@@ -125,7 +127,7 @@ class Plan {
   void run() {
     AmbientScope ambient;
     ReplayingScope replaying;
-    const auto now = Ambient::now(true);
+    const auto now = Ambient::now();
     for (auto& step : steps_) {
       const auto& op = *step.op;
       if (!op.ambient.same_globals(now))
@@ -139,6 +141,7 @@ class Plan {
         before_operator();
         lock_inputs(step);
       }
+      check_inputs(step);
       run_step(step);
     }
     for (auto& planned : values_)
@@ -189,6 +192,16 @@ class Plan {
       if (planned.locked || planned.ours || !planned.bytes) continue;
       if (planned.value->evicted) throw InputLeft();
       lock_bytes(planned);
+    }
+  }
+
+  // What comes from outside must be what forward read.
+  void check_inputs(const Step& step) {
+    for (size_t i = 0; i < step.inputs.size(); ++i) {
+      if (step.inputs[i] < 0) continue;
+      auto& planned = values_[step.inputs[i]];
+      if (!std::exchange(planned.unchecked, false)) continue;
+      if (hash_of(planned.bytes) != planned.hash) throw_refilled(*step.op, step.op->refs_in[i]);
     }
   }
 
@@ -251,9 +264,14 @@ class Plan {
     if (value->is_leaf() && moved && !value->private_copy && !value->parked) throw_changed(op, ref);
     if (value->mark == number_) return;
     auto bytes = moved && !value->private_copy ? c10::Storage() : resident(*value);
-    if (!bytes && !value->producer && !value->parked) throw_lost(*value, &op);
+    if (!bytes && !value->producer && !value->parked) {
+      if (value->hashed) throw_refilled(op, ref);
+      throw_lost(*value, &op);
+    }
     auto& planned = entry(value);
     planned.bytes = std::move(bytes);
+    planned.unchecked = value->hashed && value->is_leaf() && !value->private_copy && planned.bytes;
+    planned.hash = value->hash;
     if (!planned.bytes && !planned.offloaded) todo.push_back(value->plan_index);
   }
 
@@ -265,6 +283,16 @@ class Plan {
         "or pass a clone.",
         op.traits->name(), ref.arg, c10::toString(ref.meta.dtype.toScalarType()), c10::str(sizes),
         ref.counter.current_version(), ref.version));
+  }
+
+  [[noreturn]] static void throw_refilled(const Op& op, const ArgRef& ref) {
+    const c10::IntArrayRef sizes(ref.meta.sizes_and_strides.sizes_data(), ref.meta.sizes_and_strides.size());
+    throw CheckpointError(fmt::format(
+        "[refrain::checkpoint] `{}` must be replayed, but its argument {} (a {} tensor of size {}, read from outside) holds other bytes "
+        "than it read: it was filled again through a pointer, and there is no copy. Ask for the pointer anew before each write "
+        "(`data_ptr()`), so that it is seen and the bytes are copied in time; if it was, raise the bound of `set_leaf_write_policy`. Or pass "
+        "a clone, or move the change after backward.",
+        op.traits->name(), ref.arg, c10::toString(ref.meta.dtype.toScalarType()), c10::str(sizes)));
   }
 
   [[noreturn]] static void throw_lost(const Value& value, const Op* op) {
@@ -464,7 +492,7 @@ void keep_bounds_read(TapeLock& lock, Region* region, Slot* asked, int32_t task)
   if (task < 0) return;
   for (auto* slot = region->slots; slot; slot = slot->in_region.next)
     if ((slot == asked || slot->read_task != task) && slot->value && !slot->filled && !slot->value->is_leaf())
-      slot->filled = resident(*slot->value);
+      slot->fill(resident(*slot->value));
   release_bound_holds(lock, region);
   drop_unread_after(region, task);
 }
@@ -521,7 +549,7 @@ c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t ta
       if (value == output) brought = planned.bytes;
       for (auto* slot = value->slots; slot; slot = slot->in_value.next)
         if (slot->region == region && (slot == asked || (task >= 0 && slot->read_task != task)))
-          slot->filled = planned.bytes;
+          slot->fill(planned.bytes);
     }
     for (auto* child : region->children) {
       if (child->live_slots == 0) continue;
@@ -697,7 +725,7 @@ void refill(TapeLock& lock, Slot& slot) {
   auto* region = slot.region;
   const int32_t task = torch::autograd::get_current_graph_task_id();
   const auto back = [&] {
-    if (!slot.filled) slot.filled = resident(*slot.value);
+    if (!slot.filled) slot.fill(resident(*slot.value));
     return static_cast<bool>(slot.filled);
   };
   for (;;) {

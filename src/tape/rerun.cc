@@ -15,8 +15,10 @@
 #include "refrain/checkpoint.h"
 #include "refrain/error.h"
 #include "tape/engine.h"
+#include "tape/evict.h"
 #include "tape/region_inputs.h"
 #include "tape/running.h"
+#include "tape/storage_copy.h"
 #include "tape/surroundings.h"
 #include "tape/tape.h"
 
@@ -69,6 +71,11 @@ std::string describe(const at::Tensor& tensor) {
   return tape::describe(tensor.scalar_type(), tensor.sizes(), tensor.device());
 }
 
+uint64_t hash_of_pinned(const at::Tensor& tensor) {
+  const Pinned bytes(tensor);
+  return hash_of(tensor.storage());
+}
+
 /// A tensor argument, kept so that an enclosing region need not hold its bytes, and without a cycle if the function
 /// overwrites it.
 class SavedInput {
@@ -81,6 +88,8 @@ class SavedInput {
     }
     version_ = Version(tensor);
     text_ = describe(tensor);
+    if (has_plain_storage(tensor) && (Tape::get().check_inputs.load(std::memory_order_relaxed) || is_borrowed(tensor.storage())))
+      hash_ = hash_of_pinned(tensor);
     try {
       grad_fn_ = tensor.grad_fn();
     } catch (const c10::Error&) {  // a view from no_grad whose base was overwritten: autograd refuses it once it is used
@@ -100,6 +109,11 @@ class SavedInput {
           index, text_, version_.text()));
     if (plain_.defined()) return plain_;
     auto tensor = saved_.unpack(grad_fn_);
+    if (hash_ && hash_of_pinned(tensor) != *hash_)
+      throw CheckpointError(fmt::format(
+          "[refrain::checkpoint] backward must call the function again, but its input tensor {} ({}) holds other bytes than in forward: it was "
+          "filled again through a pointer. Pass a clone, move the change after backward, or use source(kReplay), which copies what it can see.",
+          index, text_));
     if (!without_edge_) return tensor;
     at::NoGradGuard no_grad;
     return at::alias(tensor.detach().requires_grad_());
@@ -112,6 +126,7 @@ class SavedInput {
   bool without_edge_ = false;  ///< a view from no_grad of a leaf: says that it requires a gradient, and passes none on
   Version version_;
   std::string text_;
+  std::optional<uint64_t> hash_;  ///< of borrowed memory, and while `set_check_inputs` is on
 };
 
 class Place;

@@ -32,13 +32,21 @@ class Slot final : public torch::autograd::SavedVariableHooks {
   void detach(TapeLock& lock);
   const TensorMeta& meta() const { return meta_; }  ///< if `value` is set
   const at::Tensor& kept() const { return kept_; }  ///< else
+  /// Bytes that were brought back for it.
+  void fill(c10::Storage bytes) {
+    filled = std::move(bytes);
+    filled_at_ = counter.enabled() ? counter.current_version() : 0;
+  }
 
  private:
   void join(TapeLock& lock);
+  /// Whether `filled` is as it was brought back, as far as the version tells: backward may write into what it has unpacked, on any thread.
+  bool filled_is_whole() const { return !counter.enabled() || counter.current_version() == filled_at_; }
 
+  uint32_t filled_at_ = 0;     ///< version at `fill`
   bool joined_ = false;        ///< its region knows it
   TensorMeta meta_;
-  at::Tensor kept_;            ///< tensors without a plain storage
+  at::Tensor kept_;            ///< tensors without a plain storage, and over borrowed memory: backward reads what is there then
 };
 
 /// A tensor that autograd saved, at `version`, was changed since. @throws CheckpointError

@@ -5,6 +5,8 @@
 #include <ATen/autocast_mode.h>
 #include <c10/core/DefaultDtype.h>
 
+#include "refrain/error.h"
+
 namespace refrain::tape {
 
 Surroundings::Surroundings() : default_dtype_(c10::get_default_dtype_as_scalartype()) {
@@ -32,7 +34,20 @@ void Surroundings::add_default_generators() {
     if (hooks.hasPrimaryContext(i)) add_generator(at::globalContext().defaultGenerator({device_->type(), i}));
 }
 
+namespace {
+
+// The default dtype apart, which is put in force.
+void refuse_changed_switches(const Ambient& then) {
+  if (const auto now = Ambient::now(); !then.same_switches(now))
+    throw CheckpointError("[refrain::checkpoint] cannot call the function again as it ran in forward: " + describe_change(then, now) +
+                          ". Restore the setting before backward.");
+}
+
+}  // namespace
+
 SurroundingsScope::SurroundingsScope(const Surroundings& then) : thread_(then.thread_), autocast_(then.autocast_) {
+  refuse_changed_switches(then.ambient_);
+  arithmetic_.set(then.ambient_);
   if (then.device_) device_.reset_device(*then.device_);
   {
     std::lock_guard lock(rng_mutex());

@@ -8,13 +8,14 @@
 #include <optional>
 #include <vector>
 
+#include "tape/ambient.h"
 #include "tape/rng.h"
 
 namespace refrain::tape {
 
 /// What a function of the user's may look at besides its arguments, as it was at one moment on one thread: thread-local state
 /// (dispatch keys, grad mode, autocast with its dtypes), autocast's cache switch, the default dtype, the current device, and
-/// the state of random generators.
+/// the state of random generators; and the switches of the process, as for operators.
 class Surroundings {
  public:
   /// This thread, now, without generators.
@@ -32,10 +33,12 @@ class Surroundings {
   bool autocast_cache_ = true;
   at::ScalarType default_dtype_;
   std::optional<at::Device> device_;
+  const Ambient ambient_ = Ambient::now();
   std::vector<std::shared_ptr<const RngState>> generators_;
 };
 
-/// Puts them in force on this thread, and the present ones back when destroyed.
+/// Puts them in force on this thread, and the present ones back when destroyed. @throws CheckpointError if another switch of the process than
+/// the default dtype has changed.
 class SurroundingsScope {
  public:
   explicit SurroundingsScope(const Surroundings& then);
@@ -48,6 +51,7 @@ class SurroundingsScope {
 
   const Surroundings now_;
   at::ThreadLocalStateGuard thread_;
+  ArithmeticScope arithmetic_;
   c10::OptionalDeviceGuard device_;
   std::vector<RngState> generators_now_;
   bool autocast_;

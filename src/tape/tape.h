@@ -107,6 +107,7 @@ struct Tape {
   std::atomic<int64_t> pending_slots{0};  ///< read without the lock to switch the watch off
   std::atomic<int64_t> discardable{0};    ///< live values with `discard`, read likewise
   std::atomic<bool> timing{false};
+  std::atomic<bool> check_inputs{false};
   std::atomic<Region*> cap{nullptr};  ///< while there is a `MemoryCap`
   Candidates* candidates = nullptr;   ///< once something has had to leave memory; till then `touched` stays empty
   std::vector<Value*> touched;        ///< made or used since `candidates` last looked; null where one has died
@@ -259,7 +260,12 @@ void keep_marked(TapeLock& lock, Value* value, Region* region);
 /// Whether `region` must keep the bytes of `value` alive itself; otherwise notes it as a bound where that is needed.
 bool needs_hold(TapeLock& lock, Value* value, Region* region);
 
-/// Arms the raw-pointer barrier on a storage whose value can be replayed: a raw write makes it a leaf.
+/// Whether the bytes of a leaf must be copied before they are overwritten, as policy and bound allow.
+/// @param own_refs  operators that read it and do not need it again.
+bool should_copy(TapeLock& lock, const Value& value, int32_t own_refs);
+
+/// Arms the raw-pointer barrier on the storage of a value: whoever asks for a pointer to write through counts as a writer. Then what can be
+/// replayed makes room for a leaf, and a leaf that recorded operators need is copied first.
 void arm(Value* value, c10::StorageImpl* storage);
 void disarm(Value* value, c10::StorageImpl* storage);
 void disarm_alive(Value* value);

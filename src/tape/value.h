@@ -85,6 +85,8 @@ struct Value {
   bool saved = false;         ///< a policy keeps it: its bytes are held while anything refers to it, as a leaf's
   bool discard = false;       ///< other regions and autograd outside of regions recompute it rather than hold it
   bool armed = false;         ///< a raw-pointer barrier is set on the storage
+  bool exposed = false;       ///< a leaf: somebody got a pointer to write through, and there was no room for a copy; `hash` says whether it was used
+  bool hashed = false;        ///< `hash` is of what recorded operators read; compared before a replay reads it
   bool parked = false;        ///< an input of a region: its bytes are in `offloaded`, and nobody holds them in memory
   bool tagged = false;        ///< the map's reference is its memory's: given back when that is freed; under a cap only
   bool evicted = false;       ///< its storage lives without bytes, until an operator reads it; see evict.h, also for what follows
@@ -116,6 +118,7 @@ struct Value {
   uint32_t version = 0;
   uint32_t metadata_bumps = 0;   ///< version bumps by operators that changed a tensor's shape, not the bytes
   uint32_t region_index = 0;     ///< position in `region->values`
+  uint64_t hash = 0;             ///< if `hashed`, of the whole storage
 
   explicit Value(const c10::Storage& s) : storage(s.getWeakStorageImpl()), nbytes(s.nbytes()) {}
   bool is_leaf() const { return !producer && !unknown; }
