@@ -7,7 +7,7 @@
 namespace refrain::tape {
 
 /// What autograd keeps instead of a tensor: a value, the view of it, and the version it was packed at.
-class Slot final : public torch::autograd::SavedVariableHooks {
+class Slot : public torch::autograd::SavedVariableHooks {
  public:
   /// @param region the innermost open one of this thread; the slot joins it when it packs. Null outside regions: it joins that
   ///        of a discarded output, and keeps any other tensor as it is.
@@ -33,11 +33,14 @@ class Slot final : public torch::autograd::SavedVariableHooks {
   const TensorMeta& meta() const { return meta_; }  ///< if `value` is set
   const at::Tensor& kept() const { return kept_; }  ///< else
 
+ protected:
+  void remember_version(const at::Tensor& tensor);
+  TensorMeta meta_;
+
  private:
   void join(TapeLock& lock);
 
   bool joined_ = false;        ///< its region knows it
-  TensorMeta meta_;
   at::Tensor kept_;            ///< tensors without a plain storage
 };
 
