@@ -131,7 +131,7 @@ uint64_t OpTrace::note_tensor(const OpTraits& op, const at::Tensor& tensor, size
                                     op.handle.schema().arguments()[position].is_out());
   // An operator that only updates it in place, as a counter, hands nothing on; who reads it afterwards does.
   const bool updates = write && (op.pure_inplace || write->replay != ReplayArg::kBytes);
-  if (known.outside && known.old_bytes && !known.read && !overwrites && !updates && !op.only_metadata && !op.view_only) {
+  if (known.label < kResults && known.old_bytes && !known.read && !overwrites && !updates && !op.only_metadata && !op.view_only) {
     known.read = true;
     reads_.push_back({tensor.storage().unsafeGetStorageImpl(), known.version, sample(tensor), calls_.size() - 1});
   }
@@ -141,7 +141,7 @@ uint64_t OpTrace::note_tensor(const OpTraits& op, const at::Tensor& tensor, size
 }
 
 void OpTrace::note(const OpTraits& op, const torch::jit::Stack& stack) {
-  if ((skip_casts_ && op.cast) || is_inside()) return;
+  if (op.cast || is_inside()) return;
   calls_.push_back({&op, 0, 0, 0, 0});
   const auto* arguments = stack.data() + (stack.size() - op.num_args);
   Hash tensors, constants, identities, gradients;
@@ -172,7 +172,7 @@ void OpTrace::note(const OpTraits& op, const torch::jit::Stack& stack) {
 }
 
 void OpTrace::note_results(const OpTraits& op, const torch::jit::Stack& stack) {
-  if ((skip_casts_ && op.cast) || is_inside() || calls_.empty()) return;
+  if (op.cast || is_inside() || calls_.empty()) return;
   uint64_t label = kResults + (calls_.size() << 16);
   for_each_tensor(stack.data() + (stack.size() - op.num_returns), op.num_returns,
                   [&](const at::Tensor& tensor, size_t, int32_t) {
@@ -187,7 +187,7 @@ void OpTrace::note_results(const OpTraits& op, const torch::jit::Stack& stack) {
 }
 
 std::string OpTrace::from_outside(const Read& read) const {
-  return fmt::format("an argument of operator {}, `{}`, which was read from outside, ", read.call, name(read.call));
+  return fmt::format("an argument of operator {}, `{}`, which the function reads from outside, ", read.call, name(read.call));
 }
 
 std::string OpTrace::changed_since(const OpTrace& other) const {
@@ -198,7 +198,7 @@ std::string OpTrace::changed_since(const OpTrace& other) const {
     if (mine.label >= kResults) return other.from_outside(read) + "is a result of the first call that the function has kept";
     if (mine.outside && mine.written)
       return other.from_outside(read) + "was changed since by the function itself: the first call wrote to it";
-    if (read.version != mine.version)
+    if (mine.outside && read.version != mine.version)
       return other.from_outside(read) +
              fmt::format("was changed since: it is at version {}, expected version {}", read.version, mine.version);
   }

@@ -17,12 +17,11 @@ namespace refrain::tape {
 /// Of each operator: its name; sizes, strides, dtypes and devices of its tensors; its other arguments; whether its tensors and its
 /// thread want gradients; which of its tensors are results of which operators before it, or which inputs. Of each storage that was
 /// read from outside: where it is, its version, and a sample of its bytes if they are in host memory. Left out: what runs in a
-/// backward inside the function, which may be on other threads.
+/// backward inside the function, which may be on other threads; and casts, since autocast's cache decides how often they run.
 class OpTrace {
  public:
-  /// @param texts       keep each call as text too, for `text`.
-  /// @param skip_casts  leave casts out: autocast's cache decides how often they run.
-  OpTrace(bool texts, bool skip_casts) : texts_(texts), skip_casts_(skip_casts) {}
+  /// @param texts  keep each call as text too, for `text`.
+  explicit OpTrace(bool texts) : texts_(texts) {}
 
   /// Begins, on this thread. @param first  of the first run of the function, if this is the second.
   void start(const OpTrace* first);
@@ -57,10 +56,10 @@ class OpTrace {
     bool written = false;  ///< by an operator
     bool old_bytes = true; ///< those from outside, or made of them
     bool outside = true;   ///< neither an input nor a result
-    bool read = false;     ///< from outside
+    bool read = false;     ///< with those
     uint64_t label = 0;    ///< which input or result
   };
-  /// Bytes from outside that an operator read.
+  /// Bytes of an input, or from outside, that an operator read.
   struct Read {
     const c10::StorageImpl* storage;
     uint32_t version;  ///< when the storage was first seen
@@ -75,7 +74,6 @@ class OpTrace {
   std::string name(size_t call) const { return call < text_.size() ? text_[call] : calls_[call].op->name(); }
 
   bool texts_;
-  bool skip_casts_;
   int32_t graph_task_ = -1;
   const OpTrace* first_ = nullptr;
   std::vector<Call> calls_;

@@ -8,10 +8,12 @@
 
 #include "tape/arguments.h"
 #include "tape/barrier_pause.h"
+#include "tape/draws.h"
 #include "tape/evict.h"
 #include "tape/for_each_tensor.h"
 #include "tape/observer.h"
 #include "tape/offload_scope.h"
+#include "tape/op_trace.h"
 #include "tape/policy.h"
 #include "tape/running.h"
 #include "tape/step_listener.h"

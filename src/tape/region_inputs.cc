@@ -96,8 +96,6 @@ class Parked final : public Slot {
     if (stored_value->parked) {
       meta_.assign(tensor);
       attach(lock, stored_value, false);
-      // through a pointer as well
-      if (auto strong = stored_value->storage.lock()) arm(stored_value, strong.get());
       is_parked_ = true;
       let_go = std::move(tensor_);
       // the watch must see what is written to its storage

@@ -17,6 +17,7 @@
 #include "tape/draws.h"
 #include "tape/for_each_tensor.h"
 #include "tape/install.h"
+#include "tape/op_trace.h"
 #include "tape/region_inputs.h"
 #include "tape/running.h"
 #include "tape/surroundings.h"
@@ -116,7 +117,7 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
         draws_(options.preserve_rng_state()) {
     if (options.preserve_rng_state()) draws_.add_default_generators();
     if (debug || check_ == DeterminismCheck::kStrict) {
-      trace_ = std::make_unique<OpTrace>(debug, surroundings_.autocast());
+      trace_ = std::make_unique<OpTrace>(debug);
       trace_->start(nullptr);
     }
     TapeLock lock;
@@ -472,7 +473,7 @@ void Rerun::fill(int32_t task, size_t asked) {
 
   std::unique_ptr<OpTrace> trace;
   if (trace_) {
-    trace = std::make_unique<OpTrace>(debug_, surroundings_.autocast());
+    trace = std::make_unique<OpTrace>(debug_);
     trace->start(trace_.get());
     for (const auto& tensor : tensors) trace->add_input(tensor);
   }

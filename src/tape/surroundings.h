@@ -15,7 +15,6 @@ class Surroundings {
  public:
   /// This thread, now.
   Surroundings();
-  bool autocast() const { return autocast_; }
 
  private:
   friend class SurroundingsScope;

@@ -13,8 +13,7 @@
 
 #include "refrain/checkpoint.h"
 #include "refrain/tape.h"
-#include "tape/draws.h"
-#include "tape/op_trace.h"
+#include "tape/op_traits.h"
 #include "tape/open_scopes.h"
 #include "tape/pool.h"
 #include "tape/value.h"
