@@ -58,23 +58,27 @@ void add(Hash& hash, const c10::IValue& value) {
   }
 }
 
-// Every word of a small storage, 64 words of a large one. 0 for bytes that are elsewhere, or nobody's to read.
+// 64 elements of a large tensor, all of a small one. 0 for bytes that are elsewhere.
 uint64_t sample(const at::Tensor& tensor) {
   auto* storage = tensor.storage().unsafeGetStorageImpl();
   if (!storage->device().is_cpu() || Tape::get().cap.load(std::memory_order_relaxed)) return 0;  // a cap may evict them meanwhile
   const auto* bytes = static_cast<const char*>(storage->_mutable_data_ptr_no_checks().get());  // without telling the barrier
-  const size_t words = storage->nbytes() / sizeof(uint64_t);
-  if (!bytes || storage->nbytes() == 0) return 0;
-  constexpr size_t kMost = 64;
-  const size_t count = std::min(words, kMost);
+  const auto elements = tensor.numel();
+  const size_t item = tensor.itemsize();
+  if (!bytes || elements == 0) return 0;
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  const auto count = std::min<int64_t>(elements, 64);
   Hash hash;
-  const auto read = [&](size_t at, size_t size) {
-    uint64_t word = 0;
-    std::memcpy(&word, bytes + at, size);
-    hash << word;
-  };
-  for (size_t i = 0; i < count; ++i) read(words * i / count * sizeof(uint64_t), sizeof(uint64_t));
-  if (words < kMost) read(words * sizeof(uint64_t), storage->nbytes() % sizeof(uint64_t));
+  for (int64_t i = 0; i < count; ++i) {
+    auto rest = elements / count * i, at = tensor.storage_offset();
+    for (size_t d = sizes.size(); d-- > 0;) {
+      at += rest % sizes[d] * strides[d];
+      rest /= sizes[d];
+    }
+    uint64_t words[2] = {0, 0};
+    std::memcpy(words, bytes + static_cast<size_t>(at) * item, std::min(item, sizeof words));
+    hash << words[0] << words[1];
+  }
   return hash.value() | 1;
 }
 
@@ -131,8 +135,9 @@ uint64_t OpTrace::note_tensor(const OpTraits& op, const at::Tensor& tensor, size
                                     op.handle.schema().arguments()[position].is_out());
   // An operator that only updates it in place, as a counter, hands nothing on; who reads it afterwards does.
   const bool updates = write && (op.pure_inplace || write->replay != ReplayArg::kBytes);
-  if (known.label < kResults && known.old_bytes && !known.read && !overwrites && !updates && !op.only_metadata && !op.view_only) {
-    known.read = true;
+  const auto view = (Hash() << static_cast<uint64_t>(tensor.storage_offset()) << static_cast<uint64_t>(tensor.numel())).value();
+  if (known.label < kResults && known.old_bytes && known.read != view && !overwrites && !updates && !op.only_metadata && !op.view_only) {
+    known.read = view;
     reads_.push_back({tensor.storage().unsafeGetStorageImpl(), known.version, sample(tensor), calls_.size() - 1});
   }
   known.written |= write != nullptr;

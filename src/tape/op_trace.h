@@ -56,7 +56,7 @@ class OpTrace {
     bool written = false;  ///< by an operator
     bool old_bytes = true; ///< those from outside, or made of them
     bool outside = true;   ///< neither an input nor a result
-    bool read = false;     ///< with those
+    uint64_t read = 0;     ///< the view that an operator read last
     uint64_t label = 0;    ///< which input or result
   };
   /// Bytes of an input, or from outside, that an operator read.

@@ -119,7 +119,13 @@ void run_unrecorded(Below below, const Arguments& arguments) {
 }
 
 void run_watched(const OpTraits& traits, torch::jit::Stack* stack, Below below, ThreadState& thread) {
-  if (Tape::get().pending_slots.load(std::memory_order_relaxed) > 0) return run_unrecorded(below, Arguments(traits, *stack));
+  if (Tape::get().pending_slots.load(std::memory_order_relaxed) > 0) {
+    if (!thread.unsettled.empty()) {  // backward may come on another thread
+      TapeLock lock;
+      settle_writes(lock, thread);
+    }
+    return run_unrecorded(below, Arguments(traits, *stack));
+  }
   if (thread.saver) return below();  // a rerun region's or an `OffloadScope`'s: they look at operators
   if (!thread.unsettled.empty() || !thread.unknown_slots.empty()) {
     TapeLock lock;
