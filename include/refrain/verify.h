@@ -67,10 +67,11 @@ void collect_state(M& module, Verified& verified) {
 /// reported: its statistics move twice.
 /// @param options  of the replay run (policy included) and of the rerun (policy left out).
 /// @param fn, args as for `checkpoint`. Buffers are those of `fn` if it is a module or holder; others are not seen.
-/// @throws InvalidArgument if no result requires a gradient; what the plain run throws. What the others throw is reported.
+/// @throws InvalidArgument if `fn` is null or no result requires a gradient; what the plain run throws. What the others throw is reported.
 /// Cost: three forwards and backwards, and copies of all compared tensors. Threads: as the function.
 template <typename F, typename... Args>
 VerifyReport verify_checkpoint(const CheckpointOptions& options, F&& fn, Args&&... args) {
+  detail::refuse_null(fn, args...);
   detail::Verified verified;
   const auto count = [&](auto&... a) -> decltype(auto) {
     ++verified.calls;

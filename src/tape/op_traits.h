@@ -48,6 +48,7 @@ struct OpTraits {
 
   explicit OpTraits(const c10::OperatorHandle& op);
   std::string name() const;
+  bool may_draw() const { return random || maybe_random; }
 };
 
 /// Cached traits of `op`. Threads: any; thread-local cache in front of a shared table. Cost: a few ns when hot.

@@ -95,7 +95,7 @@ ModuleScope::ModuleScope(std::string_view name) : length_(scope_path().size()) {
 }
 
 ModuleScope::~ModuleScope() {
-  scope_path().resize(length_);
+  if (scope_path().size() > length_) scope_path().resize(length_);  // else an enclosing one ended first
   tape::tell_scope_changed();
 }
 

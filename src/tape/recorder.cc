@@ -8,9 +8,12 @@
 
 #include "tape/arguments.h"
 #include "tape/barrier_pause.h"
+#include "tape/draws.h"
 #include "tape/evict.h"
 #include "tape/for_each_tensor.h"
 #include "tape/observer.h"
+#include "tape/offload_scope.h"
+#include "tape/op_trace.h"
 #include "tape/policy.h"
 #include "tape/running.h"
 #include "tape/step_listener.h"
@@ -112,18 +115,46 @@ void run_unrecorded(Below below, const Arguments& arguments) {
   pause.restore(lock);
 }
 
-void watch(const OpTraits& traits, torch::jit::Stack* stack, Below below) {
-  if (Tape::get().pending_slots.load(std::memory_order_relaxed) == 0) {
-    auto& thread = ThreadState::get();
-    if (thread.trace || thread.stop) return below();
-    if (!thread.unsettled.empty() || !thread.unknown_slots.empty()) {
+void run_watched(const OpTraits& traits, torch::jit::Stack* stack, Below below, ThreadState& thread) {
+  if (Tape::get().pending_slots.load(std::memory_order_relaxed) > 0) {
+    if (!thread.unsettled.empty()) {  // backward may come on another thread
       TapeLock lock;
-      settle(lock, thread);
+      settle_writes(lock, thread);
     }
-    c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
-    return below();
+    return run_unrecorded(below, Arguments(traits, *stack));
   }
-  run_unrecorded(below, Arguments(traits, *stack));
+  if (thread.saver) return below();  // a rerun region's or an `OffloadScope`'s: they look at operators
+  if (!thread.unsettled.empty() || !thread.unknown_slots.empty()) {
+    TapeLock lock;
+    settle(lock, thread);
+  }
+  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
+  below();
+}
+
+// An operator that may draw, in the function of a rerun region.
+void run_drawing(const OpTraits& traits, const torch::jit::Stack& stack, Below below, const ThreadState& thread) {
+  const auto generator = generator_of(stack, traits.num_args);
+  if (!generator.defined()) return below();
+  std::optional<DrawScope> draw;
+  {
+    const BelowTape below_tape;
+    draw.emplace(thread.open, generator, traits);
+  }
+  if (traits.maybe_random) draw->unlock();  // it may wait for another thread, or come back here
+  below();
+  const BelowTape below_tape;
+  draw->finish();
+}
+
+void watch(const OpTraits& traits, torch::jit::Stack* stack, Below below) {
+  auto& thread = ThreadState::get();
+  const bool may_help = thread.offloads && may_be_helper(traits, *stack);
+  if (thread.draws && traits.may_draw())
+    run_watched(traits, stack, [&] { run_drawing(traits, *stack, below, thread); }, thread);
+  else
+    run_watched(traits, stack, below, thread);
+  if (thread.offloads && !may_help) thread.offloads->store_late();
 }
 
 // --- record -----------------------------------------------------------------------------------------------------------
@@ -219,8 +250,8 @@ class Recording {
   void run(Below below) {
     for (auto& write : writes_)
       if (write.copy_wanted) write.copy = clone_storage(write.storage);
-    std::unique_lock<std::mutex> rng;
-    if (traits_.random || traits_.maybe_random) rng = read_generator();
+    std::optional<DrawScope> draw;
+    if (traits_.may_draw()) read_generator(draw);
     const bool timing = region_->cap || Tape::get().timing.load(std::memory_order_relaxed);
     const int64_t start = timing ? now_ns() - thread_.made_room_ns : 0;
     try {
@@ -230,8 +261,10 @@ class Recording {
       throw;
     }
     if (timing) op_->forward_ns = now_ns() - thread_.made_room_ns - start;
-    if (rng && traits_.maybe_random && op_->rng && !has_moved(*op_->rng)) op_->rng.reset();
-    if (rng) rng.unlock();
+    if (draw) {
+      if (!draw->finish()) op_->rng.reset();
+      draw.reset();
+    }
     if (!region_->policy) return;
     try {
       const auto answer = judge(*op_, *stack_);
@@ -433,17 +466,16 @@ class Recording {
     if (!value->private_copy && (ref.holds || (region_->cap && value->is_leaf()))) remember_version(ref, tensor);
   }
 
-  std::unique_lock<std::mutex> read_generator() {
+  void read_generator(std::optional<DrawScope>& draw) {
     const auto generator = generator_of(*stack_, traits_.num_args);
-    if (!generator.defined()) return {};
+    if (!generator.defined()) return;
     if (!op_->region->preserve_rng_state) {
       op_->rng_not_preserved = traits_.random;
-      return {};
+      if (!thread_.draws) return;
     }
-    c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
-    std::unique_lock lock(rng_mutex());
-    op_->rng = read_rng(generator);
-    return lock;
+    const BelowTape below;
+    draw.emplace(thread_.open, generator, traits_);
+    if (op_->region->preserve_rng_state) op_->rng = draw->before();
   }
 
   Value* new_value(TapeLock& lock, const c10::VariableVersion& counter, const c10::Storage& storage) {
@@ -584,6 +616,8 @@ void run_under_tape(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit
   }
   if (recording)
     recording->run(below);
+  else if (thread.draws && traits.may_draw())
+    run_unrecorded([&] { run_drawing(traits, *stack, below, thread); }, arguments);
   else
     run_unrecorded(below, arguments);
   {
@@ -611,15 +645,32 @@ void note_metadata_change(const OpTraits& traits, const torch::jit::Stack& stack
 
 }  // namespace
 
-void look_at(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below) {
-  auto& thread = ThreadState::get();
-  if (thread.stop && thread.stop->due) stop_function(*thread.stop, !traits.writes.empty());
-  if (thread.trace) thread.trace->note(traits, *stack);
+namespace {
+
+void run_seen(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below, ThreadState& thread) {
   if (traits.metadata_in_place) note_metadata_change(traits, *stack);
   auto* cap = Tape::get().cap.load(std::memory_order_relaxed);
   if (!thread.region && !cap) return watch(traits, stack, below);
   if (traits.view_only) return below();
   run_under_tape(traits, keys, stack, below, thread, cap);
+}
+
+// Of a function of a rerun region.
+void run_compared(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below, ThreadState& thread) {
+  if (thread.stop) stop_function(*thread.stop, traits, *stack);
+  auto* const trace = thread.trace;
+  if (trace) trace->note(traits, *stack);
+  run_seen(traits, keys, stack, below, thread);
+  if (trace) trace->note_results(traits, *stack);
+  if (thread.stop) note_results(*thread.stop, traits, *stack);
+}
+
+}  // namespace
+
+void look_at(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below) {
+  auto& thread = ThreadState::get();
+  if (thread.stop || thread.trace) return run_compared(traits, keys, stack, below, thread);
+  run_seen(traits, keys, stack, below, thread);
 }
 
 bool looks_at_views() {

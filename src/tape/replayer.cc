@@ -14,6 +14,7 @@
 #include "tape/running.h"
 #include "tape/step_listener.h"
 #include "tape/storage_copy.h"
+#include "tape/unwarned.h"
 
 namespace refrain::tape {
 namespace {
@@ -393,6 +394,7 @@ class Plan {
   }
 
   static void run_kernel(const Op& op, torch::jit::Stack& stack) {
+    const Unwarned unwarned;
     if (!op.rng) return op.traits->handle.redispatchBoxed(op.keys, &stack);
     RngReplayScope rng(*op.rng);
     op.traits->handle.redispatchBoxed(op.keys, &stack);

@@ -97,7 +97,7 @@ const Fact kFacts[] = {
 struct Plainly {
   at::AutoGradMode grad_mode{true};
   bool enabled = set_checkpointing_enabled(true);
-  bool disabled = std::exchange(tape::ThreadState::get().disabled, false);
+  int disabled = std::exchange(tape::ThreadState::get().disabled, 0);
   ~Plainly() {
     tape::ThreadState::get().disabled = disabled;
     set_checkpointing_enabled(enabled);

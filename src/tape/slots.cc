@@ -72,12 +72,15 @@ void Slot::detach(TapeLock& lock) {
   lock.release(std::exchange(value, nullptr));
 }
 
+void Slot::remember_version(const at::Tensor& tensor) {
+  if (tensor.is_inference()) return;
+  counter = tensor.unsafeGetTensorImpl()->version_counter();
+  version = counter.current_version();
+}
+
 void Slot::call_pack_hook(const at::Tensor& tensor) {
   if (auto* observer = ThreadState::get().observer) observer->packed(this, tensor);
-  if (!tensor.is_inference()) {
-    counter = tensor.unsafeGetTensorImpl()->version_counter();
-    version = counter.current_version();
-  }
+  remember_version(tensor);
   auto& thread = ThreadState::get();
   if (!region) region = region_of_discarded(tensor, thread);
   if (!region || !has_plain_storage(tensor) || is_borrowed(tensor.storage())) {

@@ -7,7 +7,7 @@
 namespace refrain::tape {
 
 /// What autograd keeps instead of a tensor: a value, the view of it, and the version it was packed at.
-class Slot final : public torch::autograd::SavedVariableHooks {
+class Slot : public torch::autograd::SavedVariableHooks {
  public:
   /// @param region the innermost open one of this thread; the slot joins it when it packs. Null outside regions: it joins that
   ///        of a discarded output, and keeps any other tensor as it is.
@@ -38,6 +38,10 @@ class Slot final : public torch::autograd::SavedVariableHooks {
     filled_at_ = counter.enabled() ? counter.current_version() : 0;
   }
 
+ protected:
+  void remember_version(const at::Tensor& tensor);
+  TensorMeta meta_;
+
  private:
   void join(TapeLock& lock);
   /// Whether `filled` is as it was brought back, as far as the version tells: backward may write into what it has unpacked, on any thread.
@@ -45,7 +49,6 @@ class Slot final : public torch::autograd::SavedVariableHooks {
 
   uint32_t filled_at_ = 0;     ///< version at `fill`
   bool joined_ = false;        ///< its region knows it
-  TensorMeta meta_;
   at::Tensor kept_;            ///< tensors without a plain storage, and over borrowed memory: backward reads what is there then
 };
 

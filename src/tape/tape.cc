@@ -33,6 +33,35 @@ ThreadState& ThreadState::make() {
   return *current;
 }
 
+void ThreadState::opened(const OpenScope& scope) {
+  open.push_back(scope);
+  follow_open();
+}
+
+bool ThreadState::closed(const void* owner) {
+  const auto others = std::erase_if(open, [&](const auto& scope) { return scope.owner == owner; });
+  follow_open();
+  return others > 0;
+}
+
+void ThreadState::follow_open() {
+  region = nullptr;
+  saver = nullptr;
+  trace = nullptr;
+  draws = nullptr;
+  open_reruns = 0;
+  for (const auto& scope : open) {
+    if (scope.region) {
+      region = scope.region;
+      saver = nullptr;  // what is saved in a region is the region's
+    }
+    if (scope.saver) saver = scope.saver;
+    if (scope.trace) trace = scope.trace;
+    if (scope.draws) draws = scope.draws;
+    open_reruns += scope.is_rerun;
+  }
+}
+
 // --- letting go -------------------------------------------------------------------------------------------------------
 
 void TapeLock::finish() {

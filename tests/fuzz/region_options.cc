@@ -138,7 +138,7 @@ RegionOptions random_options(Rng& rng, bool in_rerun) {
   RegionOptions options;
   options.rerun = rng.chance(0.22);
   if (options.rerun) {
-    options.strict = rng.chance(0.15);
+    options.strict = !rng.chance(0.15);
     options.early_stop = !rng.chance(0.15);
     options.debug = rng.chance(0.1);
   } else if (rng.chance(in_rerun ? 0.5 : 0.35)) {
