@@ -10,6 +10,7 @@
 #include "memory/stack.h"
 #include "tape/evicted_classes.h"
 #include "tape/install.h"
+#include "tape/key.h"
 #include "tape/replayer.h"
 #include "tape/step_history.h"
 #include "tape/step_listener.h"
@@ -276,7 +277,7 @@ void open_cap() {
       lock.tape().cap.store(region);
     }
   }
-  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+  set_tape_included(true);
 }
 
 void close_cap() {

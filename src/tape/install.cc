@@ -11,6 +11,7 @@
 #include "refrain/error.h"
 #include "tape/evict.h"
 #include "tape/graph_leaves.h"
+#include "tape/key.h"
 #include "tape/observer.h"
 #include "tape/running.h"
 #include "tape/step_listener.h"
@@ -103,6 +104,7 @@ void install() {
     return true;
   }();
   (void)done;
+  require_key();
 }
 
 }  // namespace refrain::tape

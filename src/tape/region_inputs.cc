@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "tape/evict.h"
+#include "tape/key.h"
 #include "tape/slots.h"
 #include "tape/storage_copy.h"
 
@@ -87,14 +88,14 @@ class ParkedInput final : public torch::autograd::SavedVariableHooks {
       meta_.assign(tensor);
       // the watch must see what is written to its storage
       Tape::get().pending_slots.fetch_add(1, std::memory_order_relaxed);
-      c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+      set_tape_included(true);
       return;
     }
     if (value) {
       TapeLock lock;
       lock.release(value);
     }
-    c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+    const UnseenScope below;
     kept_ = tensor.tensor_data();
   }
 

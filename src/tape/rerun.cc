@@ -15,6 +15,7 @@
 #include "refrain/checkpoint.h"
 #include "refrain/error.h"
 #include "tape/install.h"
+#include "tape/key.h"
 #include "tape/region_inputs.h"
 #include "tape/running.h"
 #include "tape/surroundings.h"
@@ -55,7 +56,7 @@ WeakStorage no_storage() { return WeakStorage(c10::intrusive_ptr<c10::StorageImp
 
 // Without history, and with the same version counter.
 at::Tensor data_of(const at::Tensor& tensor) {
-  c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+  const UnseenScope below;
   return tensor.tensor_data();
 }
 
@@ -474,7 +475,7 @@ void Rerun::fill(int32_t task, size_t asked) {
     SurroundingsScope surroundings(surroundings_);
     ThreadScope thread(&refilling, trace.get(), refilling.stops_early ? &refilling.stop : nullptr, thread_early_stop_, thread_debug_);
     const bool look = refilling.stops_early || trace || Tape::get().pending_slots.load(std::memory_order_relaxed) > 0;
-    if (look) c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+    if (look) set_tape_included(true);
     const auto scope = rerun_scope ? rerun_scope() : nullptr;
     const RecomputeScope recompute(work.get());
     size_t next = 0;
@@ -615,7 +616,7 @@ void RerunScope::enter(std::function<void(const NextInput&)> again) {
   state_->outer_trace = thread.trace;
   if (rerun.trace()) {
     thread.trace = rerun.trace();
-    c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+    tape::set_tape_included(true);
   }
   ++thread.open_reruns;
   state_->entered = true;
