@@ -1,5 +1,6 @@
 #include "refrain/least_limit.h"
 
+#include "budget/step_state.h"
 #include "refrain/error.h"
 #include "tests/budget/cap_support.h"
 
@@ -22,7 +23,7 @@ struct Chain {
 
   void step() {
     ++runs;
-    w.mutable_grad() = {};
+    w.mutable_grad() = Tensor();
     auto h = x;
     for (int i = 0; i < 6; ++i) h = h.mm(w).sin();
     h.sum().backward();
@@ -55,7 +56,7 @@ TEST_F(LeastLimitTest, HoldsAndIsFarBelowThePeak) {
     const MemoryCap cap(found.refused, LeastLimitOptions().cap);
     EXPECT_THROW((chain.step(), chain.step()), refrain::OutOfMemory);
   }
-  chain.w.mutable_grad() = {};
+  chain.w.mutable_grad() = Tensor();
 }
 
 TEST_F(LeastLimitTest, CostsGrowTowardsIt) {
@@ -79,7 +80,7 @@ TEST_F(LeastLimitTest, CostsGrowTowardsIt) {
   EXPECT_GT(found.costs.front().evictions, 0);
   EXPECT_GE(found.costs.front().recomputes, found.costs.back().recomputes);
   EXPECT_NE(found.report().find(refrain::format_bytes(found.limit)), std::string::npos);
-  chain.w.mutable_grad() = {};
+  chain.w.mutable_grad() = Tensor();
 }
 
 TEST_F(LeastLimitTest, WhatComesToStayIsPartOfTheLevel) {
@@ -94,7 +95,7 @@ TEST_F(LeastLimitTest, WhatComesToStayIsPartOfTheLevel) {
       {.tolerance = 0.1, .multiples = {}, .runs = 1});
   EXPECT_GE(found.level - before, kTensor);
   EXPECT_TRUE(found.costs.empty());
-  chain.w.mutable_grad() = {};
+  chain.w.mutable_grad() = Tensor();
 }
 
 TEST_F(LeastLimitTest, AStepThatCatchesTheRefusalIsNotBelieved) {
@@ -110,7 +111,7 @@ TEST_F(LeastLimitTest, AStepThatCatchesTheRefusalIsNotBelieved) {
         {.runs = 1});
   });
   EXPECT_NE(message.find("`step` caught an OutOfMemory"), std::string::npos) << message;
-  chain.w.mutable_grad() = {};
+  chain.w.mutable_grad() = Tensor();
 }
 
 TEST_F(LeastLimitTest, OtherExceptionsPass) {
@@ -120,7 +121,7 @@ TEST_F(LeastLimitTest, OtherExceptionsPass) {
                  if (chain.runs == 3) throw std::runtime_error("mine");
                }),
                std::runtime_error);
-  chain.w.mutable_grad() = {};
+  chain.w.mutable_grad() = Tensor();
 }
 
 TEST_F(LeastLimitTest, BadOptionsAreNamed) {
@@ -133,6 +134,16 @@ TEST_F(LeastLimitTest, BadOptionsAreNamed) {
   EXPECT_EQ(refused({.multiples = {0.5}}), "[refrain::least_limit] `multiples` is 0.5, expected multiples of the least limit, each at least 1");
   const MemoryCap cap(kNoLimit);
   EXPECT_NE(refused({}).find("under a limit of"), std::string::npos);
+}
+
+TEST(TraceDefect, IsNamedWithWhatToDo) {
+  refrain::graph::Graph graph;
+  graph.end_gap = -5;
+  const refrain::StepTrace trace(std::make_shared<const refrain::StepTrace::State>(refrain::StepTrace::State{graph, {}}));
+  const auto message = message_of<InvalidArgument>([&] { plan_step(trace, 0.5); });
+  EXPECT_EQ(message.find("[refrain::plan_step] cannot plan for a step whose trace has a defect: "), 0U) << message;
+  EXPECT_NE(message.find("MemoryCap"), std::string::npos) << message;
+  EXPECT_NE(message.find("regions"), std::string::npos) << message;
 }
 
 }  // namespace

@@ -40,7 +40,7 @@ at::Tensor thrice(const at::Tensor& x) { return at::mul(x, 3); }
 at::Tensor model(const at::Tensor& x) {
   static const auto late = c10::Dispatcher::singleton().findSchemaOrThrow("refrain_late::thrice", "").typed<at::Tensor(const at::Tensor&)>();
   auto h = at::dropout(x.mm(x).sin(), 0.5, true);
-  h = h.mul(2).add_(at::randn({64, 64})).logaddexp(x).cumsum(0).exp().tanh();
+  h = h.mul(2).add_(at::randn({64, 64})).logaddexp(x).div(64).cumsum(0).tanh();
   at::Tensor scale;
   {
     const at::NoGradGuard no_grad;
@@ -68,6 +68,7 @@ extern "C" int run_body(const char* mode) {
 
   refrain::self_test();
   const auto want = gradient_of(model);
+  expect(want.isfinite().all().item<bool>(), "numbers");
   const auto before = refrain::tape_stats();
   expect(at::equal(want, gradient_of([](const at::Tensor& x) { return refrain::checkpoint([&] { return model(x); }); })), "a region's gradient");
   const auto after = refrain::tape_stats();
@@ -75,7 +76,7 @@ extern "C" int run_body(const char* mode) {
   expect(after.replayed_ops > before.replayed_ops, "a region replays");
   expect(after.live_ops == before.live_ops, "nothing is left of it");
   {
-    const refrain::MemoryCap cap(refrain::memory_stats().current + 6 * 64 * 64 * 4);
+    const refrain::MemoryCap cap(refrain::memory_stats().current + 9 * 64 * 64 * 4);
     expect(at::equal(want, gradient_of(model)), "a cap's gradient");
     expect(cap.stats().recomputes > 0, "a cap recomputes");
   }
