@@ -14,6 +14,7 @@
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
+#include "tape/key.h"
 
 namespace refrain::tape {
 namespace {
@@ -243,7 +244,7 @@ void ArithmeticScope::set(const Ambient& recorded) {
 
 AmbientScope::AmbientScope()
     : saved_keys_(c10::impl::tls_local_dispatch_key_set()), saved_grad_mode_(c10::GradMode::is_enabled()) {
-  c10::impl::tls_set_dispatch_key_excluded(c10::DispatchKey::Fake, true);
+  c10::impl::tls_set_dispatch_key_excluded(kTapeKey, true);
 }
 
 AmbientScope::~AmbientScope() {
@@ -254,7 +255,7 @@ AmbientScope::~AmbientScope() {
 void AmbientScope::set(const Ambient& recorded) {
   if (current_ && *current_ == recorded) return;
   auto keys = recorded.keys;
-  keys.excluded_ = keys.excluded_.add(c10::DispatchKey::Fake);
+  keys.excluded_ = keys.excluded_.add(kTapeKey);
   c10::impl::_force_tls_local_dispatch_key_set(keys);
   c10::GradMode::set_enabled(recorded.grad_mode != 0);
   arithmetic_.set(recorded);

@@ -10,6 +10,7 @@
 #include "memory/stack.h"
 #include "tape/evicted_classes.h"
 #include "tape/engine.h"
+#include "tape/key.h"
 #include "tape/replayer.h"
 #include "tape/step_history.h"
 #include "tape/step_listener.h"
@@ -276,7 +277,7 @@ void open_cap() {
       lock.tape().cap.store(region);
     }
   }
-  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+  set_tape_included(true);
 }
 
 void close_cap() {
@@ -323,8 +324,8 @@ void close_cap() {
 }
 
 bool join_cap() {
-  if (!Tape::get().cap.load() || c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Fake)) return false;
-  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+  if (!Tape::get().cap.load() || c10::impl::tls_is_dispatch_key_included(kTapeKey)) return false;
+  set_tape_included(true);
   return true;
 }
 
@@ -332,7 +333,7 @@ void leave_cap() {
   auto& thread = ThreadState::get();
   TapeLock lock;
   settle(lock, thread);
-  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
+  set_tape_included(false);
 }
 
 bool is_evictable(const Value& value) {

@@ -14,7 +14,7 @@ OffloadingSaver::OffloadingSaver(std::shared_ptr<OffloadStore> store) : work_(st
   install();
   is_on_ = true;
   thread.opened({.owner = this, .saver = this});
-  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+  set_tape_included(true);
 }
 
 OffloadingSaver::~OffloadingSaver() {
@@ -39,7 +39,7 @@ void OffloadingSaver::packed(std::shared_ptr<Parked> parked, const at::Tensor& t
   late_.push_back(std::move(parked));
   thread.offloads = this;
   // to see it return
-  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+  set_tape_included(true);
 }
 
 void OffloadingSaver::store_late() {

@@ -6,6 +6,7 @@
 
 #include "refrain/selective.h"
 #include "tape/for_each_tensor.h"
+#include "tape/key.h"
 #include "tape/step_listener.h"
 #include "tape/tape.h"
 
@@ -107,7 +108,7 @@ namespace refrain::tape {
 namespace {
 
 CheckpointPolicy ask(OpContext::Call& call) {
-  c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+  const UnseenScope below;
   return (*call.region().policy)(OpContext(call));
 }
 

@@ -1,7 +1,6 @@
 #include "tape/recorder.h"
 
 #include <c10/core/GradMode.h>
-#include <torch/library.h>
 
 #include <chrono>
 #include <optional>
@@ -43,11 +42,17 @@ struct Write {
   bool moved() const { return storage.data() != data || storage.nbytes() != nbytes; }
 };
 
+template <typename W, unsigned N>
+struct Writes : c10::SmallVector<W, N> {
+  PointerIndex index;
+};
+
 // The entry for `tensor`'s storage, new if this is the first argument that names it.
-template <typename W>
-W& write_to(c10::SmallVectorImpl<W>& writes, const at::Tensor& tensor) {
-  for (auto& write : writes)
-    if (write.storage.unsafeGetStorageImpl() == tensor.storage().unsafeGetStorageImpl()) return write;
+template <typename W, unsigned N>
+W& write_to(Writes<W, N>& writes, const at::Tensor& tensor) {
+  const auto* storage = tensor.storage().unsafeGetStorageImpl();
+  const auto known = writes.index.find(writes, storage, [](const W& write) { return write.storage.unsafeGetStorageImpl(); });
+  if (known != PointerIndex::kNone) return writes[known];
   auto& write = writes.emplace_back();
   write.storage = tensor.storage();
   write.data = write.storage.data();
@@ -69,7 +74,7 @@ void forget_written(c10::SmallVectorImpl<W>& writes, BarrierPause& pause) {
 
 // An operator the tape does not record (outside regions, or with effects): what it writes becomes unknown to the tape.
 void run_unrecorded(Below below, const Arguments& arguments) {
-  c10::SmallVector<Write, 2> writes;
+  Writes<Write, 2> writes;
   BarrierPause pause;
   bool barrier = false;
   const auto look = [&](const Argument& argument) {
@@ -128,7 +133,7 @@ void run_watched(const OpTraits& traits, torch::jit::Stack* stack, Below below, 
     TapeLock lock;
     settle(lock, thread);
   }
-  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
+  set_tape_included(false);
   below();
 }
 
@@ -234,13 +239,11 @@ class Recording {
       leaves_only &= !write.produces;
     }
     const bool discard = traits_.pure_inplace && leaves_only;
+    const uint64_t counted = discard && !region_->cap ? count_own_refs(lock) : 0;
     for (auto& write : writes_) {
       auto* value = find_value(lock, write.storage.unsafeGetStorageImpl());
       if (!value || value->unknown || (write.produces && value->is_leaf())) continue;
-      int32_t own = 0;
-      if (discard && !region_->cap)
-        for (const auto& ref : op_->refs_in) own += ref.value == value;
-      write.copy_wanted = should_copy(lock, *value, own);
+      write.copy_wanted = should_copy(lock, *value, counted != 0 && value->mark == counted ? value->plan_index : 0);
     }
     if (from_outside_.empty()) return;
     for (auto* value : from_outside_) lock.release(value);
@@ -385,21 +388,11 @@ class Recording {
         args[i] = value;
       else if (value.isIntList())
         args[i] = constant(value);
-      else if (value.isTensorList() || holds_optional_tensors(value))
-        note_list(i, value.toListRef().size());
+      else if (traits_.is_tensor_list(i))
+        args[i] = static_cast<int64_t>(value.toListRef().size());
       else
         args[i] = constant(value);
     }
-  }
-
-  void note_list(size_t arg, size_t length) {
-    op_->args[arg] = static_cast<int64_t>(length);
-    op_->tensor_lists |= uint32_t{1} << arg;
-  }
-
-  static bool holds_optional_tensors(const c10::IValue& value) {
-    const auto element = value.toList().elementType();
-    return element->kind() == c10::TypeKind::OptionalType || element->kind() == c10::TypeKind::TensorType;
   }
 
   void add_argument(TapeLock& lock, const Argument& argument) {
@@ -450,6 +443,17 @@ class Recording {
     if (!lifted && value->is_leaf() && !value->private_copy) pause_.arm_after(value);
   }
 
+  // Into `plan_index` of what the operator reads, with the returned mark: how often it does.
+  uint64_t count_own_refs(TapeLock& lock) {
+    const uint64_t number = ++lock.tape().plan_number;
+    for (const auto& ref : op_->refs_in) {
+      if (!ref.value) continue;
+      if (std::exchange(ref.value->mark, number) != number) ref.value->plan_index = 0;
+      ++ref.value->plan_index;
+    }
+    return number;
+  }
+
   static void remember_version(ArgRef& ref, const at::Tensor& tensor) {
     if (tensor.is_inference()) return;
     ref.counter = tensor.unsafeGetTensorImpl()->version_counter();
@@ -496,15 +500,18 @@ class Recording {
   void produce(Value* value, OutRef out) {
     value->producer = op_;
     ++op_->refs;
-    value->out = static_cast<uint16_t>(op_->outs.size());
+    value->out = static_cast<uint32_t>(op_->outs.size());
     out.value = value;
     value->saved = saved_;
-    for (auto& [storage, bytes] : offloaded_) {
-      if (storage != value->storage._unsafe_get_target()) continue;
-      value->offloaded = bytes;
-      value->saved = !bytes;
+    if (const auto at = find_offloaded(value->storage._unsafe_get_target()); at != PointerIndex::kNone) {
+      value->offloaded = offloaded_[at].second;
+      value->saved = !value->offloaded;
     }
     op_->outs.push_back(out);
+  }
+
+  size_t find_offloaded(const c10::StorageImpl* storage) {
+    return offloaded_index_.find(offloaded_, storage, [](const auto& entry) { return entry.first; });
   }
 
   // Copies the results away; what the store declines is kept where it is.
@@ -513,8 +520,7 @@ class Recording {
     for_each_tensor(results.data(), results.size(), [&](const at::Tensor& tensor, size_t, int32_t) {
       if (!has_plain_storage(tensor)) return;
       auto* storage = tensor.storage().unsafeGetStorageImpl();
-      for (const auto& [known, bytes] : offloaded_)
-        if (known == storage) return;
+      if (find_offloaded(storage) != PointerIndex::kNone) return;
       offloaded_.emplace_back(storage, op_->region->offload->store(tensor.storage()));
     });
   }
@@ -550,7 +556,7 @@ class Recording {
     }
     const auto& storage = tensor.storage();
     auto* impl = storage.unsafeGetStorageImpl();
-    if (arguments_.has(impl)) return;
+    if (arguments_.has(impl, argument_index_)) return;
     if (find_value(lock, impl)) return;
     auto* value = new_value(lock, tensor.unsafeGetTensorImpl()->version_counter(), storage);
     if (traits_.uninitialized)
@@ -569,12 +575,14 @@ class Recording {
   ThreadState& thread_;
   Region* const region_;
   Op* op_ = nullptr;
-  c10::SmallVector<RecordedWrite, 1> writes_;
+  Writes<RecordedWrite, 1> writes_;
+  PointerIndex argument_index_;
   c10::SmallVector<at::Tensor, 1> kept_;
   size_t next_kept_ = 0;
   std::vector<Value*> from_outside_;  ///< owned until `op_` refers to them
   bool saved_ = false;  ///< the region's policy keeps the results
   std::vector<std::pair<c10::StorageImpl*, std::shared_ptr<Offloaded>>> offloaded_;
+  PointerIndex offloaded_index_;
   BarrierPause pause_;
   Ambient ambient_;
   std::exception_ptr failure_;
@@ -678,19 +686,12 @@ bool looks_at_views() {
   return thread.stop || thread.trace || !(thread.region || Tape::get().cap.load(std::memory_order_relaxed));
 }
 
-namespace {
-
-void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+void look_at_boxed(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const auto& traits = op_traits(op);
   look_at(traits, keys, stack, [&] {
-    c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+    const UnseenScope below;
     traits.handle.redispatchBoxed(keys & kBelowTape, stack);
   });
 }
 
-}  // namespace
 }  // namespace refrain::tape
-
-TORCH_LIBRARY_IMPL(_, Fake, m) {
-  m.fallback(torch::CppFunction::makeFromBoxedFunction<&refrain::tape::fallback>());
-}

@@ -7,6 +7,7 @@
 
 #include "refrain/error.h"
 #include "tape/engine.h"
+#include "tape/key.h"
 #include "tape/observer.h"
 #include "tape/region_inputs.h"
 #include "tape/slots.h"
@@ -129,7 +130,7 @@ void leave_dispatch() {
   const auto& tape = Tape::get();
   if (!thread.region && !thread.saver && !tape.cap.load(std::memory_order_relaxed) &&
       tape.pending_slots.load(std::memory_order_relaxed) == 0)
-    c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
+    set_tape_included(false);
 }
 
 namespace {
@@ -300,7 +301,7 @@ RegionScope::RegionScope(const CheckpointOptions& options) {
     return;
   }
   region_ = tape::open_region(options);
-  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+  tape::set_tape_included(true);
 }
 
 RegionScope::~RegionScope() {

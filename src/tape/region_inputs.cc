@@ -7,6 +7,7 @@
 
 #include "tape/evict.h"
 #include "tape/offload_scope.h"
+#include "tape/key.h"
 #include "tape/slots.h"
 #include "tape/storage_copy.h"
 
@@ -100,7 +101,7 @@ class Parked final : public Slot {
       let_go = std::move(tensor_);
       // the watch must see what is written to its storage
       Tape::get().pending_slots.fetch_add(1, std::memory_order_relaxed);
-      c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+      set_tape_included(true);
     }
     lock.release(stored_value);
   }

@@ -19,6 +19,7 @@
 #include "tape/draws.h"
 #include "tape/for_each_tensor.h"
 #include "tape/op_trace.h"
+#include "tape/key.h"
 #include "tape/region_inputs.h"
 #include "tape/running.h"
 #include "tape/storage_copy.h"
@@ -55,7 +56,7 @@ WeakStorage no_storage() { return WeakStorage(c10::intrusive_ptr<c10::StorageImp
 
 // Without history, and with the same version counter.
 at::Tensor data_of(const at::Tensor& tensor) {
-  c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+  const UnseenScope below;
   return tensor.tensor_data();
 }
 
@@ -197,7 +198,6 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
   std::string traces(const OpTrace* second) const;
 
   Surroundings surroundings_;
-  const Ambient ambient_ = Ambient::now(true);
   const GuardedValue<bool> thread_early_stop_ = ThreadState::get().early_stop, thread_debug_ = ThreadState::get().debug;
   DeterminismCheck check_;
   bool early_stop_;
@@ -496,17 +496,13 @@ void Rerun::fill(int32_t task, size_t asked) {
   Refilling refilling(*this, task, last, trace.get());
   {
     SurroundingsScope surroundings(surroundings_);
-    if (const auto now = Ambient::now(true); check_ != DeterminismCheck::kNone && !ambient_.same_globals(now))
-      throw CheckpointError(fmt::format(
-          "[refrain::checkpoint] backward must call the function again, but {}. Restore the setting before backward.",
-          describe_change(ambient_, now)));
     SecondDraws draws(draws_);
     const ThreadScope thread({.owner = this, .saver = &refilling, .trace = trace.get(), .draws = draws.get()},
                              refilling.stops_early ? &refilling.stop : nullptr, thread_early_stop_, thread_debug_);
     const Unwarned unwarned;
     const bool look =
         refilling.stops_early || trace || draws_.any() || Tape::get().pending_slots.load(std::memory_order_relaxed) > 0;
-    if (look) c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+    if (look) set_tape_included(true);
     const auto scope = rerun_scope ? rerun_scope() : nullptr;
     const RecomputeScope recompute(work.get());
     size_t next = 0;
@@ -704,7 +700,7 @@ void RerunScope::enter(std::function<void(const NextInput&)> again) {
   if (rerun.forward_scope) state_->forward_scope = rerun.forward_scope();
   auto* const draws = rerun.draws().any() ? &rerun.draws() : nullptr;
   tape::ThreadState::get().opened({.owner = state_.get(), .saver = &rerun, .trace = rerun.trace(), .draws = draws, .is_rerun = true});
-  if (rerun.trace() || draws) c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+  if (rerun.trace() || draws) tape::set_tape_included(true);
   state_->entered = true;
 }
 

@@ -2,7 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Storage.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include "tape/key.h"
 
 #include <cstdint>
 #include <utility>
@@ -11,7 +12,7 @@ namespace refrain::tape {
 
 /// While it lives, operators of this thread are seen neither by the tape nor by autograd.
 class BelowTape {
-  c10::impl::ExcludeDispatchKeyGuard tape_{c10::DispatchKey::Fake};
+  UnseenScope tape_;
   c10::impl::ExcludeDispatchKeyGuard autograd_{c10::autograd_dispatch_keyset_with_ADInplaceOrView};
 };
 

@@ -2,15 +2,31 @@
 
 #include <algorithm>
 
+#include "base/fork.h"
 #include "memory/block.h"
 #include "memory/stack.h"
 #include "refrain/memory.h"
 #include "tape/engine.h"
 #include "tape/evict.h"
 #include "tape/slots.h"
+#include "tape/step_listener.h"
 #include "tape/storage_copy.h"
 
 namespace refrain::tape {
+
+namespace {
+
+void begin_in_forked_child() {
+  new (&Tape::get().filled) std::condition_variable;  // who waited has not come along
+  forget_listener();
+}
+
+}  // namespace
+
+Tape::Tape() {
+  lock_at_fork(ForkOrder::kTape, mutex);
+  call_in_forked_child(ForkCall::kTape, &begin_in_forked_child);
+}
 
 Saver::Saver() : hook_depth(saved_hook_depth()) {}
 
@@ -193,8 +209,10 @@ void map_value(TapeLock& lock, Value* value, c10::StorageImpl* storage, bool own
 void tag(Value* value, c10::StorageImpl* storage) {
   auto& data = storage->_mutable_data_ptr_no_checks();
   if (!is_tracked(data)) return;
-  Block::of(data.get()).owner.store(value);
+  void* before = Block::of(data.get()).owner.exchange(value);
   value->tagged = true;
+  // a copy-on-write copy has taken over the memory of another storage: that one's value is told as if it had been freed
+  if (before && before != value) Block::owner_died.load()(before);
 }
 
 bool untag(Value* value, c10::StorageImpl* storage) {

@@ -91,6 +91,7 @@ class Candidates {
 
 /// The process-wide tape. All members are guarded by `mutex` but the atomics.
 struct Tape {
+  Tape();
   static Tape& get() {
     static auto* const tape = new Tape;
     return *tape;

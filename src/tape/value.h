@@ -75,7 +75,7 @@ struct Value {
   Region* region = nullptr;   ///< owned; null for leaves from outside
   c10::StorageImpl* key = nullptr;                     ///< entry in the storage map, or null
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;  ///< where the bytes are or last were; never owns
-  uint16_t out = 0;       ///< index in `producer->outs`
+  uint32_t out = 0;       ///< index in `producer->outs`
   uint8_t rewrites = 0;   ///< times that its storage was overwritten by recorded operators
   bool map_owns = false;
   bool unknown = false;
@@ -167,7 +167,6 @@ struct Op {
   int64_t forward_ns = 0;
   bool lost = false;    ///< something that it read is gone for good; see evict.h
   bool rng_not_preserved = false;
-  uint32_t tensor_lists = 0;  ///< bit i: argument i is a list of tensors, and `args[i]` its length
   c10::SmallVector<ArgRef, 2> refs_in;
   c10::SmallVector<OutRef, 1> outs;
   const OpTraits* traits = nullptr;
@@ -175,7 +174,7 @@ struct Op {
   c10::DispatchKeySet keys;
   Ambient ambient;
   std::shared_ptr<const RngState> rng;
-  c10::SmallVector<c10::IValue, 6> args;  ///< tensors replaced: None, or the length for a list
+  c10::SmallVector<c10::IValue, 6> args;  ///< tensors replaced: None, or the length for one of `OpTraits::tensor_lists`
 
   Op() noexcept {}  // as that of `ArgRef`
 };
