@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/saved_variable_hooks.h>
 
 #include "tape/engine.h"
+#include "tape/key.h"
 
 namespace refrain::tape {
 

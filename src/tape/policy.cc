@@ -43,6 +43,7 @@ class OpContext::Call {
   std::vector<TensorInfo> inputs() const {
     std::vector<TensorInfo> list;
     for (const auto& ref : op_.refs_in) {
+      if (ref.arg == tape::ArgRef::kInside) break;  // the last ones
       if (ref.kept.defined()) {
         list.push_back(info(ref.kept));
       } else if (ref.value) {

@@ -231,6 +231,7 @@ class Recording {
     op_->ambient = ambient_;
     read_constants();
     for (const auto& argument : arguments_) add_argument(lock, argument);
+    for (const auto& argument : arguments_.inside()) add_inside(*argument.tensor);
 
     bool leaves_only = true;
     for (auto& write : writes_) {
@@ -441,6 +442,15 @@ class Recording {
     if (!value) value = value_of(lock, tensor);
     refer(lock, ref, value, tensor);
     if (!lifted && value->is_leaf() && !value->private_copy) pause_.arm_after(value);
+  }
+
+  // Changed, it changes a kept tensor that does not say so.
+  void add_inside(const at::Tensor& tensor) {
+    auto& ref = op_->refs_in.emplace_back();
+    ref.arg = ArgRef::kInside;
+    ref.kept = tensor;
+    ref.meta.assign(tensor);
+    remember_version(ref, tensor);
   }
 
   // Into `plan_index` of what the operator reads, with the returned mark: how often it does.

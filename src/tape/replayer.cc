@@ -326,6 +326,7 @@ class Plan {
     }
     for (size_t i = 0; i < op.refs_in.size();) {
       const auto& ref = op.refs_in[i];
+      if (ref.arg == ArgRef::kInside) break;  // the last ones
       if (ref.element < 0) {
         stack[ref.arg] = tensor_of(step, i, written, storages);
         ++i;

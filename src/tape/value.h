@@ -135,7 +135,8 @@ struct ArgRef {
   c10::VariableVersion counter;  ///< where the bytes are held or kept
   uint32_t version = 0;
   uint32_t metadata_bumps = 0;   ///< of `value`, when recorded
-  uint16_t arg = 0;       ///< position in the schema
+  static constexpr uint16_t kInside = 0xffff;
+  uint16_t arg = 0;       ///< position in the schema; `kInside`: lies in another argument, and only its version is looked at
   int32_t element = -1;   ///< position in a list argument, or -1
   bool holds = false;     ///< counts in `value->holds`
   bool written = false;   ///< the operator writes it

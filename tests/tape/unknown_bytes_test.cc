@@ -470,6 +470,22 @@ TEST_F(NoStorage, ChangedAfterwardsIsAnErrorThatNamesTheOperator) {
   flush_engine();
 }
 
+TEST_F(NoStorage, ItsValuesChangedAfterwardsIsAnError) {
+  const std::string text = message_of<refrain::CheckpointError>([] {
+    execute(
+        [](Trial& run) {
+          Tensor x = run.param({4, 4}), sparse = run.input({4, 4}).to_sparse();
+          Tensor loss = run.region([&] { return (x.exp() + sparse).sin(); }).sum();
+          torch::NoGradGuard no_grad;
+          sparse._values().mul_(2);  // has a version of its own
+          return loss;
+        },
+        true);
+  });
+  EXPECT_NE(text.find("aten::add"), std::string::npos) << text;
+  flush_engine();
+}
+
 TEST_F(NoStorage, SparseCsr) {
   expect_same([](Trial& run) {
     Tensor w = run.param({4, 4}), outside = run.input({4, 4}).relu().to_sparse_csr();
