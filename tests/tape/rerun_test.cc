@@ -374,12 +374,15 @@ TEST_F(Rerun, WhoDrawsMeanwhileOnAnotherThreadGetsTheNumbersThatComeNext) {
   torch::manual_seed(3);
   auto y = refrain::checkpoint(CheckpointOptions(rerun).early_stop(false), [&](const Tensor& a) {
     auto first = at::dropout(a, 0.5, true);
-    if (refrain::is_recomputing()) EXPECT_TRUE(meeting.meet() && meeting.meet());
+    if (refrain::is_recomputing()) {
+      EXPECT_TRUE(meeting.meet() && meeting.meet());
+    }
     return at::dropout(first, 0.5, true);
   }, x);
   const auto state = at::detail::getDefaultCPUGenerator().get_state();
   const auto next = torch::rand({5}), after = torch::rand({5});
-  at::detail::getDefaultCPUGenerator().set_state(state);
+  auto generator = at::detail::getDefaultCPUGenerator();
+  generator.set_state(state);
   Tensor drawn;
   std::thread other([&] {
     EXPECT_TRUE(meeting.meet());
@@ -502,11 +505,13 @@ TEST_F(Rerun, AnErrorOfTheLastOperatorIsOneWhereItWritesWhatItSaved) {
 // LibTorch resolves the negative view by an operator of its own, between what is saved and what writes the noise.
 TEST_F(Rerun, TheFunctionIsNotStoppedByOperatorsThatPrepareTheLastOne) {
   const auto c = torch::randn({16}, torch::kComplexFloat).requires_grad_();
-  const auto noise = torch::zeros({16});
   const std::vector<std::function<Tensor(const Tensor&)>> functions = {
       [](const Tensor& a) { return at::rrelu(at::imag(a.conj()), 0.1, 0.4, true); },
       [](const Tensor& a) { return at::rrelu(at::_neg_view(at::real(a)), 0.1, 0.4, true); },
-      [noise](const Tensor& a) { return at::rrelu_with_noise(at::imag(a.conj()), noise, 0.1, 0.4, true); }};
+      [](const Tensor& a) {
+        auto noise = torch::zeros({16});
+        return at::rrelu_with_noise(at::imag(a.conj()), noise, 0.1, 0.4, true);
+      }};
   for (const auto& fn : functions) {
     torch::manual_seed(3);
     const auto expected = torch::autograd::grad({fn(c).sum()}, {c})[0];
