@@ -87,7 +87,7 @@ class Registration {
       take_key();
     } catch (const std::exception& error) {
       failure_ = fmt::format(
-          "[refrain] the tape has no place on the dispatch key {} of LibTorch {}: {}. Load Refrain before the library that has it, or use a LibTorch from "
+          "[refrain] the tape has no place on the dispatch key {} of LibTorch {}: {}. Use Refrain before the library that has it is loaded, or a LibTorch from "
           "2.11 to 2.14.",
           c10::toString(kTapeKey), TORCH_VERSION, error.what());
     }
@@ -151,8 +151,6 @@ class Registration {
   std::vector<c10::RegistrationHandleRAII> kernels_;
   c10::RegistrationHandleRAII fallback_{[] {}}, listening_{[] {}};
 };
-
-[[maybe_unused]] const auto& at_load = Registration::get();
 
 }  // namespace
 

@@ -1,5 +1,5 @@
-/// Loads the library after somebody else has been at its dispatch key. One argument says who: `free`, nobody; `taken`, a fallback; `operator`, kernels of two
-/// operators; `copy`, another copy of the library.
+/// Loads the library after somebody else has been at its dispatch key. One argument says who: `free`, nobody; `taken`, a fallback; `late`, one
+/// that comes before the first use only; `operator`, kernels of two operators; `copy`, another copy of the library.
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <dlfcn.h>
@@ -57,16 +57,18 @@ int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
   if (mode == "copy" && argc == 4) return run_copy(argv[2], argv[3]);
   if (argc != 3) {
-    std::printf("expected free, taken or operator and the path of the body, or copy and two paths\n");
+    std::printf("expected free, taken, late or operator and the path of the body, or copy and two paths\n");
     return 2;
   }
   torch::Library everything(torch::Library::IMPL, "_", c10::DispatchKey::Fake, __FILE__, __LINE__);
   torch::Library aten(torch::Library::IMPL, "aten", c10::DispatchKey::Fake, __FILE__, __LINE__);
-  if (mode == "taken") everything.fallback(torch::CppFunction::makeFromBoxedFunction<&theirs>());
+  const auto take = [&] { everything.fallback(torch::CppFunction::makeFromBoxedFunction<&theirs>()); };
+  if (mode == "taken") take();
   if (mode == "operator")
     for (const char* name : {"sin", "logaddexp"}) aten.impl(name, torch::CppFunction::makeFromBoxedFunction<&theirs>());
 
   const auto run = find<int(const char*)>(load(argv[2]), "run_body");
+  if (mode == "late") take();
   int failures = run(mode.c_str());
   const auto expect_calls = [&](int expected, const char* where) {
     if (calls == expected) return;
