@@ -137,7 +137,8 @@ _Unwind_Reason_Code step(_Unwind_Context* context, void* data) {
 
 }  // namespace
 
-bool can_throw_to(const void* frame) noexcept {
+// Not `noexcept`: the walk begins with this frame.
+bool can_throw_to(const void* frame) {
   if (std::uncaught_exceptions() > 0) return false;  // a destructor runs because of another exception
   Walk walk{reinterpret_cast<uintptr_t>(frame)};
   _Unwind_Backtrace(&step, &walk);

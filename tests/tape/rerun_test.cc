@@ -505,13 +505,11 @@ TEST_F(Rerun, AnErrorOfTheLastOperatorIsOneWhereItWritesWhatItSaved) {
 // LibTorch resolves the negative view by an operator of its own, between what is saved and what writes the noise.
 TEST_F(Rerun, TheFunctionIsNotStoppedByOperatorsThatPrepareTheLastOne) {
   const auto c = torch::randn({16}, torch::kComplexFloat).requires_grad_();
+  auto noise = torch::zeros({16});
   const std::vector<std::function<Tensor(const Tensor&)>> functions = {
       [](const Tensor& a) { return at::rrelu(at::imag(a.conj()), 0.1, 0.4, true); },
       [](const Tensor& a) { return at::rrelu(at::_neg_view(at::real(a)), 0.1, 0.4, true); },
-      [](const Tensor& a) {
-        auto noise = torch::zeros({16});
-        return at::rrelu_with_noise(at::imag(a.conj()), noise, 0.1, 0.4, true);
-      }};
+      [&noise](const Tensor& a) { return at::rrelu_with_noise(at::imag(a.conj()), noise, 0.1, 0.4, true); }};
   for (const auto& fn : functions) {
     torch::manual_seed(3);
     const auto expected = torch::autograd::grad({fn(c).sum()}, {c})[0];
@@ -831,7 +829,7 @@ TEST_F(Rerun, GuardsThatEndInAnyOrderLeaveNothingBehind) {
 // ---- Null --------------------------------------------------------------------------------------------------------------------
 
 TEST_F(Rerun, NullModulesAreRefused) {
-  const torch::nn::Linear empty = nullptr;
+  torch::nn::Linear empty = nullptr;
   const std::shared_ptr<torch::nn::LinearImpl> null;
   torch::nn::LinearImpl* const pointer = nullptr;
   Tensor (*const function)(const Tensor&) = nullptr;
