@@ -285,7 +285,8 @@ TEST_F(Rerun, OneCallABackward) {
 // An operator without a saved tensor of its own: the strict check sees that it got another shape.
 TEST_F(Rerun, TheStrictCheckComparesShapesOfOperators) {
   int calls = 0;
-  const auto fn = [&](const Tensor& a) { return (a * torch::ones({calls++ ? 3 : 2}).sum().item<double>()).sin(); };
+  const auto two = torch::ones({2}), three = torch::ones({3});
+  const auto fn = [&](const Tensor& a) { return (a * (calls++ ? three : two).sum().item<double>()).sin(); };
   auto y = refrain::checkpoint(CheckpointOptions(rerun).determinism_check(DeterminismCheck::kStrict), fn, x);
   const auto text = message_of<CheckpointError>([&] { y.sum().backward(); });
   EXPECT_NE(text.find("had tensors of other sizes, strides or dtypes when called again"), std::string::npos) << text;
