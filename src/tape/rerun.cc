@@ -165,6 +165,7 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
 
   Draws& draws() { return draws_; }
   OpTrace* trace() { return trace_.get(); }
+  void run_whole() { early_stop_ = false; }
 
  private:
   friend class Refilling;
@@ -689,6 +690,8 @@ RerunScope::RerunScope(const CheckpointOptions& options) : state_(std::make_uniq
 }
 
 void RerunScope::save_input(const at::Tensor& tensor) { state_->rerun->add_input(tensor); }
+
+void RerunScope::run_whole() { state_->rerun->run_whole(); }
 
 void RerunScope::save_generator(const at::Generator& generator) {
   if (generator.defined()) state_->rerun->draws().add_generator(generator);

@@ -89,22 +89,6 @@ bool actions_let_by(const uint8_t* action, const uint8_t* types, uint8_t encodin
   }
 }
 
-// Whether a landing pad is a call and no more: a cleanup first saves the exception, but where a `noexcept` function was inlined the compiler
-// lands on a call of `std::terminate`.
-bool terminates(const uint8_t* pad) {
-#if defined(__x86_64__)
-  constexpr uint8_t kEndbr64[] = {0xf3, 0x0f, 0x1e, 0xfa};
-  if (std::memcmp(pad, kEndbr64, sizeof kEndbr64) == 0) pad += sizeof kEndbr64;
-  return *pad == 0xe8 || (pad[0] == 0xff && pad[1] == 0x15);
-#elif defined(__aarch64__)
-  uint32_t instruction;
-  std::memcpy(&instruction, pad, sizeof instruction);
-  return (instruction & 0xfc000000U) == 0x94000000U;
-#else
-  return false;
-#endif
-}
-
 bool lets_by(_Unwind_Context* context) {
   const auto* table = reinterpret_cast<const uint8_t*>(_Unwind_GetLanguageSpecificData(context));
   if (!table) return true;
@@ -132,9 +116,7 @@ bool lets_by(_Unwind_Context* context) {
     const uint64_t action = reader.uleb();
     if (offset < begin) return false;  // sorted: it is not there, so the run time terminates
     if (offset >= begin + size) continue;
-    if (pad == 0) return true;
-    if (start_encoding == kOmitted && terminates(reinterpret_cast<const uint8_t*>(_Unwind_GetRegionStart(context) + pad))) return false;
-    return action == 0 || actions_let_by(actions + action - 1, types, type_encoding);
+    return pad == 0 || action == 0 || actions_let_by(actions + action - 1, types, type_encoding);
   }
   return false;
 }

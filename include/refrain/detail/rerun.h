@@ -215,6 +215,8 @@ class RerunScope {
   void save_input(const at::Tensor& tensor);
   /// A generator among the arguments: its state is put back for the second call, as the default ones' is.
   void save_generator(const at::Generator& generator);
+  /// The function is `noexcept`: nothing can be thrown through it.
+  void run_whole();
   /// From now on autograd saves places instead of tensors.
   /// @param again calls the function again; `NextInput` gives the inputs in the order they were saved.
   void enter(std::function<void(const NextInput&)> again);
