@@ -1,3 +1,4 @@
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
 #include "machine.h"
@@ -61,6 +62,81 @@ struct HalveInPlace : Function<HalveInPlace> {
   }
   static variable_list backward(AutogradContext*, variable_list g) { return {g[0] * 0.5}; }
 };
+
+/// Its backward writes what it saved.
+struct ScaleSaved : Function<ScaleSaved> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x) {
+    Tensor y = x.clamp(-2, 2).exp();
+    ctx->save_for_backward({y});
+    return y;
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list g) {
+    Tensor y = ctx->get_saved_variables()[0];
+    at::NoGradGuard no_grad;
+    return {g[0] * y.mul_(0.5)};
+  }
+};
+
+/// Saves a tensor before it writes it, without a new version; backward multiplies by it.
+struct SavesFirst : torch::autograd::Node {
+  variable_list apply(variable_list&& g) override { return {g[0].defined() ? g[0] * saved.unpack() : Tensor()}; }
+  void release_variables() override { saved.reset_data(); }
+  torch::autograd::SavedVariable saved;
+};
+
+Tensor noise_saved_first(const Tensor& x, double p, const at::Generator& own) {
+  Tensor noise = at::empty_like(x.detach());
+  auto node = c10::make_intrusive<SavesFirst>();
+  node->set_next_edges(torch::autograd::collect_next_edges(x));
+  node->saved = torch::autograd::SavedVariable(noise, false);
+  noise.variable_data().bernoulli_(p, own);
+  at::NoGradGuard no_grad;
+  Tensor y = x * noise;
+  torch::autograd::set_history(y, node);
+  return y;
+}
+
+/// Its backward runs a backward, `depth` deep.
+struct Nest : Function<Nest> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t depth, bool in_region) {
+    ctx->save_for_backward({x});
+    ctx->saved_data["depth"] = depth;
+    ctx->saved_data["in_region"] = in_region;
+    return x.sin();
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list g) {
+    const Tensor x = ctx->get_saved_variables()[0];
+    const auto depth = ctx->saved_data["depth"].toInt();
+    const bool in_region = ctx->saved_data["in_region"].toBool();
+    at::AutoGradMode grad(true);
+    const Tensor inner = x.detach().requires_grad_();
+    const auto body = [depth, in_region](const Tensor& t) { return depth > 0 ? Nest::apply(t.cos(), depth - 1, in_region) : t.cos().tanh(); };
+    const Tensor y = in_region ? refrain::checkpoint(body, inner) : body(inner);
+    const Tensor slope = torch::autograd::grad({y.sum()}, {inner})[0];
+    return {g[0] * (x.cos() + 0.1 * slope), Tensor(), Tensor()};
+  }
+};
+
+void step_nest(Machine& m) {
+  auto x = m.pick([](const Tensor& t) { return is_float(t) && t.requires_grad(); });
+  const int64_t depth = m.rng.chance(0.04) ? 62 + m.rng.below(10) : m.rng.below(4);
+  const bool in_region = m.rng.chance(0.5);
+  m.detail("depth=", depth, in_region ? " regions" : "");
+  m.emit("Nest", {x}, Nest::apply(x->t, depth, in_region && m.checkpoints()));
+}
+
+void step_saves_first(Machine& m) {
+  auto x = m.pick([](const Tensor& t) { return is_float(t) && t.requires_grad(); });
+  if (!at::GradMode::is_enabled()) throw Skip{};
+  m.emit("noise_saved_first", {x}, noise_saved_first(x->t, 0.6, m.generators[0]));
+}
+
+void step_scale_saved(Machine& m) {
+  auto x = m.pick(is_float);
+  const Tensor y = ScaleSaved::apply(x->t);
+  if (m.rng.chance(0.6)) return m.emit("ScaleSaved", {x}, y);
+  m.emit_some("sin_of_ScaleSaved", {x}, {y, y.sin()});
+}
 
 void step_function(Machine& m) {
   auto x = m.pick(is_float);
@@ -192,6 +268,9 @@ void step_tally(Machine& m) {
 
 std::vector<StepSpec> custom_steps() {
   return {{"function", 5, step_function},
+          {"nest", 0.6, step_nest},
+          {"saves_first", 1, step_saves_first},
+          {"scale_saved", 0.8, step_scale_saved},
           {"custom_noisy", 1.5, step_noisy},
           {"custom_blend", 1.5, step_blend},
           {"custom_tally", 0.7, step_tally, "count", Calls::kOnce}};
