@@ -89,7 +89,9 @@ class Generator {
         relax(step);
       } else if (depth < 4 && roll < region_chance + 0.06) {
         step.kind = random_block(rng_, in_rerun);
-        step.body = steps(1 + rng_.below(4), depth + 1, kNested, in_rerun);
+        // the other thread's writes without a version are not seen from this one
+        const bool repeatable = in_rerun || step.kind == kTwoThreads;
+        step.body = steps(1 + rng_.below(4), depth + 1, kNested, repeatable);
       } else {
         step.kind = random_kind(rng_, in_rerun);
       }

@@ -17,6 +17,8 @@ std::set<std::string_view>& exercised() {
   return kinds;
 }
 
+bool says_evicted(const std::exception& error) { return std::string(error.what()).find("that the cap has evicted") != std::string::npos; }
+
 }  // namespace
 
 Coverage& coverage() {
@@ -130,7 +132,7 @@ void Machine::use_pointers(const std::vector<Tensor>& tensors, const std::functi
   try {
     use();
   } catch (const c10::Error& error) {
-    if (std::string(error.what()).find("that the cap has evicted") == std::string::npos) throw;
+    if (!says_evicted(error)) throw;
     ++coverage().pinned;
     std::vector<std::unique_ptr<PinScope>> pins;
     for (const Tensor& tensor : tensors) pins.push_back(std::make_unique<PinScope>(tensor));
@@ -171,6 +173,7 @@ void Machine::run_step(const Step& step) {
   } catch (const refrain::Error&) {
     throw;
   } catch (const std::exception& error) {
+    if (says_evicted(error)) throw;
     notes_->failed_steps.push_back(step.number);
     if (text_ == nullptr) return;
     const auto* torch_error = dynamic_cast<const c10::Error*>(&error);

@@ -97,6 +97,7 @@ struct Notes {
   uint64_t picks = 0;
   std::vector<int> failed_steps;
   bool made_cycle = false;
+  bool unpinned = false;  ///< there were two threads, and what the other one reads was not pinned
   std::vector<Watched> read_by_rerun;
   std::vector<Watched> cut_unsafely;
   std::vector<Watched> made_by_rerun;  ///< what those regions returned
@@ -185,6 +186,7 @@ class Machine {
   void use_pointers(const std::vector<Tensor>& tensors, const std::function<void()>& use);
   /// Memory that LibTorch knows nothing of, with a tensor over it: one for the whole program.
   std::vector<float>& frame() { return *frame_; }
+  bool is_twin() const { return mode_ == Mode::kTwin; }
   /// Whether regions go through the library in this run.
   bool checkpoints() const { return mode_ == Mode::kCheckpoint; }
   /// The number of threads is another than before.

@@ -246,7 +246,8 @@ void ProgramRun::record(Outcome& outcome, const std::string& name, const Tensor&
     at::NoGradGuard no_grad;
     entry.shape = shape_of(t);
     try {
-      const Tensor plain = t.detach().resolve_conj().resolve_neg().contiguous();
+      // a tensor that LibTorch knows to be zero has a storage, but no bytes
+      const Tensor plain = (t._is_zerotensor() ? t.clone() : t).detach().resolve_conj().resolve_neg().contiguous();
       const PinScope pin(plain);
       entry.bytes.assign(static_cast<const char*>(plain.const_data_ptr()), plain.nbytes());
     } catch (const c10::Error& error) {
@@ -311,6 +312,7 @@ void ProgramRun::backward(const std::vector<Tensor>& outputs, size_t number, Out
 
 void ProgramRun::iterate(Outcome& outcome) {
   if (iteration_ > 0) line("iteration " + std::to_string(iteration_));
+  outcome.forward_ended = false;
   for (const Step& step : program_.steps) {
     const auto& left_out = program_.left_out;
     if (std::find(left_out.begin(), left_out.end(), std::pair(iteration_, step.number)) != left_out.end()) continue;
@@ -330,6 +332,7 @@ void ProgramRun::iterate(Outcome& outcome) {
       continue;
     }
     coverage().elsewhere += uses_library();
+    outcome.unpinned = true;
     std::exception_ptr thrown;
     std::thread([&] {
       try {
@@ -410,6 +413,7 @@ void ProgramRun::run(Outcome& outcome) {
   outcome.picks = notes_->picks;
   outcome.made_cycle = notes_->made_cycle;
   outcome.threads_changed = *threads_changed_;
+  outcome.unpinned |= notes_->unpinned;
   outcome.rerun_input_changed =
       rerun_input_changed_ ||
       std::any_of(notes_->read_by_rerun.begin(), notes_->read_by_rerun.end(), [](const Watched& t) { return t.changed(); });
@@ -433,8 +437,15 @@ Outcome run(const Program& program, Mode mode, std::string* text, Surroundings* 
     run.run(outcome);
   }
   // The engine's ready queue keeps tensors of a failed backward, one inside a step too, until the next one starts.
-  at::ones({1}).requires_grad_().sum().backward();
-  if (surroundings != nullptr) surroundings->end();
+  const auto note = [&](const auto& what) {
+    try {
+      what();
+    } catch (const std::exception& error) {
+      if (outcome.error.empty()) outcome.error = std::string("after its end: ") + error.what();
+    }
+  };
+  note([] { at::ones({1}).requires_grad_().sum().backward(); });
+  if (surroundings != nullptr) note([&] { surroundings->end(); });
   const TapeStats after = tape_stats();
   outcome.leaked_bytes = memory.current();
   outcome.leaked_ops = after.live_ops - before.live_ops;

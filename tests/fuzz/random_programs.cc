@@ -34,6 +34,7 @@ std::string bytes_differ(const Record& a, const Record& b) {
   out << a.name << ": ";
   if (a.shape != b.shape || a.bytes.size() != b.bytes.size()) {
     out << a.shape << " in the baseline, " << b.shape << " here";
+    if (b.bytes.find("cannot be read") == 0) out << ", which " << b.bytes;
     return out.str();
   }
   if (a.name.find("generator") != std::string::npos) return out.str() + "state differs";
@@ -144,6 +145,7 @@ struct Refusal {
 };
 
 constexpr Refusal kRefusals[] = {
+    {"another thread asked for what a cap has evicted", "that the cap has evicted", [](const Outcome& ours) { return ours.unpinned; }},
     {"an input of a rerun region was changed", "was changed since", [](const Outcome& ours) { return ours.rerun_input_changed; }},
     {"the number of threads was changed", "threads", [](const Outcome& ours) { return ours.threads_changed; }},
 };

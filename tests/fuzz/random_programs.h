@@ -107,13 +107,14 @@ struct Outcome {
   std::vector<int> failed_steps;     ///< steps that threw in forward and were skipped
   std::vector<std::pair<int, int>> refused_steps;  ///< iteration and number of outermost ones that were refused memory, and left no trace
   bool ran_out = false;              ///< `error` is a refusal after which the run could not go on
-  bool forward_ended = false;        ///< it came as far as backward
+  bool forward_ended = false;        ///< the last iteration came as far as backward
   std::string error;                 ///< what forward or a backward threw; empty = nothing
   uint64_t picks = 0;                ///< which operands the steps chose: runs that differ here were other programs
   bool has_loss = false;             ///< something required a gradient
   bool made_cycle = false;           ///< in the graph, as plain autograd would: memory may stay
   bool rerun_input_changed = false;  ///< what a rerun region read from outside was written in place later on
   bool threads_changed = false;      ///< the number of threads that an operator may use
+  bool unpinned = false;             ///< a part of it ran on another thread, and what that reads was not pinned
   int64_t leaked_bytes = 0;          ///< over the level before the run, after every handle was dropped
   int64_t leaked_ops = 0, leaked_values = 0, leaked_slots = 0, leaked_regions = 0;  ///< from `tape_stats`
 };

@@ -170,7 +170,7 @@ void RandomPrograms::expect_equal(Kind kind) {
     current_seed = seed;
     const Program program = random_program(seed);
     if (print) std::cerr << to_text(program) << '\n';
-    if (kind != Kind::kRegions) forget_dead();
+    forget_dead();
     const Judgement judgement = judge(program, kind);
     ++verdicts[judgement.verdict];
     refused_too += judgement.refused_too;

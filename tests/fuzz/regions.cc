@@ -81,6 +81,7 @@ void Notes::add(const Notes& other) {
   const auto append = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
   picks = mix(picks, other.picks);
   made_cycle |= other.made_cycle;
+  unpinned |= other.unpinned;
   append(failed_steps, other.failed_steps);
   append(read_by_rerun, other.read_by_rerun);
   append(made_by_rerun, other.made_by_rerun);
@@ -229,6 +230,14 @@ void Machine::run_half(const Step& step, std::exception_ptr& thrown) {
 }
 
 void Machine::run_two_threads(const Step& step) {
+  // What another thread reads from under a cap must be pinned.
+  std::vector<std::unique_ptr<PinScope>> pins;
+  if (uses_library() && mix(step.seed, 4) % 4 > 0) {
+    for (const SlotPtr& slot : pool_) pins.push_back(std::make_unique<PinScope>(slot->t));
+    for (const auto& [name, slot] : given_) pins.push_back(std::make_unique<PinScope>(slot->t));
+  } else {
+    notes_->unpinned = true;
+  }
   Turns turns;
   std::exception_ptr thrown[2];
   Machine here(*this, turns, 0), there(*this, turns, 1);

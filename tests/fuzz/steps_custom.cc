@@ -63,17 +63,18 @@ struct HalveInPlace : Function<HalveInPlace> {
   static variable_list backward(AutogradContext*, variable_list g) { return {g[0] * 0.5}; }
 };
 
-/// Its backward writes what it saved.
+/// Its backward writes what it saved, which is nobody's handle; in the twin a copy.
 struct ScaleSaved : Function<ScaleSaved> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x) {
-    Tensor y = x.clamp(-2, 2).exp();
-    ctx->save_for_backward({y});
-    return y;
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, bool twin) {
+    ctx->save_for_backward({x});
+    ctx->saved_data["twin"] = twin;
+    return x * 0.7;
   }
   static variable_list backward(AutogradContext* ctx, variable_list g) {
-    Tensor y = ctx->get_saved_variables()[0];
+    Tensor x = ctx->get_saved_variables()[0];
     at::NoGradGuard no_grad;
-    return {g[0] * y.mul_(0.5)};
+    if (ctx->saved_data["twin"].toBool()) x = x.clone();
+    return {g[0] * x.mul_(0.5), Tensor()};
   }
 };
 
@@ -117,13 +118,17 @@ struct Nest : Function<Nest> {
   }
 };
 
-void step_nest(Machine& m) {
+void nest(Machine& m, int64_t depth) {
   auto x = m.pick([](const Tensor& t) { return is_float(t) && t.requires_grad(); });
-  const int64_t depth = m.rng.chance(0.04) ? 62 + m.rng.below(10) : m.rng.below(4);
   const bool in_region = m.rng.chance(0.5);
   m.detail("depth=", depth, in_region ? " regions" : "");
   m.emit("Nest", {x}, Nest::apply(x->t, depth, in_region && m.checkpoints()));
 }
+
+void step_nest(Machine& m) { nest(m, m.rng.below(4)); }
+
+/// LibTorch goes on in another thread from 60 on.
+void step_deep_nest(Machine& m) { nest(m, 62 + m.rng.below(10)); }
 
 void step_saves_first(Machine& m) {
   auto x = m.pick([](const Tensor& t) { return is_float(t) && t.requires_grad(); });
@@ -131,11 +136,17 @@ void step_saves_first(Machine& m) {
   m.emit("noise_saved_first", {x}, noise_saved_first(x->t, 0.6, m.generators[0]));
 }
 
+/// Others save the same tensor, and read it in backward before the write, or after it: then LibTorch refuses.
 void step_scale_saved(Machine& m) {
   auto x = m.pick(is_float);
-  const Tensor y = ScaleSaved::apply(x->t);
-  if (m.rng.chance(0.6)) return m.emit("ScaleSaved", {x}, y);
-  m.emit_some("sin_of_ScaleSaved", {x}, {y, y.sin()});
+  switch (m.rng.below(3)) {
+    case 0: return m.emit("ScaleSaved", {x}, ScaleSaved::apply(x->t + 1, m.is_twin()));
+    case 1: {
+      const Tensor y = x->t.sigmoid() + 1;
+      return m.emit("ScaleSaved_and_sin", {x}, y.sin() + ScaleSaved::apply(y, m.is_twin()));
+    }
+    default: return m.emit("ScaleSaved_of_exp", {x}, ScaleSaved::apply(x->t.clamp(-2, 2).exp(), m.is_twin()));
+  }
 }
 
 void step_function(Machine& m) {
@@ -268,7 +279,8 @@ void step_tally(Machine& m) {
 
 std::vector<StepSpec> custom_steps() {
   return {{"function", 5, step_function},
-          {"nest", 0.6, step_nest},
+          {"nest", 0.6, step_nest, "", Calls::kOnce},
+          {"deep_nest", 0.03, step_deep_nest, "", Calls::kOnce},
           {"saves_first", 1, step_saves_first},
           {"scale_saved", 0.8, step_scale_saved},
           {"custom_noisy", 1.5, step_noisy},
