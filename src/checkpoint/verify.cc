@@ -117,8 +117,13 @@ NamedTensors run_once(Verified& verified, const CheckpointOptions* options, cons
   return left;
 }
 
+// A gradient may be a tensor that LibTorch knows to be zero, without memory.
+at::Tensor with_bytes(const at::Tensor& tensor) {
+  return (tensor._is_zerotensor() ? tensor.clone() : tensor).cpu().contiguous();
+}
+
 bool same_bytes(const at::Tensor& a, const at::Tensor& b) {
-  const auto x = a.cpu().contiguous(), y = b.cpu().contiguous();
+  const auto x = with_bytes(a), y = with_bytes(b);
   return x.nbytes() == 0 || std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) == 0;
 }
 
