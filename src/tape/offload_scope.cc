@@ -10,7 +10,7 @@ namespace refrain::tape {
 
 OffloadingSaver::OffloadingSaver(std::shared_ptr<OffloadStore> store) : work_(std::move(store)) {
   auto& thread = ThreadState::get();
-  const bool in_rerun = thread.saver && !dynamic_cast<OffloadingSaver*>(thread.saver);
+  const bool in_rerun = thread.saver && thread.saver->is_rerun();
   if (thread.region || in_rerun) return;
   install();
   is_on_ = true;

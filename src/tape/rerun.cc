@@ -146,6 +146,7 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
   Rerun& operator=(const Rerun&) = delete;
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> hooks() override;
+  bool is_rerun() const override { return true; }
 
   int32_t add(Place* place, const at::Tensor& tensor);
   void remove(size_t index);
@@ -241,6 +242,7 @@ class Refilling final : public Saver {
   }
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> hooks() override;
+  bool is_rerun() const override { return true; }
 
   /// @param argument  of an operator that has not run yet.
   void collect(const at::Tensor& tensor, bool argument) {
@@ -665,7 +667,9 @@ DebugGuard::~DebugGuard() { tape::ThreadState::get().debug.end(this); }
 namespace refrain::detail {
 
 bool reruns(const CheckpointOptions& options) {
-  if (options.source() == CheckpointSource::kReplay && (options.policy() || !tape::ThreadState::get().saver)) return false;
+  const auto* saver = tape::ThreadState::get().saver;
+  const bool in_rerun = saver && saver->is_rerun();
+  if (options.source() == CheckpointSource::kReplay && (options.policy() || !in_rerun)) return false;
   return !tape::plain_call();
 }
 

@@ -29,6 +29,8 @@ class Saver {
  public:
   Saver();
   virtual std::unique_ptr<torch::autograd::SavedVariableHooks> hooks() = 0;
+  /// Whether regions inside are called again with the function, rather than replayed.
+  virtual bool is_rerun() const { return false; }
 
   size_t hook_depth;  ///< `saved_hook_depth` when it was made: hooks put on later go first
 
