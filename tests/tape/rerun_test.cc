@@ -453,10 +453,10 @@ TEST_F(Rerun, WhereNothingCanBeThrownThroughTheFunctionRunsOn) {
   finished = 0;
   expect_bit_equal(expected, torch::autograd::grad({refrain::checkpoint(rerun, nothrow, x).sum()}, {x})[0]);
   EXPECT_EQ(finished, 2);
-  const auto other = [calls = std::make_shared<int>(0)](const Tensor& a) noexcept {
-    return ((*calls)++ ? a.narrow(0, 0, 2) : a).sin().exp();
-  };
   for (const auto& options : {rerun, loose}) {
+    const auto other = [calls = std::make_shared<int>(0)](const Tensor& a) noexcept {
+      return ((*calls)++ ? a.narrow(0, 0, 2) : a).sin().exp();
+    };
     auto y = refrain::checkpoint(options, other, x);
     EXPECT_THROW(y.sum().backward(), CheckpointError);
     flush_engine();
