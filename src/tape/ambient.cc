@@ -62,18 +62,20 @@ constexpr Switch kSwitches[] = {
     {"quantized engine", [](at::Context& c) { return static_cast<int64_t>(c.qEngine()); }},
 };
 
-// The bytes of LibTorch's `Context` stand for all its switches: reading them one by one takes longer than recording the rest of an operator.
-constexpr size_t kContextBytes = sizeof(at::Context);
+// The bytes of LibTorch's `Context` stand for all its switches, which take long to read one by one. First come its once flags, a kilobyte.
+constexpr size_t kOnceFlags = sizeof(std::array<c10::once_flag, at::COMPILE_TIME_MAX_DEVICE_TYPES>);
+constexpr size_t kSwitchBytes = sizeof(at::Context) - kOnceFlags;
+const void* switch_bytes(const at::Context& context) { return reinterpret_cast<const unsigned char*>(&context) + kOnceFlags; }
 
 }  // namespace
 
 struct Globals {
-  std::array<unsigned char, kContextBytes> bytes;
+  std::array<unsigned char, kSwitchBytes> bytes;
   at::ScalarType dtype;
   std::array<int64_t, std::size(kSwitches)> values;
 
   bool is_now(const at::Context& context, at::ScalarType default_dtype) const {
-    return dtype == default_dtype && std::memcmp(bytes.data(), &context, kContextBytes) == 0;
+    return dtype == default_dtype && std::memcmp(bytes.data(), switch_bytes(context), kSwitchBytes) == 0;
   }
 };
 
@@ -95,7 +97,7 @@ const Globals* find_globals(at::Context& context, at::ScalarType dtype) {
   auto* globals = new Globals;
   globals->dtype = dtype;
   do {  // some switches are decided when first asked for; others may be set by another thread meanwhile
-    std::memcpy(globals->bytes.data(), &context, kContextBytes);
+    std::memcpy(globals->bytes.data(), switch_bytes(context), kSwitchBytes);
     for (size_t i = 0; i < std::size(kSwitches); ++i) globals->values[i] = kSwitches[i].read(context);
   } while (!globals->is_now(context, dtype));
   known->push_back(globals);

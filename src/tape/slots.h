@@ -24,6 +24,7 @@ class Slot : public torch::autograd::SavedVariableHooks {
   int32_t read_task = -2;      ///< graph task that read it last
   c10::VariableVersion counter;
   uint32_t version = 0;
+  uint32_t filled_at = 0;      ///< version at `fill`
   ListLink<Slot> in_value;
   ListLink<Slot> in_region;
 
@@ -35,7 +36,7 @@ class Slot : public torch::autograd::SavedVariableHooks {
   /// Bytes that were brought back for it.
   void fill(c10::Storage bytes) {
     filled = std::move(bytes);
-    filled_at_ = counter.enabled() ? counter.current_version() : 0;
+    filled_at = counter.enabled() ? counter.current_version() : 0;
   }
 
  protected:
@@ -45,9 +46,8 @@ class Slot : public torch::autograd::SavedVariableHooks {
  private:
   void join(TapeLock& lock);
   /// Whether `filled` is as it was brought back, as far as the version tells: backward may write into what it has unpacked, on any thread.
-  bool filled_is_whole() const { return !counter.enabled() || counter.current_version() == filled_at_; }
+  bool filled_is_whole() const { return !counter.enabled() || counter.current_version() == filled_at; }
 
-  uint32_t filled_at_ = 0;     ///< version at `fill`
   bool joined_ = false;        ///< its region knows it
   at::Tensor kept_;            ///< tensors without a plain storage, and over borrowed memory: backward reads what is there then
 };

@@ -27,7 +27,7 @@ void copy_part_from(const c10::Storage& whole, size_t begin, const c10::Storage&
 /// `from_blob` and kin: the bytes belong to somebody who may free them.
 inline bool is_borrowed(const c10::Storage& storage) {
   const auto& data = storage.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks();
-  return storage.nbytes() > 0 && !data.get_context() && data.get();
+  return !data.get_context() && data.get() && storage.nbytes() > 0;
 }
 
 /// Uninitialised memory from LibTorch's allocator for `device`, unseen by the tape.

@@ -443,9 +443,15 @@ TEST_F(HiddenState, OtherSettingsChangedAreRefused) {
     const char* name;
     std::function<void()> change, undo;
   };
+  const auto engine = context.qEngine();
+  const auto engines = at::Context::supportedQEngines();
+  const auto other_engine = *std::find_if(engines.begin(), engines.end(), [&](auto each) { return each != engine; });
   const std::vector<Setting> settings = {
       {"deterministic algorithms", [&] { context.setDeterministicAlgorithms(true, true); },
        [&] { context.setDeterministicAlgorithms(false, false); }},
+      // the first and the last of `Context`
+      {"cudnn", [&] { context.setUserEnabledCuDNN(false); }, [&] { context.setUserEnabledCuDNN(true); }},
+      {"quantized engine", [&] { context.setQEngine(other_engine); }, [&] { context.setQEngine(engine); }},
       {"mkldnn", [&] { context.setUserEnabledMkldnn(false); }, [&] { context.setUserEnabledMkldnn(true); }},
       {"matmul precision", [&] { context.setFloat32MatmulPrecision("medium"); },
        [&] { context.setFloat32MatmulPrecision("highest"); }},
