@@ -1,12 +1,12 @@
-/// Operators of LibTorch's that read pointers and have no operator below autograd: the tape's fallback never sees them, so under a
-/// cap their arguments are made resident here. Of LibTorch 2.13's composite functions that do so the others read only lengths and
-/// offsets (packed sequences, `tensor_split`, `ctc_loss`), which are never evicted.
+#include "tape/composite_ops.h"
 
 #include <ATen/ops/max_pool1d_native.h>
 #include <torch/library.h>
 
 #include "tape/evict.h"
 
+// Of the composite functions of LibTorch 2.13 that read pointers the others read only lengths and offsets (packed sequences,
+// `tensor_split`, `ctc_loss`), which are never evicted.
 namespace refrain::tape {
 namespace {
 
@@ -17,6 +17,10 @@ at::Tensor max_pool1d(const at::Tensor& self, at::IntArrayRef kernel, at::IntArr
 }
 
 }  // namespace
-}  // namespace refrain::tape
 
-TORCH_LIBRARY_IMPL(aten, AutogradCPU, m) { m.impl("max_pool1d", TORCH_FN(refrain::tape::max_pool1d)); }
+void add_composite_ops() {
+  static auto* library = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradCPU, __FILE__, __LINE__);
+  library->impl("max_pool1d", TORCH_FN(max_pool1d));
+}
+
+}  // namespace refrain::tape

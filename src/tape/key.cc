@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "refrain/error.h"
+#include "tape/composite_ops.h"
 #include "tape/recorder.h"
 
 namespace refrain::tape {
@@ -104,6 +105,11 @@ class Registration {
     takes_all_ = !is_free;
     take_operators();
     shares_ = !kernels_.empty();
+    {
+      Silence silence;
+      const c10::WarningUtils::WarningHandlerGuard quietly(&silence);
+      add_composite_ops();
+    }
     if (!is_free) {
       listening_ = dispatcher().addRegistrationListener(std::make_unique<Listener>(has_new_));
       has_new_ = false;  // it is told of those that there are
