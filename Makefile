@@ -16,9 +16,11 @@ SOURCES = $(shell git ls-files --cached --others --exclude-standard '*.h' '*.cc'
 configure = $(CMAKE) --preset $(1) -DCMAKE_MAKE_PROGRAM=$(NINJA) -DREFRAIN_WERROR=$(WERROR) >/dev/null
 compile = $(CMAKE) --build $(1) --parallel $(JOBS)
 # Tests run side by side: threads of OpenMP that spin for others which have no core make them twenty times slower.
-test = cd $(1) && OMP_WAIT_POLICY=passive $(CTEST) --output-on-failure $(CTEST_ARGS)
+# Those of random programs take one thread each, and run side by side after the others.
+test = cd $(1) && OMP_WAIT_POLICY=passive $(CTEST) --output-on-failure -LE random $(CTEST_ARGS) && \
+  OMP_WAIT_POLICY=passive $(CTEST) --output-on-failure -L random --parallel $(JOBS) $(CTEST_ARGS)
 
-.PHONY: help setup build demo test core asan mutations bench peers limits plans format format-check tidy clean
+.PHONY: help setup build demo test core asan soak mutations bench peers limits plans format format-check tidy clean
 .NOTPARALLEL:
 
 help:
@@ -26,6 +28,7 @@ help:
 	@echo 'make test    build and run all tests'
 	@echo 'make core    the tests that need no LibTorch'
 	@echo 'make asan    the tests under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make soak    random programs from new seeds: SOAK_PROGRAMS=20000 SOAK_MINUTES=30 SOAK_SEED=n'
 	@echo 'make mutations   breaks each rule of the tape and expects a test to fail'
 	@echo 'make bench   the benchmarks;  make peers   side by side with torch.utils.checkpoint'
 	@echo 'make limits  what memory limits cost, and which heuristic costs least'
@@ -54,6 +57,9 @@ asan: setup
 	@$(call configure,asan-ubsan)
 	@$(call compile,build-asan)
 	@$(call test,build-asan)
+
+soak: build
+	@JOBS=$(JOBS) tests/fuzz/soak
 
 mutations: build
 	@tests/mutations/run

@@ -161,6 +161,15 @@ struct PlanArgs {
   std::string html;              ///< of pareto: page, "-" for stdout, empty for none
 };
 
+struct LeastLimitArgs {
+  ModelArgs model;
+  std::vector<double> multiples;  ///< of the least limit; empty: the library's choice
+  double tolerance = 0.01;        ///< of the search, as a part of what a step takes
+  double max_overhead = 10.0;     ///< as of `BenchArgs`
+  int iters = 3;
+  std::string json;
+};
+
 struct ReportArgs {
   std::vector<std::string> files;  ///< what measuring commands wrote with --json, drawn in this order
   std::string html;
@@ -183,6 +192,7 @@ int run_advise(const AdviseArgs& args);
 int run_profile(const ProfileArgs& args);
 int run_plan(const PlanArgs& args);
 int run_pareto(const PlanArgs& args);
+int run_least_limit(const LeastLimitArgs& args);
 int run_report(const ReportArgs& args);
 
 }  // namespace refrain::cli

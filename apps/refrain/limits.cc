@@ -144,8 +144,7 @@ class Steps {
       row.step_ms.push_back(seen.ms);
       row.added_ms.push_back(seen.ms - plain.ms);
     } catch (const OutOfMemory& error) {
-      // the only one of the two messages that names the option
-      row.refusal = {error.msg().find("max_overhead") != std::string::npos, error.missing()};
+      row.refusal = {error.is_of_time(), error.missing()};
     }
   }
 

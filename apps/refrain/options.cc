@@ -235,6 +235,22 @@ Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
   add_optimizer_option(*max_batch_, max_batch_args_.optimizer);
   add_document_options(*max_batch_, max_batch_args_.json, max_batch_args_.html);
 
+  least_limit_ = app.add_subcommand("least-limit", "Find the least memory limit that a step keeps, and measure what limits above it cost");
+  add_model_options(*least_limit_, least_limit_args_.model, "model to measure");
+  least_limit_->add_option("--multiples", least_limit_args_.multiples,
+                           "limits to measure, as multiples of the least one, comma-separated; default: 1,1.1,1.25,1.5")
+      ->delimiter(',')
+      ->check(CLI::Range(1.0, 1000.0));
+  least_limit_->add_option("--tolerance", least_limit_args_.tolerance, "how near to search, as a part of what a step takes without a limit")
+      ->check(CLI::Range(0.0001, 0.5))
+      ->capture_default_str();
+  least_limit_->add_option("--max-overhead", least_limit_args_.max_overhead,
+                           "refuse a limit at which a step recomputes for more than this times its operators' time")
+      ->check(CLI::Range(0.01, 1e6))
+      ->capture_default_str();
+  least_limit_->add_option("--iters", least_limit_args_.iters, "timed steps at each limit")->check(CLI::Range(1, 100000))->capture_default_str();
+  least_limit_->add_option("--json", least_limit_args_.json, kJsonHelp);
+
   advise_ = app.add_subcommand("advise", "Measure whether to checkpoint within a memory limit, and how");
   add_model_options(*advise_, advise_args_.model, "model to train");
   add_limit_option(*advise_, advise_args_.memory_limit);
@@ -288,6 +304,7 @@ int Commands::dispatch() const {
   if (*timeline_) return run_timeline(timeline_args_);
   if (*segments_) return run_segments(segments_args_);
   if (*max_batch_) return run_max_batch(max_batch_args_);
+  if (*least_limit_) return run_least_limit(least_limit_args_);
   if (*advise_) return run_advise(advise_args_);
   if (*profile_) return run_profile(profile_args_);
   if (*plan_) return run_plan(plan_args_);

@@ -15,7 +15,7 @@ class Commands {
 
  private:
   CLI::App *env_, *verify_, *bench_, *explain_, *train_, *launch_, *compare_, *breakdown_, *timeline_, *segments_, *max_batch_,
-      *advise_, *profile_, *plan_, *pareto_, *report_;
+      *least_limit_, *advise_, *profile_, *plan_, *pareto_, *report_;
   EnvArgs env_args_;
   VerifyArgs verify_args_;
   BenchArgs bench_args_;
@@ -27,6 +27,7 @@ class Commands {
   TimelineArgs timeline_args_;
   SegmentsArgs segments_args_;
   MaxBatchArgs max_batch_args_;
+  LeastLimitArgs least_limit_args_;
   AdviseArgs advise_args_;
   ProfileArgs profile_args_;
   PlanArgs plan_args_, pareto_args_;

@@ -81,7 +81,8 @@ bool is_bit_equal(const torch::Tensor& a, const torch::Tensor& b) {
   if (a.defined() != b.defined()) return false;
   if (!a.defined()) return true;
   if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) return false;
-  const auto x = a.contiguous(), y = b.contiguous();
+  // a gradient may be a tensor that LibTorch knows to be zero, without memory
+  const auto x = (a._is_zerotensor() ? a.clone() : a).contiguous(), y = (b._is_zerotensor() ? b.clone() : b).contiguous();
   return std::memcmp(x.data_ptr(), y.data_ptr(), x.nbytes()) == 0;
 }
 

@@ -67,16 +67,19 @@ struct MemoryCapStats {
 /// A step under a `MemoryCap` cannot be done: all that can leave memory has left, or it takes longer than `max_overhead`.
 class OutOfMemory : public c10::OutOfMemoryError {
  public:
-  OutOfMemory(c10::SourceLocation where, std::string message, Bytes floor, Bytes limit)
-      : c10::OutOfMemoryError(where, std::move(message)), floor_(floor), limit_(limit) {}
+  OutOfMemory(c10::SourceLocation where, std::string message, Bytes floor, Bytes limit, bool is_of_time = false)
+      : c10::OutOfMemoryError(where, std::move(message)), floor_(floor), limit_(limit), is_of_time_(is_of_time) {}
   /// A limit of fewer bytes cannot do: those that cannot leave, of the running operator too, and the request. If time was the
   /// cause: by what has run of the step, with what was computed again for a smaller limit counted out.
   Bytes floor() const { return floor_; }
   Bytes limit() const { return limit_; }
   Bytes missing() const { return floor_ - limit_; }
+  /// Whether `max_overhead` was the cause: the limit itself could be kept.
+  bool is_of_time() const { return is_of_time_; }
 
  private:
   Bytes floor_, limit_;
+  bool is_of_time_;
 };
 
 /// While alive, CPU tensors take at most `limit` bytes: what can be computed again leaves memory before the limit would be broken,

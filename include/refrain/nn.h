@@ -80,8 +80,6 @@ struct ForwardOf<M> {
   using Type = torch::Tensor (M::*)(torch::Tensor);
 };
 
-[[noreturn]] void throw_null_module();
-
 template <std::derived_from<torch::nn::Module> M>
 M& module_of(M& module) {
   return module;
@@ -284,6 +282,7 @@ class Checkpoint : public torch::nn::ModuleHolder<CheckpointImpl<typename detail
 
   template <typename... Args>
   decltype(auto) operator()(Args&&... args) {
+    detail::refuse_null(*this);
     return (**this)(std::forward<Args>(args)...);
   }
 };

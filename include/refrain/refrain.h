@@ -11,6 +11,7 @@
 #include "refrain/distributed.h"
 #include "refrain/error.h"
 #include "refrain/explain.h"
+#include "refrain/least_limit.h"
 #include "refrain/memory.h"
 #include "refrain/memory_budget.h"
 #include "refrain/memory_cap.h"

@@ -79,6 +79,7 @@ torch::Tensor run_layer(Layer& layer, torch::Tensor x) {
 template <typename Layers>
 torch::Tensor run_segments(Layers& layers, const Segments& segments, torch::Tensor x, const CheckpointOptions& options) {
   using Layer = std::remove_cvref_t<decltype(layers[0])>;
+  for (size_t i = 0; i < layers.size(); ++i) refuse_null(layers[i]);
   int64_t number = 0;
   for (const auto& [begin, end, in_region] : segments.split(static_cast<int64_t>(layers.size()))) {
     const TraceScope scope("segments", number++);
@@ -107,9 +108,10 @@ torch::Tensor run_segments(Layers& layers, const Segments& segments, torch::Tens
 }  // namespace detail
 
 /// Runs a `torch::nn::Sequential` of layers from tensor to tensor, each segment in a region of its own.
-/// @throws InvalidArgument as `Segments::split`.
+/// @throws InvalidArgument as `Segments::split`, and for an empty holder or layer.
 inline torch::Tensor checkpoint_sequential(torch::nn::Sequential seq, const Segments& segments, torch::Tensor input,
                                            const CheckpointOptions& options = {}) {
+  detail::refuse_null(seq);
   std::vector<torch::nn::AnyModule> layers(seq->begin(), seq->end());
   return detail::run_segments(layers, segments, std::move(input), options);
 }

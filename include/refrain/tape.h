@@ -41,6 +41,14 @@ enum class LeafWritePolicy {
 /// Process-wide. Default: kCopy, 64 MiB alive at a time. Returns the old policy. Threads: any.
 LeafWritePolicy set_leaf_write_policy(LeafWritePolicy policy, int64_t max_leaf_copy_bytes = int64_t{64} << 20);
 
+/// Whether what recorded operators read from outside is hashed, and compared before it is read again: by a later recorded operator, by a
+/// replay, by a function that is called again for its arguments. A difference that the tape did not see (a pointer kept from before) is then
+/// an error of the backward that needs the old bytes; it names operator, argument, dtype and sizes. Returns the old setting. Default: off, and
+/// on inside `verify_checkpoint`. Process-wide. Threads: any.
+/// Cost: each storage that comes from outside is read once for each operator that takes it, and once for each replay pass: some 10 GB/s on the
+/// CPU (XXH3, as fast as memory); from a device it is copied first.
+bool set_check_inputs(bool on);
+
 /// Declares that `op` ("namespace::name", all overloads) has effects outside its tensors: it is never replayed and its
 /// outputs are kept. Collectives, seeds and resizes are known already. Threads: any. Holds for later calls of the op.
 void register_effect_op(const std::string& op);

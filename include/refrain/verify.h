@@ -58,7 +58,8 @@ void collect_state(M& module, Verified& verified) {
 }  // namespace detail
 
 /// Runs `fn(args...)` three times with its backward: plainly, with `kReplay`, with `kRerun`, each from the same buffers and
-/// random state, and compares outputs, gradients, buffers and generators.
+/// random state, and compares outputs, gradients, buffers and generators. What regions read from outside is checked meanwhile
+/// (`set_check_inputs`): memory filled again through a pointer that the function or a hook kept is an error that names the tensor.
 ///
 /// Gradients are of the sum of all floating-point results times fixed random numbers, with respect to every leaf that the
 /// result depends on: inputs, parameters of `fn` if it is a module, and captured ones. `.grad` is not touched; buffers and
@@ -66,10 +67,11 @@ void collect_state(M& module, Verified& verified) {
 /// reported: its statistics move twice.
 /// @param options  of the replay run (policy included) and of the rerun (policy left out).
 /// @param fn, args as for `checkpoint`. Buffers are those of `fn` if it is a module or holder; others are not seen.
-/// @throws InvalidArgument if no result requires a gradient; what the plain run throws. What the others throw is reported.
+/// @throws InvalidArgument if `fn` is null or no result requires a gradient; what the plain run throws. What the others throw is reported.
 /// Cost: three forwards and backwards, and copies of all compared tensors. Threads: as the function.
 template <typename F, typename... Args>
 VerifyReport verify_checkpoint(const CheckpointOptions& options, F&& fn, Args&&... args) {
+  detail::refuse_null(fn, args...);
   detail::Verified verified;
   const auto count = [&](auto&... a) -> decltype(auto) {
     ++verified.calls;

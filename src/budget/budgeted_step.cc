@@ -82,6 +82,7 @@ void BudgetedStep::begin_step(const tape::OpTraits& traits, const torch::jit::St
 
 plan::Plan BudgetedStep::timed_plan(const graph::Graph& graph, const plan::PlanOptions& options) {
   const auto start = std::chrono::steady_clock::now();
+  check_trace(graph, "MemoryBudget");
   auto plan = plan::plan(graph, budget_, options);
   planning_ms_ += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   return plan;

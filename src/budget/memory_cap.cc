@@ -21,7 +21,12 @@ struct MemoryCap::State {
   State(Bytes bytes, const MemoryCapOptions& options)
       : limit(bytes), number(budget::RoomMaker::get().add(options)) {
     limiting_allocator().set_relief(&budget::RoomMaker::get());
-    tape::open_cap();
+    try {
+      tape::open_cap();
+    } catch (...) {
+      budget::RoomMaker::get().remove(number);
+      throw;
+    }
   }
 
   MemoryLimit limit;

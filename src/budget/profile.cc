@@ -88,9 +88,18 @@ double StepPlan::bound_ms() const { return static_cast<double>(state_->plan.boun
 std::string StepPlan::brief() const { return state_->plan.brief(); }
 std::string StepPlan::report() const { return state_->plan.report(); }
 
+void budget::check_trace(const graph::Graph& graph, const char* who) {
+  if (const auto defect = graph::find_defect(graph); !defect.empty())
+    throw InvalidArgument(fmt::format(
+        "[refrain::{}] cannot plan for a step whose trace has a defect: {}; expected none. The trace is wrong, not the step: report it with the step. Until then use "
+        "a MemoryCap, or if the step has checkpoint regions, leave either them or the budget out.",
+        who, defect));
+}
+
 namespace {
 
 StepPlan plan_for(const StepTrace& trace, plan::Budget budget, double seconds) {
+  budget::check_trace(trace.state().graph, "plan_step");
   plan::PlanOptions options;
   options.time_limit_s = seconds;
   options.starts.push_back(trace.state().recorded);

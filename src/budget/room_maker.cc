@@ -6,6 +6,7 @@
 #include <chrono>
 #include <limits>
 
+#include "base/fork.h"
 #include "memory/stack.h"
 #include "tape/evict.h"
 
@@ -14,6 +15,20 @@ namespace refrain::budget {
 RoomMaker& RoomMaker::get() {
   static auto* instance = new RoomMaker;
   return *instance;
+}
+
+RoomMaker::RoomMaker() {
+  lock_at_fork(ForkOrder::kRoom, mutex_);
+  call_in_forked_child(ForkCall::kRoom, [] { get().forget_caps(); });
+}
+
+void RoomMaker::forget_caps() {
+  {
+    std::lock_guard guard(mutex_);
+    options_.clear();
+  }
+  auto& counters = tape::cap_counters();
+  counters.evictions = counters.evicted_bytes = counters.recomputes = counters.recompute_ns = 0;
 }
 
 int RoomMaker::add(const MemoryCapOptions& options) {
@@ -92,6 +107,7 @@ void RoomMaker::check_overhead(Bytes limit) {
     enough = pass.demand;
     break;
   }
+  refusals_.fetch_add(1);
   throw OutOfMemory(
       {__func__, __FILE__, static_cast<uint32_t>(__LINE__)},
       fmt::format("[refrain::MemoryCap] out of memory: the limit {} bytes ({}) would be kept, but this step has spent {:.1f} ms "
@@ -99,7 +115,7 @@ void RoomMaker::check_overhead(Bytes limit) {
                   "done so far is {} bytes ({}); raise the limit or max_overhead",
                   limit, format_bytes(limit), static_cast<double>(step.again_ns) / 1e6,
                   static_cast<double>(step.operators_ns) / 1e6, most, enough, format_bytes(enough)),
-      enough, limit);
+      enough, limit, true);
 }
 
 void RoomMaker::make_room(Bytes missing, Bytes requested, Bytes limit) {
@@ -122,6 +138,7 @@ void RoomMaker::make_room(Bytes missing, Bytes requested, Bytes limit) {
   const Bytes floor = limiting_allocator().in_use() + requested;
   if (floor <= limit) return;  // another thread gave some up
   const auto op = tape::running_operator();
+  refusals_.fetch_add(1);
   throw OutOfMemory(
       {__func__, __FILE__, static_cast<uint32_t>(__LINE__)},
       fmt::format("[refrain::MemoryCap] out of memory: {} needs {} bytes ({}) where {} bytes ({}) cannot leave memory, limit {} "

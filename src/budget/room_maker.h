@@ -27,9 +27,14 @@ class RoomMaker final : public LimitingAllocator::Relief {
   void remove(int number);
 
   int64_t choosing_ns() const { return choosing_ns_.load(); }
+  /// Times that it threw `OutOfMemory` since the process began.
+  int64_t refusals() const { return refusals_.load(); }
 
  private:
+  RoomMaker();
   MemoryCapOptions options();
+  /// In a forked child, which begins without caps. What is evicted there is recomputed when it is read.
+  void forget_caps();
   /// @return bytes that left.
   Bytes evict_until(Bytes missing);
   Bytes evict_queued(tape::TapeLock& lock, Bytes missing);
@@ -40,6 +45,7 @@ class RoomMaker final : public LimitingAllocator::Relief {
   std::vector<std::pair<int, MemoryCapOptions>> options_;
   int last_number_ = 0;
   std::atomic<int64_t> choosing_ns_{0};
+  std::atomic<int64_t> refusals_{0};
   EvictionQueue queue_;  ///< under the tape's lock, as what follows
   uint64_t step_ = 0;    ///< that the queue was last looked at in
 };

@@ -15,4 +15,10 @@ struct StepPlan::State {
   plan::Plan plan;
 };
 
+namespace budget {
+
+/// Before a traced step is planned for. @param who  as "MemoryBudget". @throws InvalidArgument if the trace has a defect, and says what to do.
+void check_trace(const graph::Graph& graph, const char* who);
+
+}  // namespace budget
 }  // namespace refrain

@@ -102,7 +102,7 @@ std::unordered_map<std::shared_ptr<Module>, std::string> choose(Module& model, c
 
 void throw_null_module() {
   throw InvalidArgument(
-      "[refrain::nn] found a null module pointer or an empty module holder, expected a module. "
+      "[refrain::checkpoint] found a null pointer, an empty module holder or an empty function, expected a module or a function. "
       "`ModuleList::ptr<T>(i)` is null where module i is no T.");
 }
 

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
+#include <ATen/DeviceAccelerator.h>
 #include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -13,6 +14,7 @@
 #include <mutex>
 
 #include "refrain/error.h"
+#include "refrain/tape.h"
 #include "tape/graph_leaves.h"
 #include "tape/rng.h"
 
@@ -23,8 +25,7 @@ namespace {
 class Checkpointed {
  public:
   explicit Checkpointed(const Verified& verified) : buffers_(verified.buffers), generators_(verified.generators) {
-    generators_.insert(generators_.begin(), at::detail::getDefaultCPUGenerator());
-    if (at::globalContext().hasCUDA()) generators_.push_back(at::globalContext().defaultGenerator(at::kCUDA));
+    add_default_generators();
     for (const auto* list : {&verified.buffers, &verified.inputs})
       for (const auto& [name, tensor] : *list)
         if (tensor.defined()) saved_.push_back({tensor, tensor.detach().clone(), tensor._version()});
@@ -43,6 +44,18 @@ class Checkpointed {
     }
     std::lock_guard lock(tape::rng_mutex());
     for (const auto& state : generator_states_) state->set();
+  }
+
+  // Of the CPU, and of every device of an accelerator that is in use.
+  void add_default_generators() {
+    auto& context = at::globalContext();
+    generators_.insert(generators_.begin(), at::detail::getDefaultCPUGenerator());
+    const auto accelerator = at::getAccelerator();
+    if (!accelerator) return;
+    const auto& hooks = context.getAcceleratorHooksInterface(accelerator);
+    if (!hooks.isAvailable()) return;
+    for (at::DeviceIndex i = 0; i < hooks.deviceCount(); ++i)
+      if (hooks.hasPrimaryContext(i)) generators_.push_back(context.defaultGenerator({*accelerator, i}));
   }
 
   void append_present(NamedTensors& to) const {
@@ -104,8 +117,13 @@ NamedTensors run_once(Verified& verified, const CheckpointOptions* options, cons
   return left;
 }
 
+// A gradient may be a tensor that LibTorch knows to be zero, without memory.
+at::Tensor with_bytes(const at::Tensor& tensor) {
+  return (tensor._is_zerotensor() ? tensor.clone() : tensor).cpu().contiguous();
+}
+
 bool same_bytes(const at::Tensor& a, const at::Tensor& b) {
-  const auto x = a.cpu().contiguous(), y = b.cpu().contiguous();
+  const auto x = with_bytes(a), y = with_bytes(b);
   return x.nbytes() == 0 || std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) == 0;
 }
 
@@ -133,10 +151,23 @@ VerifiedTensor compare(const std::string& name, const at::Tensor& plain_tensor, 
   return row;
 }
 
+/// `set_check_inputs` while it lives.
+class CheckInputs {
+ public:
+  CheckInputs() : before_(set_check_inputs(true)) {}
+  ~CheckInputs() { set_check_inputs(before_); }
+  CheckInputs(const CheckInputs&) = delete;
+  CheckInputs& operator=(const CheckInputs&) = delete;
+
+ private:
+  const bool before_;
+};
+
 VerifiedRun verify_run(Verified& verified, const CheckpointOptions& options, Checkpointed& state,
                        const NamedTensors& expected) {
   VerifiedRun run;
   state.restore();
+  const CheckInputs check;
   try {
     const auto left = run_once(verified, &options, state);
     for (size_t i = 0; i < std::min(left.size(), expected.size()); ++i)

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "base/fork.h"
 #include "memory/block.h"
 #include "memory/failing_allocator.h"
 #include "memory/heap_allocator.h"
@@ -24,7 +25,7 @@ namespace {
 /// All limits alive; the smallest is in force.
 class Limits {
  public:
-  explicit Limits(LimitingAllocator& target) : target_(target) {}
+  explicit Limits(LimitingAllocator& target) : target_(target) { lock_at_fork(ForkOrder::kLimits, mutex_); }
 
   int64_t add(Bytes limit) {
     std::lock_guard lock(mutex_);
@@ -36,6 +37,12 @@ class Limits {
   void remove(int64_t id) {
     std::lock_guard lock(mutex_);
     limits_.erase(id);
+    apply();
+  }
+
+  void clear() {
+    std::lock_guard lock(mutex_);
+    limits_.clear();
     apply();
   }
 
@@ -54,6 +61,8 @@ class Limits {
 
 std::atomic<bool> is_installed{false};
 
+void begin_without_limits();
+
 struct Stack {
   HeapAllocator heap{*c10::GetCPUAllocator()};
   PoisoningAllocator poisoning{heap};
@@ -66,6 +75,8 @@ struct Stack {
   Stack() {
     constexpr uint8_t kHighestPriority = 255;
     c10::SetCPUAllocator(&torch, kHighestPriority);
+    tracking.lock_at_forks();
+    call_in_forked_child(ForkCall::kLimits, &begin_without_limits);
     is_installed.store(true);
   }
 };
@@ -75,6 +86,8 @@ Stack& stack() {
   static Stack& instance = *new Stack;
   return instance;
 }
+
+void begin_without_limits() { stack().limits.clear(); }
 
 }  // namespace
 

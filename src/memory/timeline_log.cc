@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <atomic>
 
+#include "base/fork.h"
+#include "base/thread_owned.h"
 #include "memory/block.h"
 #include "memory/optimizer_state.h"
 #include "memory/stack.h"
@@ -27,7 +29,7 @@ struct ThreadLog {
   size_t next_shapeless = 0;
 
   static ThreadLog& get() {
-    static thread_local ThreadLog log;
+    auto& log = thread_owned<ThreadLog>();
     const uint64_t now = recordings.load(std::memory_order_relaxed);
     if (log.recording != now) {
       log = {};
@@ -56,6 +58,8 @@ std::optional<MemoryPhase>& forced_phase() {
   static thread_local std::optional<MemoryPhase> phase;
   return phase;
 }
+
+TimelineLog::TimelineLog() { lock_at_fork(ForkOrder::kTimeline, mutex_); }
 
 TimelineLog& TimelineLog::get() {
   static auto* log = new TimelineLog;

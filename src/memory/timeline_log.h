@@ -76,6 +76,7 @@ class TimelineLog final : public TrackingAllocator::Observer, public tape::Runni
   void made(const void* storage, c10::IntArrayRef sizes) noexcept override;
 
  private:
+  TimelineLog();
   void enter(MemoryPhase phase);
   void know_gradients();
   void know_all();

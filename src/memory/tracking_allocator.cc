@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/fork.h"
+
 namespace refrain {
 namespace {
 
@@ -12,6 +14,8 @@ void raise(std::atomic<Bytes>& peak, Bytes level) {
 }
 
 }  // namespace
+
+void TrackingAllocator::lock_at_forks() { lock_at_fork(ForkOrder::kTracking, mutex_); }
 
 void* TrackingAllocator::allocate(size_t bytes) {
   void* data = below_.allocate(bytes);

@@ -35,6 +35,8 @@ class TrackingAllocator final : public SizedAllocator {
   };
 
   explicit TrackingAllocator(SizedAllocator& below) : below_(below) {}
+  /// Takes its mutex at forks. For the one that lives until the process ends.
+  void lock_at_forks();
 
   void* allocate(size_t bytes) override;
   void deallocate(void* data, size_t bytes) noexcept override;

@@ -10,6 +10,7 @@
 #include "tape/for_each_tensor.h"
 #include "tape/inner_tensors.h"
 #include "tape/op_traits.h"
+#include "tape/pointer_index.h"
 #include "tape/value.h"
 
 namespace refrain::tape {
@@ -54,10 +55,9 @@ class Arguments {
   /// Whether the tape can name all of them by storage, or all that the operator writes.
   bool all_plain() const { return all_plain_; }
   bool written_plain() const { return written_plain_; }
-  bool has(const c10::StorageImpl* storage) const {
-    for (const auto& argument : list_)
-      if (argument.storage == storage) return true;
-    return false;
+  /// @param index  of the caller, for this object only.
+  bool has(const c10::StorageImpl* storage, PointerIndex& index) const {
+    return index.find(list_, storage, [](const auto& argument) { return argument.storage; }) != PointerIndex::kNone;
   }
 
  private:

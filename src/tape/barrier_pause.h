@@ -12,22 +12,30 @@ class BarrierPause {
   BarrierPause() = default;
   BarrierPause(const BarrierPause&) = delete;
   BarrierPause& operator=(const BarrierPause&) = delete;
-  void lift(Value* value, const c10::Storage& storage) {
-    if (!value->armed) return;
-    disarm(value, storage.unsafeGetStorageImpl());
-    lifted_.push_back(storage);
+  /// @param value  in the map. @return whether it had one.
+  bool lift(Value* value) {
+    if (!value->armed) return false;
+    disarm(value, value->key);
+    arm_after(value);
+    return true;
   }
+  /// The operator reads `value`, which is in the map: who asks for a pointer after it has run, writes.
+  void arm_after(Value* value) {
+    retain(value);
+    values_.push_back(value);
+  }
+  /// Of what is still in its storage. Must come before the end.
   void restore(TapeLock& lock) {
-    for (const auto& storage : lifted_) {
-      auto* value = find_value(lock, storage.unsafeGetStorageImpl());
-      if (value && value->producer) arm(value, storage.unsafeGetStorageImpl());
+    for (auto* value : values_) {
+      if (value->key) arm(value, value->key);
+      lock.release(value);
     }
-    lifted_.clear();
+    values_.clear();
   }
-  bool empty() const { return lifted_.empty(); }
+  bool empty() const { return values_.empty(); }
 
  private:
-  c10::SmallVector<c10::Storage, 3> lifted_;
+  c10::SmallVector<Value*, 4> values_;  ///< owned
 };
 
 }  // namespace refrain::tape

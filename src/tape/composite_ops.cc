@@ -16,23 +16,11 @@ at::Tensor max_pool1d(const at::Tensor& self, at::IntArrayRef kernel, at::IntArr
   return at::native::max_pool1d(self, kernel, stride, padding, dilation, ceil_mode);
 }
 
-// LibTorch warns that a kernel is replaced.
-class Silence final : public c10::WarningHandler {
- public:
-  void process(const c10::Warning&) override {}
-};
-
 }  // namespace
 
 void add_composite_ops() {
-  static const auto* const library = [] {
-    Silence silence;
-    const c10::WarningUtils::WarningHandlerGuard quietly(&silence);
-    auto* made = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradCPU, __FILE__, __LINE__);
-    made->impl("max_pool1d", TORCH_FN(max_pool1d));
-    return made;
-  }();
-  (void)library;
+  static auto* library = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradCPU, __FILE__, __LINE__);
+  library->impl("max_pool1d", TORCH_FN(max_pool1d));
 }
 
 }  // namespace refrain::tape

@@ -3,7 +3,7 @@
 namespace refrain::tape {
 
 /// Puts kernels of ours over functions of LibTorch's that read pointers and have no operator below autograd: the tape's kernel never
-/// sees them, so under a cap their arguments are made resident first. Once; prints nothing. Threads: any.
+/// sees them, so under a cap their arguments are made resident first. Once. LibTorch warns that they replace others.
 void add_composite_ops();
 
 }  // namespace refrain::tape

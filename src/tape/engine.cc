@@ -15,6 +15,7 @@
 #include "refrain/backward.h"
 #include "tape/evict.h"
 #include "tape/graph_leaves.h"
+#include "tape/key.h"
 #include "tape/observer.h"
 #include "tape/step_listener.h"
 
@@ -139,6 +140,7 @@ size_t saved_hook_depth() { return at::SavedTensorDefaultHooks::get_tls_state().
 void install() {
   auto& engine = torch::autograd::Engine::get_default_engine();
   if (&engine != leading.load(std::memory_order_relaxed)) install_over(engine);
+  require_key();
 }
 
 EngineRun::EngineRun(const edge_list& roots, bool accumulates)

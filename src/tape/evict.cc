@@ -8,9 +8,9 @@
 
 #include "memory/block.h"
 #include "memory/stack.h"
-#include "tape/composite_ops.h"
 #include "tape/evicted_classes.h"
 #include "tape/engine.h"
+#include "tape/key.h"
 #include "tape/replayer.h"
 #include "tape/step_history.h"
 #include "tape/step_listener.h"
@@ -57,7 +57,7 @@ bool is_source(const Value& value) { return !value.producer || !value.region || 
 
 // Whether a source still has the bytes that `ref` read.
 bool is_readable(const Value& source, const ArgRef& ref) {
-  if (source.unknown || source.gradient || source.writers > 0) return false;
+  if (source.unknown || source.gradient || source.writers > 0 || source.exposed) return false;
   if (ref.version_moved() && !source.private_copy) return false;
   return static_cast<bool>(resident(source));
 }
@@ -74,7 +74,6 @@ void make_source(TapeLock& lock, Value* value) {
   if (!value->producer || value->producer->secured > 0) return;
   value->producer->outs[value->out].value = nullptr;
   lock.release(std::exchange(value->producer, nullptr));
-  if (value->armed) disarm_alive(value);
   if (!value->gradient) disown(lock, value);
 }
 
@@ -222,6 +221,14 @@ bool lock_dependents(TapeLock& lock, const Value& source, std::vector<Value*>& m
   return true;
 }
 
+void release_locked(TapeLock& lock, c10::ArrayRef<Value*> values) {
+  for (auto* value : values) {
+    --value->locks;
+    touch(lock, value);
+    lock.release(value);
+  }
+}
+
 // What cannot come back stays as it is.
 void try_bring_back_one(Value* value) {
   try {
@@ -260,7 +267,6 @@ void before_operator() {
 
 void open_cap() {
   install();
-  add_composite_ops();
   Block::owner_died.store(&died);
   {
     TapeLock lock;
@@ -279,7 +285,7 @@ void open_cap() {
       lock.tape().cap.store(region);
     }
   }
-  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+  set_tape_included(true);
 }
 
 void close_cap() {
@@ -326,8 +332,8 @@ void close_cap() {
 }
 
 bool join_cap() {
-  if (!Tape::get().cap.load() || c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Fake)) return false;
-  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+  if (!Tape::get().cap.load() || c10::impl::tls_is_dispatch_key_included(kTapeKey)) return false;
+  set_tape_included(true);
   return true;
 }
 
@@ -335,7 +341,7 @@ void leave_cap() {
   auto& thread = ThreadState::get();
   TapeLock lock;
   settle(lock, thread);
-  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
+  set_tape_included(false);
 }
 
 bool is_evictable(const Value& value) {
@@ -597,11 +603,7 @@ Operands::~Operands() {
 
 void Operands::release(TapeLock& lock) {
   for (auto* value : overwritten_) --value->writers;
-  for (auto* value : values_) {
-    --value->locks;
-    touch(lock, value);
-    lock.release(value);
-  }
+  release_locked(lock, values_);
   for (auto* value : missing_) lock.release(value);
   overwritten_.clear();
   values_.clear();
@@ -618,6 +620,37 @@ void Operands::bring_back() {
   if (written_.empty()) return;
   TapeLock lock;
   for (auto* value : written_) make_source(lock, value);
+}
+
+void bring_back_dependents(Value* source) {
+  {
+    TapeLock lock;
+    ++source->writers;  // what would need it again does not leave from now on
+  }
+  std::vector<Value*> missing;
+  c10::SmallVector<Value*, 8> locked;  // what is back stays: operators that others have secured would let it leave again
+  const auto end = [&] {
+    TapeLock lock;
+    --source->writers;
+    release_locked(lock, locked);
+    for (auto* value : missing) lock.release(value);
+  };
+  try {
+    for (;;) {
+      {
+        TapeLock lock;
+        collect_gone(lock);
+        lock_dependents(lock, *source, missing, locked);
+      }
+      if (missing.empty()) break;
+      bring_back(missing);
+      release_all(missing);
+    }
+  } catch (...) {
+    end();
+    throw;
+  }
+  end();
 }
 
 void pin(const at::Tensor& tensor, int by) {

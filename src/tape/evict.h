@@ -85,6 +85,10 @@ class Operands {
   std::vector<Value*> written_;           ///< among `values_`: parameters that evicted values are computed from
 };
 
+/// Brings back what is evicted and computed from `source`, which is about to be overwritten by something that is no operator. Without the
+/// lock; the caller owns `source`. @throws what `bring_back` throws.
+void bring_back_dependents(Value* source);
+
 /// Keeps `tensor`'s bytes in place, after bringing them back. @param by  1, or -1 to undo.
 void pin(const at::Tensor& tensor, int by);
 

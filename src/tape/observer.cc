@@ -247,7 +247,8 @@ class ReportWriter {
         add_slot(*slot, origin);
       else
         add_tensor(slot->kept(), numbers_.at(slot->region), origin.op,
-                   fmt::format("no plain storage to replay into ({})", c10::str(slot->kept().layout())));
+                   has_plain_storage(slot->kept()) ? "memory of somebody else, which backward reads as it is then"
+                                                   : fmt::format("no plain storage to replay into ({})", c10::str(slot->kept().layout())));
     }
   }
 
@@ -344,6 +345,7 @@ class ReportWriter {
       if (op->rng && costs(storage_of(op->rng->base)))
         add_tensor(op->rng->base, numbers_.at(op->region), "", "state of the generator" + purpose);
       for (const auto& ref : op->refs_in) {
+        if (ref.arg == ArgRef::kInside) break;  // what it lies in is told
         if (ref.kept.defined()) {
           const auto pieces = pieces_of(ref.kept);
           if (std::any_of(pieces.begin(), pieces.end(), [&](const Piece& piece) { return costs(piece.id); }))

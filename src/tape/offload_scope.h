@@ -5,6 +5,10 @@
 namespace refrain::tape {
 
 /// What an `OffloadScope` puts on its thread: whatever autograd saves goes into a store.
+///
+/// Not always at once. Autograd saves the arguments of an operator before it runs, and some operators write what was saved then:
+/// `rrelu` draws its noise. So arguments are stored when the operator has returned, at the latest when autograd saves something of
+/// the next one or the scope ends.
 class OffloadingSaver final : public Saver {
  public:
   explicit OffloadingSaver(std::shared_ptr<OffloadStore> store);
@@ -13,6 +17,9 @@ class OffloadingSaver final : public Saver {
   OffloadingSaver& operator=(const OffloadingSaver&) = delete;
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> hooks() override;
+  void packed(std::shared_ptr<Parked> parked, const at::Tensor& tensor);
+  /// The operator whose arguments wait has returned.
+  void store_late();
 
  private:
   class Work final : public RegionWork {
@@ -29,7 +36,8 @@ class OffloadingSaver final : public Saver {
   };
 
   Work work_;
-  Saver* before_ = nullptr;
+  std::vector<std::shared_ptr<Parked>> late_;  ///< this thread's `offloads` is this while there are any
+  uint64_t node_ = 0;  ///< whose arguments they are
   bool is_on_ = false;
 };
 

@@ -12,6 +12,9 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "base/fork.h"
+#include "base/thread_owned.h"
+
 namespace refrain::tape {
 namespace {
 
@@ -99,9 +102,15 @@ bool tape_reads(const c10::Type& type) {
   return false;
 }
 
+// Tensor[], Tensor?[], Tensor[]?.
+bool lists_tensors(const c10::Type& type) {
+  if (type.kind() == c10::TypeKind::OptionalType) return lists_tensors(*type.containedTypes()[0]);
+  return type.kind() == c10::TypeKind::ListType && holds_tensor(type);
+}
+
 std::mutex& extra_effects_mutex() {
-  static auto* mutex = new std::mutex;
-  return *mutex;
+  static auto& mutex = make_mutex_for_forks(ForkOrder::kEffects);
+  return mutex;
 }
 
 std::unordered_set<std::string>& extra_effects() {
@@ -155,7 +164,9 @@ struct Listener final : c10::OpRegistrationListener {
 };
 
 Cache::Cache()
-    : listening_(c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Listener>())) {}
+    : listening_(c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Listener>())) {
+  lock_at_fork(ForkOrder::kTraits, mutex_);
+}
 
 // Never destroyed: operators of static tensors still run at exit.
 Cache& cache() {
@@ -175,8 +186,9 @@ OpTraits::OpTraits(const c10::OperatorHandle& op)
 
   for (size_t i = 0; i < schema.arguments().size(); ++i) {
     const auto& argument = schema.arguments()[i];
-    if (argument.alias_info() && argument.alias_info()->isWrite()) writes.push_back({static_cast<uint8_t>(i)});
+    if (argument.alias_info() && argument.alias_info()->isWrite()) writes.push_back({static_cast<uint16_t>(i)});
     opaque_args |= !tape_reads(*argument.type());
+    if (lists_tensors(*argument.type())) tensor_lists.push_back(static_cast<uint16_t>(i));
   }
   for (const auto& row : kTableWrites) {
     if (row.op != qualified) continue;
@@ -184,7 +196,7 @@ OpTraits::OpTraits(const c10::OperatorHandle& op)
     for (auto name : row.args) {
       const auto index = name.empty() ? std::nullopt : schema.argumentIndexWithName(std::string(name));
       if (!index) continue;
-      WriteTrait trait{static_cast<uint8_t>(*index), row.replay, static_cast<int8_t>(condition)};
+      WriteTrait trait{static_cast<uint16_t>(*index), row.replay, static_cast<int16_t>(condition)};
       auto marked = std::find_if(writes.begin(), writes.end(), [&](const auto& w) { return w.arg == trait.arg; });
       if (marked == writes.end())
         writes.push_back(trait);
@@ -214,28 +226,45 @@ OpTraits::OpTraits(const c10::OperatorHandle& op)
   uninitialized = uninitialized_ops().count(qualified) && writes.empty();
   only_metadata = shape_readers().count(qualified) && writes.empty();
   full_overwrite = full_overwriters().count(qualified);
-  pointwise = op.hasTag(at::Tag::pointwise);
+  const auto names = [&](const char* part) { return qualified.find(part) != std::string::npos; };
+  if (op.hasTag(at::Tag::pointwise))
+    precision = ReadsPrecision::kNone;
+  else if (names("conv"))
+    precision = ReadsPrecision::kConv;
+  else if (names("rnn") || names("lstm") || names("gru"))
+    precision = ReadsPrecision::kRnn;
   cast = qualified == "aten::_to_copy";
 }
 
 std::string OpTraits::name() const { return c10::toString(handle.operator_name()); }
 
-const OpTraits& op_traits(const c10::OperatorHandle& op) {
+namespace {
+
+// A thread's table in front of the shared one.
+struct Front {
   struct Entry {
     const void* key = nullptr;
     const OpTraits* traits = nullptr;
   };
-  struct Front {
-    uint64_t epoch = 0;
-    std::array<Entry, 256> entries;
-  };
-  // The pointer lies in static thread-local storage, which is small and cheap to reach; the table does not.
-  [[gnu::tls_model("initial-exec")]] static thread_local Front* fast = nullptr;
-  if (!fast) {
-    static thread_local auto owned = std::make_unique<Front>();
-    fast = owned.get();
-  }
-  auto& front = *fast;
+  uint64_t epoch = 0;
+  std::array<Entry, 256> entries;
+
+  Front() = default;
+  ~Front();
+  Front(const Front&) = delete;
+  Front& operator=(const Front&) = delete;
+};
+
+// In static thread-local storage, which is small and cheap to reach.
+[[gnu::tls_model("initial-exec")]] thread_local constinit Front* front_of_thread = nullptr;
+
+Front::~Front() { front_of_thread = nullptr; }
+
+}  // namespace
+
+const OpTraits& op_traits(const c10::OperatorHandle& op) {
+  if (!front_of_thread) front_of_thread = &thread_owned<Front>();
+  auto& front = *front_of_thread;
   const uint64_t epoch = cache_epoch.load(std::memory_order_acquire);
   if (front.epoch != epoch) {
     front.entries.fill({});

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string>
 
+#include "tape/ambient.h"
+
 namespace refrain::tape {
 
 /// How one argument that an operator writes is presented to the operator again at replay.
@@ -18,9 +20,9 @@ enum class ReplayArg : uint8_t {
 
 /// One written argument.
 struct WriteTrait {
-  uint8_t arg;                       ///< position in the schema
+  uint16_t arg;                      ///< position in the schema
   ReplayArg replay = ReplayArg::kBytes;
-  int8_t only_if_true = -1;          ///< position of a bool argument that must be true for the write to happen; -1: always
+  int16_t only_if_true = -1;         ///< position of a bool argument that must be true for the write to happen; -1: always
 };
 
 /// What the tape needs to know about an operator overload, worked out once from its schema, its tags and the tables.
@@ -31,6 +33,7 @@ struct OpTraits {
   uint16_t num_args = 0;
   uint16_t num_returns = 0;
   c10::SmallVector<WriteTrait, 3> writes;
+  c10::SmallVector<uint16_t, 3> tensor_lists;  ///< positions of arguments that take lists of tensors, ascending
   bool view_only = false;       ///< every return is a non-written alias, or only metadata changes: nothing to record
   bool metadata_in_place = false;  ///< changes the shape of argument 0 in place: bumps its version, writes no bytes
   bool pure_inplace = false;    ///< every return aliases a written argument: no new storage
@@ -40,12 +43,18 @@ struct OpTraits {
   bool uninitialized = false;   ///< outputs are raw memory (`empty` and kin)
   bool only_metadata = false;   ///< looks at the shape of argument 0 and at none of its bytes
   bool full_overwrite = false;  ///< writes argument 0 everywhere without reading it
-  bool pointwise = false;       ///< tagged as elementwise: multiplies no matrices
+  ReadsPrecision precision = ReadsPrecision::kMatmul;  ///< none if tagged as elementwise: multiplies no matrices
   bool cast = false;            ///< `_to_copy`: cheap to recompute from a leaf, never worth pinning
   bool opaque_args = false;     ///< takes containers of tensors that the tape does not take apart: as `effect`
 
   explicit OpTraits(const c10::OperatorHandle& op);
   std::string name() const;
+  bool may_draw() const { return random || maybe_random; }
+  bool is_tensor_list(size_t arg) const {
+    for (const size_t list : tensor_lists)
+      if (list == arg) return true;
+    return false;
+  }
 };
 
 /// Cached traits of `op`. Threads: any; thread-local cache in front of a shared table. Cost: a few ns when hot.

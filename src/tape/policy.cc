@@ -6,6 +6,7 @@
 
 #include "refrain/selective.h"
 #include "tape/for_each_tensor.h"
+#include "tape/key.h"
 #include "tape/step_listener.h"
 #include "tape/tape.h"
 
@@ -42,6 +43,7 @@ class OpContext::Call {
   std::vector<TensorInfo> inputs() const {
     std::vector<TensorInfo> list;
     for (const auto& ref : op_.refs_in) {
+      if (ref.arg == tape::ArgRef::kInside) break;  // the last ones
       if (ref.kept.defined()) {
         list.push_back(info(ref.kept));
       } else if (ref.value) {
@@ -95,7 +97,7 @@ ModuleScope::ModuleScope(std::string_view name) : length_(scope_path().size()) {
 }
 
 ModuleScope::~ModuleScope() {
-  scope_path().resize(length_);
+  if (scope_path().size() > length_) scope_path().resize(length_);  // else an enclosing one ended first
   tape::tell_scope_changed();
 }
 
@@ -107,7 +109,7 @@ namespace refrain::tape {
 namespace {
 
 CheckpointPolicy ask(OpContext::Call& call) {
-  c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+  const UnseenScope below;
   return (*call.region().policy)(OpContext(call));
 }
 

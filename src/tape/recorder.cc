@@ -1,16 +1,18 @@
 #include "tape/recorder.h"
 
 #include <c10/core/GradMode.h>
-#include <torch/library.h>
 
 #include <chrono>
 #include <optional>
 
 #include "tape/arguments.h"
 #include "tape/barrier_pause.h"
+#include "tape/draws.h"
 #include "tape/evict.h"
 #include "tape/for_each_tensor.h"
 #include "tape/observer.h"
+#include "tape/offload_scope.h"
+#include "tape/op_trace.h"
 #include "tape/policy.h"
 #include "tape/running.h"
 #include "tape/step_listener.h"
@@ -40,25 +42,22 @@ struct Write {
   bool moved() const { return storage.data() != data || storage.nbytes() != nbytes; }
 };
 
+template <typename W, unsigned N>
+struct Writes : c10::SmallVector<W, N> {
+  PointerIndex index;
+};
+
 // The entry for `tensor`'s storage, new if this is the first argument that names it.
-template <typename W>
-W& write_to(c10::SmallVectorImpl<W>& writes, const at::Tensor& tensor) {
-  for (auto& write : writes)
-    if (write.storage.unsafeGetStorageImpl() == tensor.storage().unsafeGetStorageImpl()) return write;
+template <typename W, unsigned N>
+W& write_to(Writes<W, N>& writes, const at::Tensor& tensor) {
+  const auto* storage = tensor.storage().unsafeGetStorageImpl();
+  const auto known = writes.index.find(writes, storage, [](const W& write) { return write.storage.unsafeGetStorageImpl(); });
+  if (known != PointerIndex::kNone) return writes[known];
   auto& write = writes.emplace_back();
   write.storage = tensor.storage();
   write.data = write.storage.data();
   write.nbytes = write.storage.nbytes();
   return write;
-}
-
-// Whether the bytes of this leaf must be copied before an operator overwrites them, as policy and bound allow.
-bool should_copy(TapeLock& lock, const Value& value, int32_t own_refs) {
-  const bool from_outside = value.is_leaf() || (value.region && value.region->cap && value.producer);
-  if (!from_outside || value.op_refs <= own_refs || value.lost || value.parked) return false;
-  auto& tape = lock.tape();
-  return tape.leaf_write_policy == LeafWritePolicy::kCopy &&
-         tape.stats.leaf_copy_bytes + static_cast<int64_t>(value.nbytes) <= tape.max_leaf_copy_bytes;
 }
 
 // --- watch ------------------------------------------------------------------------------------------------------------
@@ -75,7 +74,7 @@ void forget_written(c10::SmallVectorImpl<W>& writes, BarrierPause& pause) {
 
 // An operator the tape does not record (outside regions, or with effects): what it writes becomes unknown to the tape.
 void run_unrecorded(Below below, const Arguments& arguments) {
-  c10::SmallVector<Write, 2> writes;
+  Writes<Write, 2> writes;
   BarrierPause pause;
   bool barrier = false;
   const auto look = [&](const Argument& argument) {
@@ -93,7 +92,7 @@ void run_unrecorded(Below below, const Arguments& arguments) {
     TapeLock lock;
     settle_writes(lock, thread);
     const auto lift = [&](const Argument& argument) {
-      if (auto* value = argument.storage ? find_value(lock, argument.storage) : nullptr) pause.lift(value, argument.tensor->storage());
+      if (auto* value = argument.storage ? find_value(lock, argument.storage) : nullptr) pause.lift(value);
     };
     if (barrier) {
       for (const auto& argument : arguments) lift(argument);
@@ -121,18 +120,46 @@ void run_unrecorded(Below below, const Arguments& arguments) {
   pause.restore(lock);
 }
 
-void watch(const OpTraits& traits, torch::jit::Stack* stack, Below below) {
-  if (Tape::get().pending_slots.load(std::memory_order_relaxed) == 0) {
-    auto& thread = ThreadState::get();
-    if (thread.trace || thread.stop) return below();
-    if (!thread.unsettled.empty() || !thread.unknown_slots.empty()) {
+void run_watched(const OpTraits& traits, torch::jit::Stack* stack, Below below, ThreadState& thread) {
+  if (Tape::get().pending_slots.load(std::memory_order_relaxed) > 0) {
+    if (!thread.unsettled.empty()) {  // backward may come on another thread
       TapeLock lock;
-      settle(lock, thread);
+      settle_writes(lock, thread);
     }
-    c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
-    return below();
+    return run_unrecorded(below, Arguments(traits, *stack));
   }
-  run_unrecorded(below, Arguments(traits, *stack));
+  if (thread.saver) return below();  // a rerun region's or an `OffloadScope`'s: they look at operators
+  if (!thread.unsettled.empty() || !thread.unknown_slots.empty()) {
+    TapeLock lock;
+    settle(lock, thread);
+  }
+  set_tape_included(false);
+  below();
+}
+
+// An operator that may draw, in the function of a rerun region.
+void run_drawing(const OpTraits& traits, const torch::jit::Stack& stack, Below below, const ThreadState& thread) {
+  const auto generator = generator_of(stack, traits.num_args);
+  if (!generator.defined()) return below();
+  std::optional<DrawScope> draw;
+  {
+    const BelowTape below_tape;
+    draw.emplace(thread.open, generator, traits);
+  }
+  if (traits.maybe_random) draw->unlock();  // it may wait for another thread, or come back here
+  below();
+  const BelowTape below_tape;
+  draw->finish();
+}
+
+void watch(const OpTraits& traits, torch::jit::Stack* stack, Below below) {
+  auto& thread = ThreadState::get();
+  const bool may_help = thread.offloads && may_be_helper(traits, *stack);
+  if (thread.draws && traits.may_draw())
+    run_watched(traits, stack, [&] { run_drawing(traits, *stack, below, thread); }, thread);
+  else
+    run_watched(traits, stack, below, thread);
+  if (thread.offloads && !may_help) thread.offloads->store_late();
 }
 
 // --- record -----------------------------------------------------------------------------------------------------------
@@ -164,10 +191,10 @@ class Recording {
       : traits_(traits), keys_(keys), stack_(stack), arguments_(arguments), thread_(thread), region_(region) {}
 
   ~Recording() {
-    if (!op_ && borrowed_.empty()) return;
+    if (!op_ && from_outside_.empty()) return;
     TapeLock lock;
     pause_.restore(lock);
-    for (auto* value : borrowed_) lock.release(value);
+    for (auto* value : from_outside_) lock.release(value);
     if (op_) lock.release(op_);
   }
 
@@ -176,13 +203,18 @@ class Recording {
 
   // What needs operators or allocations, and so comes before the lock.
   void prepare() {
+    const bool checks_inputs = Tape::get().check_inputs.load(std::memory_order_relaxed);
     for (const auto& argument : arguments_) {
       if (!argument.storage)
         kept_.push_back(without_history(*argument.tensor));
-      else if (!traits_.only_metadata && is_borrowed(argument.tensor->storage()))
+      else if (traits_.only_metadata)
+        continue;
+      else if (is_borrowed(argument.tensor->storage()))
         copy_borrowed(*argument.tensor);
+      else if (checks_inputs)
+        check_input(*argument.tensor);
     }
-    ambient_ = Ambient::now(!traits_.pointwise);
+    ambient_ = Ambient::now(traits_.precision);
   }
 
   void read_arguments(TapeLock& lock) {
@@ -199,6 +231,7 @@ class Recording {
     op_->ambient = ambient_;
     read_constants();
     for (const auto& argument : arguments_) add_argument(lock, argument);
+    for (const auto& argument : arguments_.inside()) add_inside(*argument.tensor);
 
     bool leaves_only = true;
     for (auto& write : writes_) {
@@ -207,22 +240,22 @@ class Recording {
       leaves_only &= !write.produces;
     }
     const bool discard = traits_.pure_inplace && leaves_only;
+    const uint64_t counted = discard && !region_->cap ? count_own_refs(lock) : 0;
     for (auto& write : writes_) {
       auto* value = find_value(lock, write.storage.unsafeGetStorageImpl());
       if (!value || value->unknown || (write.produces && value->is_leaf())) continue;
-      int32_t own = 0;
-      if (discard && !region_->cap)
-        for (const auto& ref : op_->refs_in) own += ref.value == value;
-      write.copy_wanted = should_copy(lock, *value, own);
+      write.copy_wanted = should_copy(lock, *value, counted != 0 && value->mark == counted ? value->plan_index : 0);
     }
-    for (auto* value : std::exchange(borrowed_, {})) lock.release(value);
+    if (from_outside_.empty()) return;
+    for (auto* value : from_outside_) lock.release(value);
+    from_outside_.clear();
   }
 
   void run(Below below) {
     for (auto& write : writes_)
       if (write.copy_wanted) write.copy = clone_storage(write.storage);
-    std::unique_lock<std::mutex> rng;
-    if (traits_.random || traits_.maybe_random) rng = read_generator();
+    std::optional<DrawScope> draw;
+    if (traits_.may_draw()) read_generator(draw);
     const bool timing = region_->cap || Tape::get().timing.load(std::memory_order_relaxed);
     const int64_t start = timing ? now_ns() - thread_.made_room_ns : 0;
     try {
@@ -232,8 +265,10 @@ class Recording {
       throw;
     }
     if (timing) op_->forward_ns = now_ns() - thread_.made_room_ns - start;
-    if (rng && traits_.maybe_random && op_->rng && !has_moved(*op_->rng)) op_->rng.reset();
-    if (rng) rng.unlock();
+    if (draw) {
+      if (!draw->finish()) op_->rng.reset();
+      draw.reset();
+    }
     if (!region_->policy) return;
     try {
       const auto answer = judge(*op_, *stack_);
@@ -290,21 +325,57 @@ class Recording {
     RecordedWrite() noexcept {}
   };
 
+  // What the tape knows in a storage, kept alive until its operator refers to it.
+  Value* stay(Value* value) {
+    from_outside_.push_back(value);
+    retain(value);
+    return value;
+  }
+
+  // Its owner may free it or fill it again without a word.
   void copy_borrowed(const at::Tensor& tensor) {
     const auto& storage = tensor.storage();
+    c10::Storage last;
     {
       TapeLock lock;
-      const auto* known = find_value(lock, storage.unsafeGetStorageImpl());
-      if (known && (known->private_copy || !known->is_leaf())) return;
+      auto* known = find_value(lock, storage.unsafeGetStorageImpl());
+      if (known && !known->is_leaf()) return;
+      if (known && known->private_copy) last = stay(known)->held;
     }
+    const auto [begin, end] = byte_range(tensor);
+    if (last && equal_bytes(last, storage, begin, end)) return;
     auto copy = clone_storage(storage);
     TapeLock lock;
-    auto* value = value_of(lock, tensor);
+    if (auto* known = find_value(lock, storage.unsafeGetStorageImpl()); known && known->private_copy)
+      overwritten(lock, known, {}, nullptr);
+    auto* value = stay(value_of(lock, tensor));
     lock.discard(std::exchange(value->held, std::move(copy)));
     value->private_copy = true;
     lock.tape().stats.leaf_copy_bytes += static_cast<int64_t>(value->nbytes);
-    borrowed_.push_back(value);
-    retain(value);
+  }
+
+  // See `set_check_inputs`.
+  void check_input(const at::Tensor& tensor) {
+    auto* storage = tensor.storage().unsafeGetStorageImpl();
+    const auto is_made_here = [&](TapeLock& lock) {
+      const auto* value = find_value(lock, storage);
+      return value && (value->producer || value->private_copy || value->evicted);
+    };
+    {
+      TapeLock lock;
+      settle_writes(lock, thread_);
+      if (is_made_here(lock)) return;
+    }
+    const auto hash = hash_of(tensor.storage());
+    TapeLock lock;
+    if (is_made_here(lock)) return;
+    auto* value = value_of(lock, tensor);
+    if (value->hashed && value->hash != hash) {
+      overwritten(lock, value, {}, nullptr);
+      value = value_of(lock, tensor);
+    }
+    stay(value)->hashed = true;
+    value->hash = hash;
   }
 
   void read_constants() {
@@ -318,21 +389,11 @@ class Recording {
         args[i] = value;
       else if (value.isIntList())
         args[i] = constant(value);
-      else if (value.isTensorList() || holds_optional_tensors(value))
-        note_list(i, value.toListRef().size());
+      else if (traits_.is_tensor_list(i))
+        args[i] = static_cast<int64_t>(value.toListRef().size());
       else
         args[i] = constant(value);
     }
-  }
-
-  void note_list(size_t arg, size_t length) {
-    op_->args[arg] = static_cast<int64_t>(length);
-    op_->tensor_lists |= uint32_t{1} << arg;
-  }
-
-  static bool holds_optional_tensors(const c10::IValue& value) {
-    const auto element = value.toList().elementType();
-    return element->kind() == c10::TypeKind::OptionalType || element->kind() == c10::TypeKind::TensorType;
   }
 
   void add_argument(TapeLock& lock, const Argument& argument) {
@@ -363,7 +424,7 @@ class Recording {
     // what `Operands` found is alive, and still there if it says so
     const bool is_known = argument.value && argument.value->key == argument.storage;
     auto* value = is_known ? argument.value : find_value(lock, argument.storage);
-    if (value) pause_.lift(value, storage);
+    const bool lifted = value && pause_.lift(value);
     if (traits_.only_metadata) return;
     if (replay == ReplayArg::kUndefined) {
       op_->refs_in.pop_back();
@@ -380,6 +441,27 @@ class Recording {
     }
     if (!value) value = value_of(lock, tensor);
     refer(lock, ref, value, tensor);
+    if (!lifted && value->is_leaf() && !value->private_copy) pause_.arm_after(value);
+  }
+
+  // Changed, it changes a kept tensor that does not say so.
+  void add_inside(const at::Tensor& tensor) {
+    auto& ref = op_->refs_in.emplace_back();
+    ref.arg = ArgRef::kInside;
+    ref.kept = tensor;
+    ref.meta.assign(tensor);
+    remember_version(ref, tensor);
+  }
+
+  // Into `plan_index` of what the operator reads, with the returned mark: how often it does.
+  uint64_t count_own_refs(TapeLock& lock) {
+    const uint64_t number = ++lock.tape().plan_number;
+    for (const auto& ref : op_->refs_in) {
+      if (!ref.value) continue;
+      if (std::exchange(ref.value->mark, number) != number) ref.value->plan_index = 0;
+      ++ref.value->plan_index;
+    }
+    return number;
   }
 
   static void remember_version(ArgRef& ref, const at::Tensor& tensor) {
@@ -398,17 +480,16 @@ class Recording {
     if (!value->private_copy && (ref.holds || (region_->cap && value->is_leaf()))) remember_version(ref, tensor);
   }
 
-  std::unique_lock<std::mutex> read_generator() {
+  void read_generator(std::optional<DrawScope>& draw) {
     const auto generator = generator_of(*stack_, traits_.num_args);
-    if (!generator.defined()) return {};
+    if (!generator.defined()) return;
     if (!op_->region->preserve_rng_state) {
       op_->rng_not_preserved = traits_.random;
-      return {};
+      if (!thread_.draws) return;
     }
-    c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
-    std::unique_lock lock(rng_mutex());
-    op_->rng = read_rng(generator);
-    return lock;
+    const BelowTape below;
+    draw.emplace(thread_.open, generator, traits_);
+    if (op_->region->preserve_rng_state) op_->rng = draw->before();
   }
 
   Value* new_value(TapeLock& lock, const c10::VariableVersion& counter, const c10::Storage& storage) {
@@ -429,15 +510,18 @@ class Recording {
   void produce(Value* value, OutRef out) {
     value->producer = op_;
     ++op_->refs;
-    value->out = static_cast<uint16_t>(op_->outs.size());
+    value->out = static_cast<uint32_t>(op_->outs.size());
     out.value = value;
     value->saved = saved_;
-    for (auto& [storage, bytes] : offloaded_) {
-      if (storage != value->storage._unsafe_get_target()) continue;
-      value->offloaded = bytes;
-      value->saved = !bytes;
+    if (const auto at = find_offloaded(value->storage._unsafe_get_target()); at != PointerIndex::kNone) {
+      value->offloaded = offloaded_[at].second;
+      value->saved = !value->offloaded;
     }
     op_->outs.push_back(out);
+  }
+
+  size_t find_offloaded(const c10::StorageImpl* storage) {
+    return offloaded_index_.find(offloaded_, storage, [](const auto& entry) { return entry.first; });
   }
 
   // Copies the results away; what the store declines is kept where it is.
@@ -446,8 +530,7 @@ class Recording {
     for_each_tensor(results.data(), results.size(), [&](const at::Tensor& tensor, size_t, int32_t) {
       if (!has_plain_storage(tensor)) return;
       auto* storage = tensor.storage().unsafeGetStorageImpl();
-      for (const auto& [known, bytes] : offloaded_)
-        if (known == storage) return;
+      if (find_offloaded(storage) != PointerIndex::kNone) return;
       offloaded_.emplace_back(storage, op_->region->offload->store(tensor.storage()));
     });
   }
@@ -483,7 +566,7 @@ class Recording {
     }
     const auto& storage = tensor.storage();
     auto* impl = storage.unsafeGetStorageImpl();
-    if (arguments_.has(impl)) return;
+    if (arguments_.has(impl, argument_index_)) return;
     if (find_value(lock, impl)) return;
     auto* value = new_value(lock, tensor.unsafeGetTensorImpl()->version_counter(), storage);
     if (traits_.uninitialized)
@@ -502,12 +585,14 @@ class Recording {
   ThreadState& thread_;
   Region* const region_;
   Op* op_ = nullptr;
-  c10::SmallVector<RecordedWrite, 1> writes_;
+  Writes<RecordedWrite, 1> writes_;
+  PointerIndex argument_index_;
   c10::SmallVector<at::Tensor, 1> kept_;
   size_t next_kept_ = 0;
-  std::vector<Value*> borrowed_;
+  std::vector<Value*> from_outside_;  ///< owned until `op_` refers to them
   bool saved_ = false;  ///< the region's policy keeps the results
   std::vector<std::pair<c10::StorageImpl*, std::shared_ptr<Offloaded>>> offloaded_;
+  PointerIndex offloaded_index_;
   BarrierPause pause_;
   Ambient ambient_;
   std::exception_ptr failure_;
@@ -549,6 +634,8 @@ void run_under_tape(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit
   }
   if (recording)
     recording->run(below);
+  else if (thread.draws && traits.may_draw())
+    run_unrecorded([&] { run_drawing(traits, *stack, below, thread); }, arguments);
   else
     run_unrecorded(below, arguments);
   {
@@ -576,10 +663,9 @@ void note_metadata_change(const OpTraits& traits, const torch::jit::Stack& stack
 
 }  // namespace
 
-void look_at(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below) {
-  auto& thread = ThreadState::get();
-  if (thread.stop && thread.stop->due) stop_function(*thread.stop, !traits.writes.empty());
-  if (thread.trace) thread.trace->note(traits, *stack);
+namespace {
+
+void run_seen(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below, ThreadState& thread) {
   if (traits.metadata_in_place) note_metadata_change(traits, *stack);
   auto* cap = Tape::get().cap.load(std::memory_order_relaxed);
   if (!thread.region && !cap) return watch(traits, stack, below);
@@ -587,24 +673,35 @@ void look_at(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack
   run_under_tape(traits, keys, stack, below, thread, cap);
 }
 
+// Of a function of a rerun region.
+void run_compared(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below, ThreadState& thread) {
+  if (thread.stop) stop_function(*thread.stop, traits, *stack);
+  auto* const trace = thread.trace;
+  if (trace) trace->note(traits, *stack);
+  run_seen(traits, keys, stack, below, thread);
+  if (trace) trace->note_results(traits, *stack);
+  if (thread.stop) note_results(*thread.stop, traits, *stack);
+}
+
+}  // namespace
+
+void look_at(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below) {
+  auto& thread = ThreadState::get();
+  if (thread.stop || thread.trace) return run_compared(traits, keys, stack, below, thread);
+  run_seen(traits, keys, stack, below, thread);
+}
+
 bool looks_at_views() {
   const auto& thread = ThreadState::get();
   return thread.stop || thread.trace || !(thread.region || Tape::get().cap.load(std::memory_order_relaxed));
 }
 
-namespace {
-
-void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+void look_at_boxed(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const auto& traits = op_traits(op);
   look_at(traits, keys, stack, [&] {
-    c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+    const UnseenScope below;
     traits.handle.redispatchBoxed(keys & kBelowTape, stack);
   });
 }
 
-}  // namespace
 }  // namespace refrain::tape
-
-TORCH_LIBRARY_IMPL(_, Fake, m) {
-  m.fallback(torch::CppFunction::makeFromBoxedFunction<&refrain::tape::fallback>());
-}

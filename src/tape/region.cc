@@ -7,6 +7,7 @@
 
 #include "refrain/error.h"
 #include "tape/engine.h"
+#include "tape/key.h"
 #include "tape/observer.h"
 #include "tape/region_inputs.h"
 #include "tape/slots.h"
@@ -55,7 +56,6 @@ void end_values(TapeLock& lock, Region* region, bool in_cap, uint64_t marked) {
     if ((is_held || (in_cap && value->mark != marked)) && value->producer && !value->discard) {
       value->producer->outs[value->out].value = nullptr;
       lock.release(std::exchange(value->producer, nullptr));
-      if (value->armed) disarm_alive(value);
     }
     disown(lock, value);
   }
@@ -89,10 +89,10 @@ bool reads_gradient(TapeLock& lock, const Region* region) {
   return false;
 }
 
-void end_region(TapeLock& lock, ThreadState& thread, Region* region) {
-  thread.region = region->parent;
-  thread.saver = region->outer_saver;
+// All is recorded that will be, here and inside.
+void end_region(TapeLock& lock, Region* region) {
   region->active = false;
+  if (region->parent) --region->parent->open_children;
   for (auto* value : region->values)
     if (value->map_owns && value->storage.expired()) unmap_value(lock, value);
   if (region->selective) release_unneeded(lock, region);
@@ -128,9 +128,9 @@ void refuse_unsupported_modes() {
 void leave_dispatch() {
   const auto& thread = ThreadState::get();
   const auto& tape = Tape::get();
-  if (!thread.region && !thread.trace && !thread.stop && !tape.cap.load(std::memory_order_relaxed) &&
+  if (!thread.region && !thread.saver && !tape.cap.load(std::memory_order_relaxed) &&
       tape.pending_slots.load(std::memory_order_relaxed) == 0)
-    c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, false);
+    set_tape_included(false);
 }
 
 namespace {
@@ -172,11 +172,11 @@ Region* open_region(const CheckpointOptions& options) {
   settle(lock, thread);
   if (region->parent) {
     ++region->parent->refs;
+    ++region->parent->open_children;
     region->parent->children.push_back(region);
   }
   ++lock.tape().stats.live_regions;
-  thread.region = region;
-  region->outer_saver = std::exchange(thread.saver, nullptr);
+  thread.opened({.owner = region, .region = region});
   if (thread.observer) thread.observer->opened(region);
   return region;
 }
@@ -188,7 +188,14 @@ void close_region(Region* region) {
     TapeLock lock;
     settle(lock, thread);
     for_nothing = region->live_slots == 0 && std::uncaught_exceptions() == 0 && reads_gradient(lock, region);
-    end_region(lock, thread, region);
+    thread.closed(region);
+    region->is_open = false;
+    // One that encloses others waits for them, also if its scope ends first.
+    for (auto* at = region; at && !at->is_open && at->open_children == 0;) {
+      auto* parent = at->parent;
+      end_region(lock, at);
+      at = parent;
+    }
   }
   if (for_nothing) {
     TORCH_WARN_ONCE(
@@ -278,9 +285,9 @@ bool is_recomputing() noexcept { return tape::ThreadState::get().recomputing; }
 
 bool set_checkpointing_enabled(bool value) { return tape::checkpointing_enabled.exchange(value); }
 
-NoCheckpointGuard::NoCheckpointGuard() : before_(std::exchange(tape::ThreadState::get().disabled, true)) {}
+NoCheckpointGuard::NoCheckpointGuard() { ++tape::ThreadState::get().disabled; }
 
-NoCheckpointGuard::~NoCheckpointGuard() { tape::ThreadState::get().disabled = before_; }
+NoCheckpointGuard::~NoCheckpointGuard() { --tape::ThreadState::get().disabled; }
 
 }  // namespace refrain
 
@@ -294,7 +301,7 @@ RegionScope::RegionScope(const CheckpointOptions& options) {
     return;
   }
   region_ = tape::open_region(options);
-  c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+  tape::set_tape_included(true);
 }
 
 RegionScope::~RegionScope() {

@@ -6,6 +6,8 @@
 #include <algorithm>
 
 #include "tape/evict.h"
+#include "tape/offload_scope.h"
+#include "tape/key.h"
 #include "tape/slots.h"
 #include "tape/storage_copy.h"
 
@@ -63,70 +65,96 @@ Value* stored(const at::Tensor& tensor, RegionWork& work, const Region* region) 
   return value;
 }
 
-/// What autograd keeps of a tensor: a parked value, or the tensor itself where it is left alone.
-class ParkedInput final : public torch::autograd::SavedVariableHooks {
+}  // namespace
+
+/// What autograd keeps of a tensor: a parked value, or the tensor itself where it is left alone or waits to be parked. As a
+/// slot it follows a write that bumps no version to the new bytes.
+class Parked final : public Slot {
  public:
-  explicit ParkedInput(RegionWork& work) : work_(&work) {}
-  ~ParkedInput() override {
-    if (!value_) return;
+  Parked() : Slot(nullptr) {}
+  ~Parked() override {
+    if (!is_parked_) return;
     Tape::get().pending_slots.fetch_sub(1, std::memory_order_relaxed);
     TapeLock lock;
-    lock.release(value_);
+    settle_writes(lock, ThreadState::get());
+    detach(lock);
   }
 
-  void call_pack_hook(const at::Tensor& tensor) override {
-    auto& work = *std::exchange(work_, nullptr);
-    if (!tensor.is_inference()) {
-      counter_ = tensor.unsafeGetTensorImpl()->version_counter();
-      version_ = counter_.current_version();
-    }
+  void keep(const at::Tensor& tensor) {
+    remember_version(tensor);
+    const BelowTape below;
+    tensor_ = tensor.tensor_data();
+  }
+
+  void store(RegionWork& work) {
+    if (version_bumped()) return;  // autograd refuses it
+    const auto tensor = tensor_;
+    at::Tensor let_go;  // after the lock
     const Pinned bytes(tensor);
-    auto* value = can_park(tensor) ? stored(tensor, work, nullptr) : nullptr;
-    if (value && value->parked) {
-      value_ = value;
+    auto* stored_value = can_park(tensor) ? stored(tensor, work, nullptr) : nullptr;
+    if (!stored_value) return;
+    TapeLock lock;
+    if (stored_value->parked) {
       meta_.assign(tensor);
+      attach(lock, stored_value, false);
+      is_parked_ = true;
+      let_go = std::move(tensor_);
       // the watch must see what is written to its storage
       Tape::get().pending_slots.fetch_add(1, std::memory_order_relaxed);
-      c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
-      return;
+      set_tape_included(true);
     }
-    if (value) {
-      TapeLock lock;
-      lock.release(value);
-    }
-    c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
-    kept_ = tensor.tensor_data();
+    lock.release(stored_value);
   }
 
   at::Tensor call_unpack_hook() override {
-    if (kept_.defined()) {
-      if (version_bumped()) throw_modified(counter_, version_);
-      return kept_;
-    }
     c10::Storage bytes;
     std::shared_ptr<Offloaded> offloaded;
     {
       TapeLock lock;
       settle(lock, ThreadState::get());
-      if (!version_bumped()) bytes = resident(*value_);
-      offloaded = value_->offloaded;
+      if (!is_parked_) {
+        if (version_bumped()) throw_modified(counter, version);
+        return tensor_;
+      }
+      if (!version_bumped()) bytes = resident(*value);
+      offloaded = value->offloaded;
     }
     const bool first_bytes = static_cast<bool>(bytes);
+    if (!bytes && !offloaded) throw_modified(counter, version);
     if (!bytes) bytes = offloaded->fetch();
     auto tensor = meta_.build(bytes);
-    if (first_bytes) tensor.unsafeGetTensorImpl()->set_version_counter(counter_);
+    if (first_bytes) tensor.unsafeGetTensorImpl()->set_version_counter(counter);
     return tensor;
   }
 
  private:
-  bool version_bumped() const { return counter_.enabled() && counter_.current_version() != version_; }
+  at::Tensor tensor_;  ///< until it is parked; guarded by the tape's lock once others see this
+  bool is_parked_ = false;
+};
 
+void store_parked(Parked& parked, RegionWork& work) { parked.store(work); }
+
+namespace {
+
+/// The hooks of a `Parked`, which its saver may have to store yet.
+class ParkedHooks final : public torch::autograd::SavedVariableHooks {
+ public:
+  ParkedHooks(RegionWork& work, OffloadingSaver* saver) : work_(&work), saver_(saver) {}
+
+  void call_pack_hook(const at::Tensor& tensor) override {
+    auto& work = *std::exchange(work_, nullptr);
+    parked_->keep(tensor);
+    if (saver_)
+      saver_->packed(parked_, tensor);
+    else
+      parked_->store(work);
+  }
+  at::Tensor call_unpack_hook() override { return parked_->call_unpack_hook(); }
+
+ private:
   RegionWork* work_;  ///< until it is packed
-  Value* value_ = nullptr;  ///< owned
-  TensorMeta meta_;
-  c10::VariableVersion counter_;
-  uint32_t version_ = 0;
-  at::Tensor kept_;
+  OffloadingSaver* saver_;  ///< likewise
+  std::shared_ptr<Parked> parked_ = std::make_shared<Parked>();
 };
 
 }  // namespace
@@ -152,8 +180,8 @@ ParkingScope::~ParkingScope() {
 
 std::unique_ptr<torch::autograd::SavedVariableHooks> ParkingScope::hooks() { return parking_hooks(*work_); }
 
-std::unique_ptr<torch::autograd::SavedVariableHooks> parking_hooks(RegionWork& work) {
-  return std::make_unique<ParkedInput>(work);
+std::unique_ptr<torch::autograd::SavedVariableHooks> parking_hooks(RegionWork& work, OffloadingSaver* saver) {
+  return std::make_unique<ParkedHooks>(work, saver);
 }
 
 }  // namespace refrain::tape

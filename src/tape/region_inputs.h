@@ -40,8 +40,13 @@ class RecomputeScope {
 /// discarded outputs, borrowed bytes, tensors without a plain storage.
 void add_input(Region* region, const at::Tensor& tensor);
 
-/// Parks the tensor that autograd saves with them; one that must be left alone is kept. `work` must live until then.
-std::unique_ptr<torch::autograd::SavedVariableHooks> parking_hooks(RegionWork& work);
+/// What autograd keeps of a tensor that is parked, or is to be.
+class Parked;
+void store_parked(Parked& parked, RegionWork& work);
+
+/// Parks the tensor that autograd saves with them; one that must be left alone is kept. `work` must live until then, and `saver`,
+/// which decides when unless it is null.
+std::unique_ptr<torch::autograd::SavedVariableHooks> parking_hooks(RegionWork& work, OffloadingSaver* saver = nullptr);
 
 /// While it lives, what autograd saves on this thread is parked. For the arguments that a rerun region keeps; inside
 /// another region, which keeps places instead, it does nothing.

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/fork.h"
 #include "refrain/error.h"
 #include "tape/barrier_pause.h"
 #include "tape/evict.h"
@@ -14,6 +15,7 @@
 #include "tape/running.h"
 #include "tape/step_listener.h"
 #include "tape/storage_copy.h"
+#include "tape/unwarned.h"
 
 namespace refrain::tape {
 namespace {
@@ -37,7 +39,7 @@ class BarriersLifted {
     for (const auto& storage : storages) {
       if (!storage || !has_barrier(storage.unsafeGetStorageImpl())) continue;
       TapeLock lock;
-      if (auto* value = find_value(lock, storage.unsafeGetStorageImpl())) pause_.lift(value, storage);
+      if (auto* value = find_value(lock, storage.unsafeGetStorageImpl())) pause_.lift(value);
     }
   }
   ~BarriersLifted() {
@@ -64,6 +66,10 @@ class Plan {
     bool ours = false;        ///< replayed here, so its bytes may be consumed
     bool target = false;
     bool locked = false;      ///< counts in `value->locks`
+    bool unchecked = false;   ///< `hash` says what recorded operators read, and nobody has looked yet
+    uint64_t hash = 0;
+    uint32_t look = 0;        ///< number of the look at an operator's inputs that came by last
+    int32_t written = -1;     ///< position among what the operator that runs overwrites, or -1
   };
 
   explicit Plan(TapeLock& lock) : number_(++lock.tape().plan_number) {}
@@ -94,12 +100,9 @@ class Plan {
     }
     std::sort(ops_.begin(), ops_.end(), [](const Op* a, const Op* b) { return a->seq < b->seq; });
     for (auto* op : ops_) {
-      c10::SmallVector<Value*, 4> seen;
-      for (const auto& ref : op->refs_in) {
-        if (!ref.value || std::find(seen.begin(), seen.end(), ref.value) != seen.end()) continue;
-        seen.push_back(ref.value);
-        ++values_[ref.value->plan_index].uses;
-      }
+      ++look_;
+      for (const auto& ref : op->refs_in)
+        if (ref.value && comes_first(values_[ref.value->plan_index])) ++values_[ref.value->plan_index].uses;
       steps_.push_back({op, {}, {}});
       auto& step = steps_.back();
       for (const auto& ref : op->refs_in) step.inputs.push_back(ref.value ? ref.value->plan_index : -1);
@@ -125,12 +128,12 @@ class Plan {
   void run() {
     AmbientScope ambient;
     ReplayingScope replaying;
-    const auto now = Ambient::now(true);
+    const auto now = Ambient::now();
     for (auto& step : steps_) {
       const auto& op = *step.op;
       if (!op.ambient.same_globals(now))
         throw CheckpointError(fmt::format(
-            "[refrain::checkpoint] cannot replay `{}` as it ran in forward: {}. Restore the setting before backward.",
+            "[{}] cannot replay `{}` as it ran in forward: {}. Restore the setting before backward.", recorded_by(op.region),
             op.traits->name(), describe_change(op.ambient, now)));
       ambient.set(op.ambient);
       for (const auto index : step.inputs)
@@ -139,6 +142,7 @@ class Plan {
         before_operator();
         lock_inputs(step);
       }
+      check_inputs(step);
       run_step(step);
     }
     for (auto& planned : values_)
@@ -179,6 +183,8 @@ class Plan {
     c10::SmallVector<int32_t, 4> inputs;
     c10::SmallVector<int32_t, 2> outputs;
   };
+  /// Planned values that an operator overwrites, and the memory that it does it in.
+  using Written = c10::SmallVector<std::pair<int32_t, c10::Storage>, 2>;
 
   // Late, so that what a long pass needs at its end can leave until then.
   void lock_inputs(const Step& step) {
@@ -192,6 +198,16 @@ class Plan {
     }
   }
 
+  // What comes from outside must be what forward read.
+  void check_inputs(const Step& step) {
+    for (size_t i = 0; i < step.inputs.size(); ++i) {
+      if (step.inputs[i] < 0) continue;
+      auto& planned = values_[step.inputs[i]];
+      if (!std::exchange(planned.unchecked, false)) continue;
+      if (hash_of(planned.bytes) != planned.hash) throw_refilled(*step.op, step.op->refs_in[i]);
+    }
+  }
+
   static void lock_bytes(PlannedValue& planned) {
     planned.locked = true;
     ++planned.value->locks;
@@ -202,7 +218,10 @@ class Plan {
     touch(lock, planned.value);
   }
 
-  void tell_replayed(const Op& op, const c10::SmallVectorImpl<std::pair<int32_t, c10::Storage>>& written) const {
+  // Whether the look that is under way sees it for the first time.
+  bool comes_first(PlannedValue& planned) const { return std::exchange(planned.look, look_) != look_; }
+
+  void tell_replayed(const Op& op, const Written& written) const {
     auto* listener = step_listener();
     if (!listener) return;
     Value* consumed = nullptr;
@@ -212,12 +231,9 @@ class Plan {
     listener->replayed(lock, op, consumed);
   }
 
-  void tell_dropped(const PlannedValue& planned, const Step& step) const {
+  void tell_dropped(const PlannedValue& planned) const {
     auto* listener = step_listener();
-    if (!listener || !planned.ours) return;
-    // overwritten and consumed, it has gone already
-    for (size_t i = 0; i < step.inputs.size(); ++i)
-      if (step.op->refs_in[i].written && step.inputs[i] >= 0 && &values_[step.inputs[i]] == &planned) return;
+    if (!listener || !planned.ours || planned.written >= 0) return;  // overwritten and consumed, it has gone already
     TapeLock lock;
     listener->dropped(lock, *planned.value);
   }
@@ -251,34 +267,58 @@ class Plan {
     if (value->is_leaf() && moved && !value->private_copy && !value->parked) throw_changed(op, ref);
     if (value->mark == number_) return;
     auto bytes = moved && !value->private_copy ? c10::Storage() : resident(*value);
-    if (!bytes && !value->producer && !value->parked) throw_lost(*value, &op);
+    if (!bytes && !value->producer && !value->parked) {
+      if (value->hashed) throw_refilled(op, ref);
+      throw_lost(*value, &op);
+    }
     auto& planned = entry(value);
     planned.bytes = std::move(bytes);
+    planned.unchecked = value->hashed && value->is_leaf() && !value->private_copy && planned.bytes;
+    planned.hash = value->hash;
     if (!planned.bytes && !planned.offloaded) todo.push_back(value->plan_index);
   }
 
+  static bool is_cap(const Region* region) { return region && region->cap; }
+  // Whose words an error is in: a budget has a cap too.
+  static const char* recorded_by(const Region* region) { return is_cap(region) ? "refrain::MemoryCap" : "refrain::checkpoint"; }
+
   [[noreturn]] static void throw_changed(const Op& op, const ArgRef& ref) {
     const c10::IntArrayRef sizes(ref.meta.sizes_and_strides.sizes_data(), ref.meta.sizes_and_strides.size());
+    const bool cap = is_cap(op.region);
     throw CheckpointError(fmt::format(
-        "[refrain::checkpoint] backward must replay `{}`, but its argument {} (a {} tensor of size {}, read from outside "
-        "the region) was changed since forward: it is at version {}, expected version {}. Move the change after backward, "
-        "or pass a clone.",
-        op.traits->name(), ref.arg, c10::toString(ref.meta.dtype.toScalarType()), c10::str(sizes),
-        ref.counter.current_version(), ref.version));
+        "[{}] {} `{}`, but its argument {} (a {} tensor of size {}, {}) was changed since {}: it is at version {}, expected version {}. {}, or pass a clone.",
+        recorded_by(op.region), cap ? "recomputing what the cap or budget has evicted must replay" : "backward must replay", op.traits->name(), ref.arg,
+        c10::toString(ref.meta.dtype.toScalarType()), c10::str(sizes),
+        cap ? "which no operator under the cap or budget made" : "read from outside the region", cap ? "then, unseen" : "forward",
+        ref.counter.current_version(), ref.version,
+        cap ? "Change it by operators of a thread under the cap" : "Move the change after backward"));
+  }
+
+  [[noreturn]] static void throw_refilled(const Op& op, const ArgRef& ref) {
+    const c10::IntArrayRef sizes(ref.meta.sizes_and_strides.sizes_data(), ref.meta.sizes_and_strides.size());
+    throw CheckpointError(fmt::format(
+        "[refrain::checkpoint] `{}` must be replayed, but its argument {} (a {} tensor of size {}, read from outside) holds other bytes "
+        "than it read: it was filled again through a pointer, and there is no copy. Ask for the pointer anew before each write "
+        "(`data_ptr()`), so that it is seen and the bytes are copied in time; if it was, raise the bound of `set_leaf_write_policy`. Or pass "
+        "a clone, or move the change after backward.",
+        op.traits->name(), ref.arg, c10::toString(ref.meta.dtype.toScalarType()), c10::str(sizes)));
   }
 
   [[noreturn]] static void throw_lost(const Value& value, const Op* op) {
+    const auto* region = op ? op->region : value.region;
+    const bool cap = is_cap(region);
     throw CheckpointError(fmt::format(
-        "[refrain::checkpoint] backward needs {} bytes that were read from outside the region{} and have been overwritten "
-        "since forward without a copy. Move the change after backward, pass a clone, or raise the bound of "
-        "`set_leaf_write_policy`.",
-        value.nbytes, op ? fmt::format(" by `{}`", op->traits->name()) : std::string()));
+        "[{}] {} needs {} bytes that {}{} and have been overwritten since without a copy. Move the change after backward, pass a clone, or raise the bound "
+        "of `set_leaf_write_policy`.",
+        recorded_by(region), cap ? "recomputing what the cap or budget has evicted" : "backward", value.nbytes,
+        cap ? "no operator under the cap or budget made" : "were read from outside the region",
+        op ? fmt::format("{}`{}`", cap ? ", were read by " : " by ", op->traits->name()) : std::string()));
   }
 
   void run_step(Step& step) {
     const auto& op = *step.op;
     torch::jit::Stack stack(op.args.begin(), op.args.end());
-    c10::SmallVector<std::pair<int32_t, c10::Storage>, 2> written;  // planned value -> the memory it is overwritten in
+    Written written;
     c10::SmallVector<c10::Storage, 4> storages(op.refs_in.size());
     for (size_t i = 0; i < op.refs_in.size(); ++i) {
       const auto& ref = op.refs_in[i];
@@ -286,6 +326,7 @@ class Plan {
     }
     for (size_t i = 0; i < op.refs_in.size();) {
       const auto& ref = op.refs_in[i];
+      if (ref.arg == ArgRef::kInside) break;  // the last ones
       if (ref.element < 0) {
         stack[ref.arg] = tensor_of(step, i, written, storages);
         ++i;
@@ -309,15 +350,15 @@ class Plan {
     tell_replayed(op, written);
     collect(step, stack, storages);
     stack.clear();
-    c10::SmallVector<int32_t, 4> seen;
+    ++look_;
     for (const auto index : step.inputs) {
-      if (index < 0 || std::find(seen.begin(), seen.end(), index) != seen.end()) continue;
-      seen.push_back(index);
+      if (index < 0 || !comes_first(values_[index])) continue;
       auto& planned = values_[index];
       if (--planned.uses > 0 || planned.target) continue;
-      tell_dropped(planned, step);
+      tell_dropped(planned);
       let_go(planned);
     }
+    for (const auto& [index, storage] : written) values_[index].written = -1;
   }
 
   static c10::IValue list_of(const Op& op, size_t arg, std::vector<at::Tensor>&& tensors) {
@@ -332,22 +373,22 @@ class Plan {
 
   // Lists of which no element was defined have no reference of their own.
   static void fill_empty_lists(const Op& op, torch::jit::Stack& stack) {
-    for (size_t arg = 0; arg < stack.size(); ++arg)
-      if ((op.tensor_lists >> arg & 1) && stack[arg].isInt())
+    for (const size_t arg : op.traits->tensor_lists)
+      if (stack[arg].isInt())
         stack[arg] = list_of(op, arg, std::vector<at::Tensor>(stack[arg].toInt()));
   }
 
   // Memory in which the operator may overwrite this value: the value's own if this pass made it and no slot wants it, else
   // a copy. No later operator reads the old value: what was recorded after the write reads the new one.
-  void writable(int32_t index, c10::SmallVectorImpl<std::pair<int32_t, c10::Storage>>& written) {
-    for (const auto& [known, storage] : written)
-      if (known == index) return;
+  void writable(int32_t index, Written& written) {
     auto& planned = values_[index];
+    if (planned.written >= 0) return;
+    planned.written = static_cast<int32_t>(written.size());
     const bool consume = planned.ours && !planned.target;
     written.emplace_back(index, consume ? planned.bytes : clone_storage(planned.bytes));
   }
 
-  at::Tensor tensor_of(const Step& step, size_t i, const c10::SmallVectorImpl<std::pair<int32_t, c10::Storage>>& written,
+  at::Tensor tensor_of(const Step& step, size_t i, const Written& written,
                        c10::SmallVectorImpl<c10::Storage>& storages) {
     const auto& ref = step.op->refs_in[i];
     if (ref.kept.defined()) return ref.kept;
@@ -355,9 +396,8 @@ class Plan {
     if (index < 0) {
       storages[i] = raw_storage(ref.scratch_bytes, ref.device);
     } else {
-      storages[i] = values_[index].bytes;
-      for (const auto& [known, storage] : written)
-        if (known == index) storages[i] = storage;
+      const auto& planned = values_[index];
+      storages[i] = planned.written >= 0 ? written[planned.written].second : planned.bytes;
     }
     auto tensor = ref.meta.build(storages[i]);
     if (ref.meta.requires_grad) tensor.unsafeGetTensorImpl()->set_requires_grad(true);
@@ -365,6 +405,7 @@ class Plan {
   }
 
   static void run_kernel(const Op& op, torch::jit::Stack& stack) {
+    const Unwarned unwarned;
     if (!op.rng) return op.traits->handle.redispatchBoxed(op.keys, &stack);
     RngReplayScope rng(*op.rng);
     op.traits->handle.redispatchBoxed(op.keys, &stack);
@@ -400,6 +441,7 @@ class Plan {
 
   const uint64_t number_;
   int64_t operators_run_ = 0;
+  uint32_t look_ = 0;
   std::vector<PlannedValue> values_;
   std::vector<Op*> ops_;
   std::vector<Step> steps_;
@@ -464,7 +506,7 @@ void keep_bounds_read(TapeLock& lock, Region* region, Slot* asked, int32_t task)
   if (task < 0) return;
   for (auto* slot = region->slots; slot; slot = slot->in_region.next)
     if ((slot == asked || slot->read_task != task) && slot->value && !slot->filled && !slot->value->is_leaf())
-      slot->filled = resident(*slot->value);
+      slot->fill(resident(*slot->value));
   release_bound_holds(lock, region);
   drop_unread_after(region, task);
 }
@@ -521,7 +563,7 @@ c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t ta
       if (value == output) brought = planned.bytes;
       for (auto* slot = value->slots; slot; slot = slot->in_value.next)
         if (slot->region == region && (slot == asked || (task >= 0 && slot->read_task != task)))
-          slot->filled = planned.bytes;
+          slot->fill(planned.bytes);
     }
     for (auto* child : region->children) {
       if (child->live_slots == 0) continue;
@@ -599,8 +641,8 @@ void fill_discarded(TapeLock& lock, Region* region, int32_t task) {
 namespace {
 
 std::unique_lock<std::mutex> one_pass() {
-  static auto* mutex = new std::mutex;
-  return std::unique_lock(*mutex);
+  static auto& mutex = make_mutex_for_forks(ForkOrder::kPass);
+  return std::unique_lock(mutex);
 }
 
 void count_pass(TapeLock& lock, std::chrono::steady_clock::time_point start, int64_t operators, int64_t demand) {
@@ -697,7 +739,7 @@ void refill(TapeLock& lock, Slot& slot) {
   auto* region = slot.region;
   const int32_t task = torch::autograd::get_current_graph_task_id();
   const auto back = [&] {
-    if (!slot.filled) slot.filled = resident(*slot.value);
+    if (!slot.filled) slot.fill(resident(*slot.value));
     return static_cast<bool>(slot.filled);
   };
   for (;;) {

@@ -15,23 +15,24 @@
 #include "refrain/checkpoint.h"
 #include "refrain/error.h"
 #include "tape/engine.h"
+#include "tape/evict.h"
+#include "tape/draws.h"
+#include "tape/for_each_tensor.h"
+#include "tape/op_trace.h"
+#include "tape/key.h"
 #include "tape/region_inputs.h"
 #include "tape/running.h"
+#include "tape/storage_copy.h"
 #include "tape/surroundings.h"
 #include "tape/tape.h"
+#include "tape/throw_path.h"
+#include "tape/unwarned.h"
 
 namespace refrain::tape {
 namespace {
 
 /// Passes through the user's function once everything is there. Not a `std::exception`, so that fewer handlers stop it.
 struct EarlyStop {};
-
-/// Functions are called again one at a time in a process: they need not expect themselves on two threads, and the default
-/// generators are set back meanwhile. Taken before all other locks of ours.
-std::recursive_mutex& rerun_mutex() {
-  static auto* mutex = new std::recursive_mutex;
-  return *mutex;
-}
 
 /// Whether the version counter of a tensor has moved.
 class Version {
@@ -55,18 +56,17 @@ WeakStorage no_storage() { return WeakStorage(c10::intrusive_ptr<c10::StorageImp
 
 // Without history, and with the same version counter.
 at::Tensor data_of(const at::Tensor& tensor) {
-  c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+  const UnseenScope below;
   return tensor.tensor_data();
-}
-
-// Whether the operator that is being recorded by autograd has run: the tensor is its result.
-bool made_by_newest_node(const at::Tensor& tensor) {
-  const auto* meta = torch::autograd::impl::get_autograd_meta(tensor);
-  return meta && meta->grad_fn_ && meta->grad_fn_->sequence_nr() + 1 == at::sequence_number::peek();
 }
 
 std::string describe(const at::Tensor& tensor) {
   return tape::describe(tensor.scalar_type(), tensor.sizes(), tensor.device());
+}
+
+uint64_t hash_of_pinned(const at::Tensor& tensor) {
+  const Pinned bytes(tensor);
+  return hash_of(tensor.storage());
 }
 
 /// A tensor argument, kept so that an enclosing region need not hold its bytes, and without a cycle if the function
@@ -81,6 +81,8 @@ class SavedInput {
     }
     version_ = Version(tensor);
     text_ = describe(tensor);
+    if (has_plain_storage(tensor) && (Tape::get().check_inputs.load(std::memory_order_relaxed) || is_borrowed(tensor.storage())))
+      hash_ = hash_of_pinned(tensor);
     try {
       grad_fn_ = tensor.grad_fn();
     } catch (const c10::Error&) {  // a view from no_grad whose base was overwritten: autograd refuses it once it is used
@@ -100,6 +102,11 @@ class SavedInput {
           index, text_, version_.text()));
     if (plain_.defined()) return plain_;
     auto tensor = saved_.unpack(grad_fn_);
+    if (hash_ && hash_of_pinned(tensor) != *hash_)
+      throw CheckpointError(fmt::format(
+          "[refrain::checkpoint] backward must call the function again, but its input tensor {} ({}) holds other bytes than in forward: it was "
+          "filled again through a pointer. Pass a clone, move the change after backward, or use source(kReplay), which copies what it can see.",
+          index, text_));
     if (!without_edge_) return tensor;
     at::NoGradGuard no_grad;
     return at::alias(tensor.detach().requires_grad_());
@@ -112,22 +119,23 @@ class SavedInput {
   bool without_edge_ = false;  ///< a view from no_grad of a leaf: says that it requires a gradient, and passes none on
   Version version_;
   std::string text_;
+  std::optional<uint64_t> hash_;  ///< of borrowed memory, and while `set_check_inputs` is on
 };
 
 class Place;
-
-/// Of the guards that live on this thread.
-thread_local std::optional<bool> thread_early_stop, thread_debug;
 
 /// One `checkpoint` call with source(kRerun). Owned by its scope and by the places that autograd holds.
 class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
  public:
   explicit Rerun(const CheckpointOptions& options, bool early_stop, bool debug)
       : work(options.inputs() ? options.inputs()->open(options) : nullptr), check_(options.determinism_check()),
-        early_stop_(early_stop), debug_(debug) {
-    if (options.preserve_rng_state()) surroundings_.add_default_generators();
-    if (debug || check_ == DeterminismCheck::kStrict)
-      trace_ = std::make_unique<OpTrace>(debug, surroundings_.autocast());
+        early_stop_(early_stop), debug_(debug),
+        draws_(options.preserve_rng_state()) {
+    if (options.preserve_rng_state()) draws_.add_default_generators();
+    if (debug || check_ == DeterminismCheck::kStrict) {
+      trace_ = std::make_unique<OpTrace>(debug);
+      trace_->start(nullptr);
+    }
     TapeLock lock;
     ++lock.tape().stats.live_regions;
   }
@@ -138,6 +146,7 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
   Rerun& operator=(const Rerun&) = delete;
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> hooks() override;
+  bool is_rerun() const override { return true; }
 
   int32_t add(Place* place, const at::Tensor& tensor);
   void remove(size_t index);
@@ -146,6 +155,7 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
   void add_input(const at::Tensor& tensor) {
     const ParkingScope parking(work.get(), tensor);
     inputs.emplace_back(tensor);
+    if (trace_) trace_->add_input(tensor);
   }
 
   const std::shared_ptr<RegionWork> work;  ///< of `CheckpointOptions::inputs`, or null
@@ -154,8 +164,9 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
   ContextScope forward_scope, rerun_scope;
   std::atomic<bool> open{true};  ///< in forward still: a backward inside the function may come before all is saved
 
-  Surroundings& surroundings() { return surroundings_; }
+  Draws& draws() { return draws_; }
   OpTrace* trace() { return trace_.get(); }
+  void run_whole() { early_stop_ = false; }
 
  private:
   friend class Refilling;
@@ -189,12 +200,14 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
   std::string traces(const OpTrace* second) const;
 
   Surroundings surroundings_;
-  const std::optional<bool> thread_early_stop_ = thread_early_stop, thread_debug_ = thread_debug;
+  const GuardedValue<bool> thread_early_stop_ = ThreadState::get().early_stop, thread_debug_ = ThreadState::get().debug;
   DeterminismCheck check_;
   bool early_stop_;
   bool debug_;
+  Draws draws_;
   std::unique_ptr<OpTrace> trace_;
 
+  std::recursive_mutex calling_;  ///< one at a time; a backward inside the function may come back. Taken before all other locks of ours
   std::mutex mutex_;  ///< guards what follows
   std::vector<Expected> expected_;
   std::map<int32_t, Filled> filled_;
@@ -222,6 +235,7 @@ class Refilling final : public Saver {
       : stops_early(rerun.early_stop_ || rerun.open), rerun_(rerun), last_needed_(last_needed), trace_(trace) {
     stop.graph_task = graph_task;
     hook_depth = rerun.hook_depth;  // those of forward are put in force for the second call
+    if (open_) stop.runs_on = [this] { copy_filled(); };
     std::lock_guard lock(rerun_.mutex_);
     wanted_.reserve(rerun_.expected_.size());
     for (const auto& expected : rerun_.expected_) wanted_.push_back(expected.place != nullptr);
@@ -229,22 +243,21 @@ class Refilling final : public Saver {
   }
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> hooks() override;
+  bool is_rerun() const override { return true; }
 
   /// @param argument  of an operator that has not run yet.
   void collect(const at::Tensor& tensor, bool argument) {
     const size_t index = count_++;
     if (complete_) return;
     if (index < wanted_.size()) {
-      compare(tensor, index);
+      if (!compare(tensor, index)) return;
       if (wanted_[index]) {
         filled.entries[index].tensor = tensor;
         filled.entries[index].version = Version(tensor);
+        if (stops_early) stop.saved(tensor, argument);
       }
     }
-    if (stops_early && index == last_needed_) {
-      complete_ = stop.due = true;
-      stop.argument = argument;
-    }
+    if (stops_early && index == last_needed_) complete_ = stop.due = true;
   }
 
   bool complete() const { return complete_; }
@@ -253,8 +266,9 @@ class Refilling final : public Saver {
   void finish() {
     if (failure_) std::rethrow_exception(failure_);
     if (rerun_.check_ == DeterminismCheck::kStrict && trace_ && (complete_ || !open_)) {
-      if (const auto what = rerun_.trace_->changed_since(*trace_); !what.empty()) throw_different(what);
-      if (const auto what = rerun_.trace_->difference(*trace_, complete_); !what.empty()) throw_different(what);
+      const auto& first = *rerun_.trace_;
+      for (const auto& what : {first.changed_since(*trace_), first.difference(*trace_, complete_, open_), first.other_values(*trace_)})
+        if (!what.empty()) throw_different(what);
     }
     const bool compare_count = rerun_.check_ != DeterminismCheck::kNone && !open_;
     if (!complete_ && (count_ <= last_needed_ || (compare_count && count_ != wanted_.size())))
@@ -267,7 +281,8 @@ class Refilling final : public Saver {
   StopRequest stop;
 
  private:
-  void compare(const at::Tensor& tensor, size_t index) {
+  // Whether it is what was expected, or nobody minds.
+  bool compare(const at::Tensor& tensor, size_t index) {
     const Rerun::Expected* expected;
     bool same_memory;
     {
@@ -276,17 +291,29 @@ class Refilling final : public Saver {
       same_memory = has_plain_storage(tensor) && expected->storage._unsafe_get_target() == tensor.storage().unsafeGetStorageImpl();
     }
     if (same_memory && expected->version.moved())
-      fail(fmt::format("[refrain::checkpoint] backward must call the function again, but a tensor that it read from outside in "
+      return fail(fmt::format("[refrain::checkpoint] backward must call the function again, but a tensor that it read from outside in "
                        "forward ({}) was changed since: it is {}. Move the change after backward, or read a clone.",
                        expected->text(), expected->version.text()));
-    if (rerun_.check_ == DeterminismCheck::kNone || !wanted_[index]) return;
+    if (rerun_.check_ == DeterminismCheck::kNone || !wanted_[index]) return true;
     if (tensor.scalar_type() == expected->dtype && tensor.sizes() == expected->sizes && tensor.device() == expected->device)
-      return;
+      return true;
     if (trace_) {
-      if (const auto what = rerun_.trace_->difference(*trace_, true); !what.empty()) fail(different(what));
+      if (const auto what = rerun_.trace_->difference(*trace_, true, true); !what.empty()) return fail(different(what));
     }
-    fail(different(fmt::format("tensor {} of {} saved was {} in forward and {} when called again", index, wanted_.size(),
+    return fail(different(fmt::format("tensor {} of {} saved was {} in forward and {} when called again", index, wanted_.size(),
                                expected->text(), describe(tensor))));
+  }
+
+  // The first call has not come to what would overwrite them.
+  void copy_filled() {
+    const BelowTape below;
+    for (auto& entry : filled.entries) {
+      if (!entry.tensor.defined() || !has_plain_storage(entry.tensor)) continue;
+      TensorMeta meta;
+      meta.assign(entry.tensor);
+      entry.tensor = meta.build(clone_storage(entry.tensor.storage()));
+      entry.version = Version(entry.tensor);
+    }
   }
 
   std::string different(const std::string& what) const {
@@ -298,10 +325,13 @@ class Refilling final : public Saver {
 
   [[noreturn]] void throw_different(const std::string& what) const { throw CheckpointError(different(what)); }
 
-  // Kept as well as thrown, in case the function catches it.
-  [[noreturn]] void fail(const std::string& message) {
+  // Kept as well as thrown, in case the function catches it, or is one through which nothing can be thrown.
+  bool fail(const std::string& message) {
     failure_ = std::make_exception_ptr(CheckpointError(message));
-    std::rethrow_exception(failure_);
+    complete_ = true;
+    stop.due = false;
+    if (can_throw_to(stop.frame)) std::rethrow_exception(failure_);
+    return false;
   }
 
   Rerun& rerun_;
@@ -334,43 +364,48 @@ std::unique_ptr<torch::autograd::SavedVariableHooks> Refilling::hooks() { return
 /// This thread as the function found it in forward: no region of the tape open, the given saver innermost, guards as then.
 class ThreadScope {
  public:
-  ThreadScope(Saver* saver, OpTrace* trace, StopRequest* stop, std::optional<bool> early_stop, std::optional<bool> debug)
-      : early_stop_(std::exchange(thread_early_stop, early_stop)), debug_(std::exchange(thread_debug, debug)) {
+  ThreadScope(const OpenScope& second_call, StopRequest* stop, GuardedValue<bool> early_stop, GuardedValue<bool> debug) {
     auto& thread = ThreadState::get();
-    region_ = std::exchange(thread.region, nullptr);
-    saver_ = std::exchange(thread.saver, saver);
-    trace_ = std::exchange(thread.trace, trace);
+    open_ = std::exchange(thread.open, {});
     stop_ = std::exchange(thread.stop, stop);
-    open_reruns_ = std::exchange(thread.open_reruns, 0);
+    offloads_ = std::exchange(thread.offloads, nullptr);
     recomputing_ = std::exchange(thread.recomputing, true);
-    disabled_ = std::exchange(thread.disabled, false);
+    disabled_ = std::exchange(thread.disabled, 0);
+    early_stop_ = std::exchange(thread.early_stop, std::move(early_stop));
+    debug_ = std::exchange(thread.debug, std::move(debug));
+    thread.opened(second_call);
   }
   ~ThreadScope() {
     auto& thread = ThreadState::get();
-    thread.region = region_;
-    thread.saver = saver_;
-    thread.trace = trace_;
+    thread.open = std::move(open_);
+    thread.closed(this);
     thread.stop = stop_;
-    thread.open_reruns = open_reruns_;
+    thread.offloads = offloads_;
     thread.recomputing = recomputing_;
     thread.disabled = disabled_;
-    thread_early_stop = early_stop_;
-    thread_debug = debug_;
+    thread.early_stop = std::move(early_stop_);
+    thread.debug = std::move(debug_);
   }
   ThreadScope(const ThreadScope&) = delete;
   ThreadScope& operator=(const ThreadScope&) = delete;
 
  private:
-  Region* region_;
-  Saver* saver_;
-  OpTrace* trace_;
+  std::vector<OpenScope> open_;
   StopRequest* stop_;
-  int open_reruns_;
+  OffloadingSaver* offloads_;
   bool recomputing_;
+  int disabled_;
+  GuardedValue<bool> early_stop_, debug_;
   AnnounceScope announced_{true};
-  bool disabled_;
-  std::optional<bool> early_stop_, debug_;
 };
+
+// A frame of its own, with nothing that catches: exceptions of ours must reach it. Not inlined, nor left by a jump.
+[[gnu::noinline]] void call_again(StopRequest& stop, const std::function<void(const detail::NextInput&)>& function,
+                                  const detail::NextInput& next_input) {
+  stop.frame = __builtin_frame_address(0);
+  function(next_input);
+  asm volatile("");
+}
 
 // --- a rerun region -----------------------------------------------------------------------------------------------------
 
@@ -421,7 +456,7 @@ at::Tensor Rerun::get(size_t index) {
   }
   const int32_t task = torch::autograd::get_current_graph_task_id();
   if (auto tensor = take(task, index); tensor.defined()) return tensor;
-  std::lock_guard one_at_a_time(rerun_mutex());
+  std::lock_guard one_at_a_time(calling_);
   if (auto tensor = take(task, index); tensor.defined()) return tensor;
   fill(task, index);
   auto tensor = take(task, index);
@@ -469,18 +504,26 @@ void Rerun::fill(int32_t task, size_t asked) {
   for (const auto& input : inputs) tensors.push_back(input.get(tensors.size()));
 
   std::unique_ptr<OpTrace> trace;
-  if (trace_) trace = std::make_unique<OpTrace>(debug_, surroundings_.autocast());
+  if (trace_) {
+    trace = std::make_unique<OpTrace>(debug_);
+    trace->start(trace_.get());
+    for (const auto& tensor : tensors) trace->add_input(tensor);
+  }
   Refilling refilling(*this, task, last, trace.get());
   {
     SurroundingsScope surroundings(surroundings_);
-    ThreadScope thread(&refilling, trace.get(), refilling.stops_early ? &refilling.stop : nullptr, thread_early_stop_, thread_debug_);
-    const bool look = refilling.stops_early || trace || Tape::get().pending_slots.load(std::memory_order_relaxed) > 0;
-    if (look) c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
+    SecondDraws draws(draws_, open);
+    const ThreadScope thread({.owner = this, .saver = &refilling, .trace = trace.get(), .draws = draws.get()},
+                             refilling.stops_early ? &refilling.stop : nullptr, thread_early_stop_, thread_debug_);
+    const Unwarned unwarned;
+    const bool look =
+        refilling.stops_early || trace || draws_.any() || Tape::get().pending_slots.load(std::memory_order_relaxed) > 0;
+    if (look) set_tape_included(true);
     const auto scope = rerun_scope ? rerun_scope() : nullptr;
     const RecomputeScope recompute(work.get());
     size_t next = 0;
     try {
-      again([&] { return std::move(tensors.at(next++)); });
+      call_again(refilling.stop, again, [&] { return std::move(tensors.at(next++)); });
     } catch (const EarlyStop&) {
       if (!refilling.complete()) throw;
     } catch (...) {  // what the function throws before the next operator
@@ -548,14 +591,77 @@ Override early_stop_override, debug_override;
 
 }  // namespace
 
-void stop_function(StopRequest& request, bool operator_writes) {
+namespace {
+
+using WeakStorages = std::vector<WeakStorage>;
+
+bool contains(const WeakStorages& storages, const c10::StorageImpl* storage) {
+  return std::any_of(storages.begin(), storages.end(), [&](const auto& known) { return known._unsafe_get_target() == storage; });
+}
+
+void forget(WeakStorages& storages, const c10::StorageImpl* storage) {
+  std::erase_if(storages, [&](const auto& known) { return known._unsafe_get_target() == storage; });
+}
+
+bool covers_storage(const at::Tensor& tensor) {
+  return tensor.is_non_overlapping_and_dense() && tensor.nbytes() == tensor.storage().nbytes();
+}
+
+}  // namespace
+
+bool made_by_newest_node(const at::Tensor& tensor) {
+  const auto* meta = torch::autograd::impl::get_autograd_meta(tensor);
+  return meta && meta->grad_fn_ && meta->grad_fn_->sequence_nr() + 1 == at::sequence_number::peek();
+}
+
+void StopRequest::saved(const at::Tensor& tensor, bool argument) {
+  if (!has_plain_storage(tensor)) return;
+  const auto* storage = tensor.storage().unsafeGetStorageImpl();
+  if (contains(fresh, storage)) raw.push_back(tensor.storage().getWeakStorageImpl());
+  const auto newest = at::sequence_number::peek();
+  if (std::exchange(node, newest) != newest) arguments.clear();
+  if (argument) arguments.push_back(tensor.storage().getWeakStorageImpl());
+}
+
+void stop_function(StopRequest& request, const OpTraits& op, const torch::jit::Stack& stack) {
   if (torch::autograd::get_current_graph_task_id() != request.graph_task) return;
-  if (std::exchange(request.argument, false) && operator_writes) {
-    request.writing = true;
-    return;
+  const auto* arguments = stack.data() + (stack.size() - op.num_args);
+  bool writes_saved = false;
+  if (!op.writes.empty() && !(request.fresh.empty() && request.arguments.empty())) {
+    for_each_tensor(arguments, op.num_args, [&](const at::Tensor& tensor, size_t position, int32_t) {
+      if (!has_plain_storage(tensor) || !write_trait(op, position, arguments)) return;
+      const auto* storage = tensor.storage().unsafeGetStorageImpl();
+      writes_saved |= contains(request.arguments, storage) || contains(request.raw, storage);
+      if (!covers_storage(tensor)) return;
+      forget(request.fresh, storage);
+      forget(request.raw, storage);
+    });
   }
+  if (!request.due) return;
+  if (!request.arguments.empty() && !writes_saved && may_be_helper(op, stack)) return;
+  request.arguments.clear();
+  request.writing = writes_saved;
+  if (writes_saved || !request.raw.empty()) return;
   request.due = false;
-  throw EarlyStop();
+  if (can_throw_to(request.frame)) throw EarlyStop();
+  if (request.runs_on) request.runs_on();
+}
+
+void note_results(StopRequest& request, const OpTraits& op, const torch::jit::Stack& stack) {
+  request.writing = false;
+  if (!op.uninitialized) return;
+  for_each_tensor(stack.data() + (stack.size() - op.num_returns), op.num_returns, [&](const at::Tensor& tensor, size_t, int32_t) {
+    if (has_plain_storage(tensor)) request.fresh.push_back(tensor.storage().getWeakStorageImpl());
+  });
+}
+
+bool may_be_helper(const OpTraits& op, const torch::jit::Stack& stack) {
+  bool any = false, resolves = false;
+  for_each_tensor(stack.data() + (stack.size() - op.num_args), op.num_args, [&](const at::Tensor& tensor, size_t, int32_t) {
+    any = true;
+    resolves |= tensor.is_conj() || tensor.is_neg() || tensor._is_zerotensor();
+  });
+  return resolves || !any;
 }
 
 }  // namespace refrain::tape
@@ -565,25 +671,25 @@ namespace refrain {
 std::optional<bool> set_early_stop(std::optional<bool> value) { return tape::early_stop_override.set(value); }
 std::optional<bool> set_debug(std::optional<bool> value) { return tape::debug_override.set(value); }
 
-EarlyStopGuard::EarlyStopGuard(bool value) : before_(std::exchange(tape::thread_early_stop, value)) {}
-EarlyStopGuard::~EarlyStopGuard() { tape::thread_early_stop = before_; }
-DebugGuard::DebugGuard(bool value) : before_(std::exchange(tape::thread_debug, value)) {}
-DebugGuard::~DebugGuard() { tape::thread_debug = before_; }
+EarlyStopGuard::EarlyStopGuard(bool value) { tape::ThreadState::get().early_stop.set(this, value); }
+EarlyStopGuard::~EarlyStopGuard() { tape::ThreadState::get().early_stop.end(this); }
+DebugGuard::DebugGuard(bool value) { tape::ThreadState::get().debug.set(this, value); }
+DebugGuard::~DebugGuard() { tape::ThreadState::get().debug.end(this); }
 
 }  // namespace refrain
 
 namespace refrain::detail {
 
 bool reruns(const CheckpointOptions& options) {
-  if (options.source() == CheckpointSource::kReplay && (options.policy() || !tape::ThreadState::get().saver)) return false;
+  const auto* saver = tape::ThreadState::get().saver;
+  const bool in_rerun = saver && saver->is_rerun();
+  if (options.source() == CheckpointSource::kReplay && (options.policy() || !in_rerun)) return false;
   return !tape::plain_call();
 }
 
 struct RerunScope::State {
   std::shared_ptr<tape::Rerun> rerun;
   bool entered = false;
-  tape::Saver* outer_saver = nullptr;
-  tape::OpTrace* outer_trace = nullptr;
   std::shared_ptr<void> forward_scope;
 };
 
@@ -595,30 +701,27 @@ RerunScope::RerunScope(const CheckpointOptions& options) : state_(std::make_uniq
   tape::refuse_unsupported_modes();
   tape::install();
   state_->rerun = std::make_shared<tape::Rerun>(
-      options, tape::early_stop_override.decide(tape::thread_early_stop, options.early_stop()),
-      tape::debug_override.decide(tape::thread_debug, options.debug()));
+      options, tape::early_stop_override.decide(tape::ThreadState::get().early_stop.get(), options.early_stop()),
+      tape::debug_override.decide(tape::ThreadState::get().debug.get(), options.debug()));
   if (const auto& context_fn = options.context_fn())
     std::tie(state_->rerun->forward_scope, state_->rerun->rerun_scope) = context_fn();
 }
 
 void RerunScope::save_input(const at::Tensor& tensor) { state_->rerun->add_input(tensor); }
 
+void RerunScope::run_whole() { state_->rerun->run_whole(); }
+
 void RerunScope::save_generator(const at::Generator& generator) {
-  if (generator.defined()) state_->rerun->surroundings().add_generator(generator);
+  if (generator.defined()) state_->rerun->draws().add_generator(generator);
 }
 
 void RerunScope::enter(std::function<void(const NextInput&)> again) {
   auto& rerun = *state_->rerun;
   rerun.again = std::move(again);
   if (rerun.forward_scope) state_->forward_scope = rerun.forward_scope();
-  auto& thread = tape::ThreadState::get();
-  state_->outer_saver = std::exchange(thread.saver, &rerun);
-  state_->outer_trace = thread.trace;
-  if (rerun.trace()) {
-    thread.trace = rerun.trace();
-    c10::impl::tls_set_dispatch_key_included(c10::DispatchKey::Fake, true);
-  }
-  ++thread.open_reruns;
+  auto* const draws = rerun.draws().any() ? &rerun.draws() : nullptr;
+  tape::ThreadState::get().opened({.owner = state_.get(), .saver = &rerun, .trace = rerun.trace(), .draws = draws, .is_rerun = true});
+  if (rerun.trace() || draws) tape::set_tape_included(true);
   state_->entered = true;
 }
 
@@ -639,9 +742,8 @@ RerunScope::~RerunScope() {
   if (!state_->entered) return;
   if (const auto& work = state_->rerun->work) work->forward_ended();
   auto& thread = tape::ThreadState::get();
-  thread.saver = state_->outer_saver;
-  thread.trace = state_->outer_trace;
-  --thread.open_reruns;
+  thread.closed(state_.get());
+  state_->rerun->draws().ended(thread.open);
   tape::leave_dispatch();
   state_->rerun->open = false;
 }

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <optional>
 
+#include "base/fork.h"
 #include "tape/storage_copy.h"
 
 namespace refrain::tape {
@@ -38,8 +39,8 @@ at::Tensor state_of(at::Generator generator) {
 }  // namespace
 
 std::mutex& rng_mutex() {
-  static auto* mutex = new std::mutex;
-  return *mutex;
+  static auto& mutex = make_mutex_for_forks(ForkOrder::kGenerator);
+  return mutex;
 }
 
 at::Generator generator_of(const torch::jit::Stack& stack, size_t num_args) {

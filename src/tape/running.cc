@@ -15,6 +15,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/fork.h"
+#include "base/thread_owned.h"
 #include "refrain/selective.h"
 #include "tape/for_each_tensor.h"
 #include "tape/engine.h"
@@ -31,6 +33,7 @@ class Names {
     static auto* names = new Names;
     return *names;
   }
+  Names() { lock_at_fork(ForkOrder::kNames, mutex_); }
 
   uint32_t number(std::string_view text) {
     std::lock_guard lock(mutex_);
@@ -57,6 +60,7 @@ struct Made {
     static auto* made = new Made;
     return *made;
   }
+  Made() { lock_at_fork(ForkOrder::kModules, mutex); }
   std::mutex mutex;  // guards what follows
   std::unordered_map<uint64_t, ModuleRanges> nodes;
   ska::flat_hash_map<uint64_t, uint32_t> recorded;
@@ -161,10 +165,7 @@ struct ThreadRunning {
   }
 };
 
-ThreadRunning& thread_running() {
-  static thread_local ThreadRunning running;
-  return running;
-}
+ThreadRunning& thread_running() { return thread_owned<ThreadRunning>(); }
 
 std::atomic<RunningWatch*> current_watch{nullptr};
 std::atomic<bool> is_alone{true};  ///< nobody else had asked for announcements when the watch was set
@@ -205,8 +206,8 @@ void on_end(const at::RecordFunction& fn, at::ObserverContext*) {
 std::atomic<bool> running_is_watched{false};
 
 uint32_t intern(std::string_view text) {
-  static thread_local std::unordered_map<std::string_view, uint32_t> known;
   if (text.empty()) return 0;
+  auto& known = thread_owned<std::unordered_map<std::string_view, uint32_t>>();
   const auto found = known.find(text);
   if (found != known.end()) return found->second;
   const auto number = Names::get().number(text);
@@ -219,7 +220,7 @@ std::string_view interned(uint32_t number) { return Names::get().text(number); }
 Running running() { return thread_running().now(); }
 
 void set_running_watch(RunningWatch* watch) {
-  static std::mutex mutex;
+  static auto& mutex = make_mutex_for_forks(ForkOrder::kWatch);
   static at::CallbackHandle handle = 0;
   std::lock_guard lock(mutex);
   if (handle != 0) at::removeCallback(std::exchange(handle, 0));

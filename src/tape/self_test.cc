@@ -11,6 +11,7 @@
 
 #include "refrain/checkpoint.h"
 #include "refrain/error.h"
+#include "tape/key.h"
 #include "tape/tape.h"
 
 namespace refrain {
@@ -34,11 +35,16 @@ int64_t recorded() { return tape_stats().recorded_ops; }
 const Fact kFacts[] = {
     {"the dispatch key Fake lies below autograd and above the backends",
      [] {
-       return c10::DispatchKey::Fake < c10::DispatchKey::ADInplaceOrView &&
-              c10::DispatchKey::Fake < c10::DispatchKey::Functionalize &&
-              c10::DispatchKey::Fake < c10::DispatchKey::Conjugate && c10::DispatchKey::Fake > c10::DispatchKey::BackendSelect;
+       return tape::kTapeKey < c10::DispatchKey::ADInplaceOrView && tape::kTapeKey < c10::DispatchKey::Functionalize &&
+              tape::kTapeKey < c10::DispatchKey::Conjugate && tape::kTapeKey > c10::DispatchKey::BackendSelect;
      }},
-    {"a boxed fallback on the key Fake sees operators, and each once",
+    {"no operator has a kernel on the key Fake but the tape's",
+     [] {
+       const auto name = tape::operator_out_of_sight();
+       if (!name.empty()) throw Error("`" + name + "` has; load the library that registered it before Refrain");
+       return true;
+     }},
+    {"a kernel on the key Fake sees operators, and each once",
      [] {
        const auto x = grad_input(3);
        const auto before = recorded();
@@ -97,7 +103,7 @@ const Fact kFacts[] = {
 struct Plainly {
   at::AutoGradMode grad_mode{true};
   bool enabled = set_checkpointing_enabled(true);
-  bool disabled = std::exchange(tape::ThreadState::get().disabled, false);
+  int disabled = std::exchange(tape::ThreadState::get().disabled, 0);
   ~Plainly() {
     tape::ThreadState::get().disabled = disabled;
     set_checkpointing_enabled(enabled);

@@ -7,6 +7,7 @@
 #include "refrain/error.h"
 #include "tape/observer.h"
 #include "tape/replayer.h"
+#include "tape/storage_copy.h"
 
 namespace refrain::tape {
 namespace {
@@ -71,16 +72,21 @@ void Slot::detach(TapeLock& lock) {
   lock.release(std::exchange(value, nullptr));
 }
 
+void Slot::remember_version(const at::Tensor& tensor) {
+  if (tensor.is_inference()) return;
+  counter = tensor.unsafeGetTensorImpl()->version_counter();
+  version = counter.current_version();
+}
+
 void Slot::call_pack_hook(const at::Tensor& tensor) {
   if (auto* observer = ThreadState::get().observer) observer->packed(this, tensor);
-  if (!tensor.is_inference()) {
-    counter = tensor.unsafeGetTensorImpl()->version_counter();
-    version = counter.current_version();
-  }
+  remember_version(tensor);
   auto& thread = ThreadState::get();
   if (!region) region = region_of_discarded(tensor, thread);
-  if (!region || !has_plain_storage(tensor)) {
+  if (!region || !has_plain_storage(tensor) || is_borrowed(tensor.storage())) {
     kept_ = without_history(tensor);
+    // what backward does to it must show in what else autograd saved of the same memory
+    if (counter.enabled()) kept_.unsafeGetTensorImpl()->set_version_counter(counter);
     if (!region) return;
     TapeLock lock;
     return join(lock);
@@ -115,6 +121,7 @@ at::Tensor Slot::call_unpack_hook() {
   }
   const int32_t task = torch::autograd::get_current_graph_task_id();
   auto bytes = std::move(filled);
+  if (bytes && !filled_is_whole()) lock.discard(std::move(bytes));
   if (!bytes) bytes = value->evicted ? value->held : resident(*value);  // the operator that reads it brings it back
   if (!bytes) {
     refill(lock, *this);
@@ -123,9 +130,17 @@ at::Tensor Slot::call_unpack_hook() {
   filled = {};
   if (task >= 0) read_task = task;
   auto tensor = meta_.build(bytes);
-  // A backward with `create_graph` saves it again: overwritten later, that is an error as in plain autograd.
-  const bool first_bytes = value->is_leaf() ? !value->private_copy : value->counter.enabled();
-  if (first_bytes && !version_bumped()) tensor.unsafeGetTensorImpl()->set_version_counter(counter);
+  // What a backward with `create_graph` saves again, or a custom function's backward writes, is the tensor that was saved, and whoever
+  // saved it too sees its version. Replayed for a slot whose tensor was overwritten, it is another.
+  if (version_bumped() || (value->is_leaf() && value->private_copy)) return tensor;
+  tensor.unsafeGetTensorImpl()->set_version_counter(counter);
+  if (value->key != bytes.unsafeGetStorageImpl()) return tensor;
+  if (counter.enabled() && !value->counter.enabled()) {
+    value->counter = counter;
+    value->version = version - value->metadata_bumps;
+  }
+  // Only then is it asked for again after somebody has written to it through a pointer.
+  if (task >= 0 && torch::autograd::get_current_graph_task_keep_graph()) arm(value, value->key);
   return tensor;
 }
 

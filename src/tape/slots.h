@@ -7,7 +7,7 @@
 namespace refrain::tape {
 
 /// What autograd keeps instead of a tensor: a value, the view of it, and the version it was packed at.
-class Slot final : public torch::autograd::SavedVariableHooks {
+class Slot : public torch::autograd::SavedVariableHooks {
  public:
   /// @param region the innermost open one of this thread; the slot joins it when it packs. Null outside regions: it joins that
   ///        of a discarded output, and keeps any other tensor as it is.
@@ -24,6 +24,7 @@ class Slot final : public torch::autograd::SavedVariableHooks {
   int32_t read_task = -2;      ///< graph task that read it last
   c10::VariableVersion counter;
   uint32_t version = 0;
+  uint32_t filled_at = 0;      ///< version at `fill`
   ListLink<Slot> in_value;
   ListLink<Slot> in_region;
 
@@ -32,13 +33,23 @@ class Slot final : public torch::autograd::SavedVariableHooks {
   void detach(TapeLock& lock);
   const TensorMeta& meta() const { return meta_; }  ///< if `value` is set
   const at::Tensor& kept() const { return kept_; }  ///< else
+  /// Bytes that were brought back for it.
+  void fill(c10::Storage bytes) {
+    filled = std::move(bytes);
+    filled_at = counter.enabled() ? counter.current_version() : 0;
+  }
+
+ protected:
+  void remember_version(const at::Tensor& tensor);
+  TensorMeta meta_;
 
  private:
   void join(TapeLock& lock);
+  /// Whether `filled` is as it was brought back, as far as the version tells: backward may write into what it has unpacked, on any thread.
+  bool filled_is_whole() const { return !counter.enabled() || counter.current_version() == filled_at; }
 
   bool joined_ = false;        ///< its region knows it
-  TensorMeta meta_;
-  at::Tensor kept_;            ///< tensors without a plain storage
+  at::Tensor kept_;            ///< tensors without a plain storage, and over borrowed memory: backward reads what is there then
 };
 
 /// A tensor that autograd saved, at `version`, was changed since. @throws CheckpointError

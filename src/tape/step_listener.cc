@@ -1,27 +1,38 @@
 #include "tape/step_listener.h"
 
-#include <thread>
-
 #include "refrain/error.h"
 
 namespace refrain::tape {
 namespace {
 
-std::thread::id owner;  // written while there is none
+// The number of the scope that is open in the process, or 0, and of the last that was opened on this thread. None is given twice, so a thread
+// that looks while scopes come and go on others never takes one of theirs for its own.
+std::atomic<uint64_t> open_scope{0};
+thread_local constinit uint64_t own_scope = 0;
 
 }  // namespace
 
 std::atomic<StepListener*> current_listener{nullptr};
 
-bool listens_here() { return owner == std::this_thread::get_id(); }
+bool listens_here() { return own_scope != 0 && own_scope == open_scope.load(std::memory_order_acquire); }
 
 ListenerScope::ListenerScope(StepListener& listener) {
-  if (current_listener.load())
+  static std::atomic<uint64_t> scopes{0};
+  number_ = ++scopes;
+  uint64_t none = 0;
+  if (!open_scope.compare_exchange_strong(none, number_))
     throw InvalidArgument("[refrain] a step is being profiled or runs by a plan already; found a second, expected one at a time in the process");
-  owner = std::this_thread::get_id();
+  own_scope = number_;
   current_listener.store(&listener, std::memory_order_release);
 }
 
-ListenerScope::~ListenerScope() { current_listener.store(nullptr); }
+ListenerScope::~ListenerScope() {
+  if (open_scope.load() == number_) forget_listener();  // else this is a forked child, which began without
+}
+
+void forget_listener() {
+  current_listener.store(nullptr, std::memory_order_release);
+  open_scope.store(0, std::memory_order_release);
+}
 
 }  // namespace refrain::tape

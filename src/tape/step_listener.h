@@ -35,6 +35,8 @@ class StepListener {
 /// Any thread's, or null. For `step_listener`.
 extern std::atomic<StepListener*> current_listener;
 bool listens_here();
+/// Ends the scope that is open, if any: in a forked child, where nobody else can.
+void forget_listener();
 
 /// Null on other threads than the one that set it. Throws nothing. Cost: a load where there is none.
 inline StepListener* step_listener() {
@@ -53,6 +55,9 @@ class ListenerScope {
   ~ListenerScope();
   ListenerScope(const ListenerScope&) = delete;
   ListenerScope& operator=(const ListenerScope&) = delete;
+
+ private:
+  uint64_t number_;
 };
 
 }  // namespace refrain::tape

@@ -2,9 +2,14 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/equal.h>
 #include <c10/core/TensorOptions.h>
 
 #include <algorithm>
+#include <cstring>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 namespace refrain::tape {
 namespace {
@@ -48,5 +53,29 @@ c10::Storage copy_storage_to(const c10::Storage& storage, c10::Device device) {
 }
 
 c10::Storage clone_storage(const c10::Storage& storage) { return copy_storage_to(storage, storage.device()); }
+
+std::pair<size_t, size_t> byte_range(const at::Tensor& tensor) {
+  const auto item = tensor.element_size();
+  const auto begin = static_cast<size_t>(tensor.storage_offset()) * item;
+  if (tensor.numel() == 0) return {begin, begin};
+  size_t last = begin;  // strides are never negative
+  for (int64_t i = 0; i < tensor.dim(); ++i) last += static_cast<size_t>((tensor.size(i) - 1) * tensor.stride(i)) * item;
+  return {begin, last + item};
+}
+
+bool equal_bytes(const c10::Storage& a, const c10::Storage& b, size_t begin, size_t end) {
+  if (begin == end) return true;
+  if (a.device().is_cpu())
+    return std::memcmp(static_cast<const char*>(a.data()) + begin, static_cast<const char*>(b.data()) + begin, end - begin) == 0;
+  BelowTape below;
+  return byte_tensor(a, begin, end - begin).equal(byte_tensor(b, begin, end - begin));
+}
+
+uint64_t hash_of(const c10::Storage& storage) {
+  if (storage.nbytes() == 0) return 0;
+  if (storage.device().is_cpu()) return XXH3_64bits(storage.data(), storage.nbytes());
+  const auto copy = copy_storage_to(storage, c10::kCPU);
+  return XXH3_64bits(copy.data(), copy.nbytes());
+}
 
 }  // namespace refrain::tape

@@ -3,26 +3,20 @@
 #include <ATen/ThreadLocalState.h>
 #include <c10/core/DeviceGuard.h>
 
-#include <memory>
-#include <mutex>
 #include <optional>
 #include <vector>
 
-#include "tape/rng.h"
+#include "tape/ambient.h"
 
 namespace refrain::tape {
 
 /// What a function of the user's may look at besides its arguments, as it was at one moment on one thread: thread-local state
-/// (dispatch keys, grad mode, autocast with its dtypes), autocast's cache switch, the default dtype, the current device, and
-/// the state of random generators.
+/// (dispatch keys, grad mode, autocast with its dtypes), autocast's cache switch, the default dtype and the current device; and the
+/// switches of the process, as for operators. Random generators: `Draws`.
 class Surroundings {
  public:
-  /// This thread, now, without generators.
+  /// This thread, now.
   Surroundings();
-  /// The default generators of the CPU and of every accelerator in use. Cost: 5 KB, about 1 us.
-  void add_default_generators();
-  void add_generator(const at::Generator& generator);
-  bool autocast() const { return autocast_; }
 
  private:
   friend class SurroundingsScope;
@@ -32,10 +26,24 @@ class Surroundings {
   bool autocast_cache_ = true;
   at::ScalarType default_dtype_;
   std::optional<at::Device> device_;
-  std::vector<std::shared_ptr<const RngState>> generators_;
+  const Ambient ambient_ = Ambient::now();
 };
 
-/// Puts them in force on this thread, and the present ones back when destroyed.
+/// A default dtype while it lives. LibTorch has one for the process: scopes with another one on other threads wait for each other,
+/// scopes with the same do not.
+class DefaultDtypeScope {
+ public:
+  explicit DefaultDtypeScope(at::ScalarType dtype);
+  ~DefaultDtypeScope();
+  DefaultDtypeScope(const DefaultDtypeScope&) = delete;
+  DefaultDtypeScope& operator=(const DefaultDtypeScope&) = delete;
+
+ private:
+  std::optional<at::ScalarType> inner_before_;  ///< set inside another scope of this thread
+};
+
+/// Puts them in force on this thread, and the present ones back when destroyed. @throws CheckpointError if another switch of the process than
+/// the default dtype has changed.
 class SurroundingsScope {
  public:
   explicit SurroundingsScope(const Surroundings& then);
@@ -44,12 +52,13 @@ class SurroundingsScope {
   SurroundingsScope& operator=(const SurroundingsScope&) = delete;
 
  private:
-  void put(const Surroundings& what);
+  static void put(const Surroundings& what);
 
   const Surroundings now_;
+  const DefaultDtypeScope dtype_;
   at::ThreadLocalStateGuard thread_;
+  ArithmeticScope arithmetic_;
   c10::OptionalDeviceGuard device_;
-  std::vector<RngState> generators_now_;
   bool autocast_;
 };
 

@@ -2,14 +2,31 @@
 
 #include <algorithm>
 
+#include "base/fork.h"
 #include "memory/block.h"
 #include "memory/stack.h"
 #include "refrain/memory.h"
 #include "tape/engine.h"
 #include "tape/evict.h"
 #include "tape/slots.h"
+#include "tape/step_listener.h"
+#include "tape/storage_copy.h"
 
 namespace refrain::tape {
+
+namespace {
+
+void begin_in_forked_child() {
+  new (&Tape::get().filled) std::condition_variable;  // who waited has not come along
+  forget_listener();
+}
+
+}  // namespace
+
+Tape::Tape() {
+  lock_at_fork(ForkOrder::kTape, mutex);
+  call_in_forked_child(ForkCall::kTape, &begin_in_forked_child);
+}
 
 Saver::Saver() : hook_depth(saved_hook_depth()) {}
 
@@ -30,6 +47,35 @@ ThreadState& ThreadState::make() {
   static thread_local Guard guard;
   (void)guard;
   return *current;
+}
+
+void ThreadState::opened(const OpenScope& scope) {
+  open.push_back(scope);
+  follow_open();
+}
+
+bool ThreadState::closed(const void* owner) {
+  const auto others = std::erase_if(open, [&](const auto& scope) { return scope.owner == owner; });
+  follow_open();
+  return others > 0;
+}
+
+void ThreadState::follow_open() {
+  region = nullptr;
+  saver = nullptr;
+  trace = nullptr;
+  draws = nullptr;
+  open_reruns = 0;
+  for (const auto& scope : open) {
+    if (scope.region) {
+      region = scope.region;
+      saver = nullptr;  // what is saved in a region is the region's
+    }
+    if (scope.saver) saver = scope.saver;
+    if (scope.trace) trace = scope.trace;
+    if (scope.draws) draws = scope.draws;
+    open_reruns += scope.is_rerun;
+  }
 }
 
 // --- letting go -------------------------------------------------------------------------------------------------------
@@ -134,7 +180,7 @@ void hold(TapeLock&, Value* value) {
 
 void unhold(TapeLock& lock, Value* value) {
   if (--value->holds > 0) return;
-  lock.discard(std::move(value->held));
+  if (!value->private_copy || !value->is_leaf()) lock.discard(std::move(value->held));
   touch(lock, value);
 }
 
@@ -163,8 +209,10 @@ void map_value(TapeLock& lock, Value* value, c10::StorageImpl* storage, bool own
 void tag(Value* value, c10::StorageImpl* storage) {
   auto& data = storage->_mutable_data_ptr_no_checks();
   if (!is_tracked(data)) return;
-  Block::of(data.get()).owner.store(value);
+  void* before = Block::of(data.get()).owner.exchange(value);
   value->tagged = true;
+  // a copy-on-write copy has taken over the memory of another storage: that one's value is told as if it had been freed
+  if (before && before != value) Block::owner_died.load()(before);
 }
 
 bool untag(Value* value, c10::StorageImpl* storage) {
@@ -219,13 +267,15 @@ void make_leaf(TapeLock& lock, Value* value) {
 Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* after) {
   auto* storage = before->key;
   if (before->armed && storage) disarm(before, storage);
+  for (auto* slot = before->slots; slot; slot = slot->in_value.next)
+    if (slot->filled && slot->filled.unsafeGetStorageImpl() == storage) lock.discard(std::move(slot->filled));
   retain(before);
   unmap_value(lock, before);
   before->stale = true;
   if (before->is_leaf() || (before->unknown && !after)) {
     before->unknown = false;
-    if (before->private_copy || before->parked) {
-      // The tape has bytes of its own.
+    if (before->private_copy || before->parked || before->exposed) {
+      // The tape has bytes of its own, or a hash of them.
     } else if (copy) {
       lock.discard(std::exchange(before->held, std::move(copy)));
       before->private_copy = true;
@@ -278,6 +328,14 @@ void add_bound(Region* region, Value* value) {
 
 }  // namespace
 
+bool should_copy(TapeLock& lock, const Value& value, int32_t own_refs) {
+  const bool from_outside = value.is_leaf() || (value.region && value.region->cap && value.producer);
+  if (!from_outside || value.op_refs <= own_refs || value.lost || value.parked || value.private_copy) return false;
+  auto& tape = lock.tape();
+  return tape.leaf_write_policy == LeafWritePolicy::kCopy &&
+         tape.stats.leaf_copy_bytes + static_cast<int64_t>(value.nbytes) <= tape.max_leaf_copy_bytes;
+}
+
 bool needs_hold(TapeLock&, Value* value, Region* region) {
   if (region && region->cap) return false;
   if (value->region && value->region->cap) return !value->unknown;
@@ -326,14 +384,53 @@ concept HasMaterializer = requires(S& s) {
   s.clear_materializer();
 };
 
-// Somebody outside the dispatcher asked for a pointer to write through.
+c10::Storage try_clone(c10::StorageImpl* storage) {
+  try {
+    return clone_storage(c10::Storage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(storage)));
+  } catch (...) {  // no room: a hash must do
+    return {};
+  }
+}
+
+// Somebody outside the dispatcher asked for a pointer to write through; nothing is written yet.
 void raw_write(c10::StorageImpl* storage) {
+  Value* value = nullptr;
+  bool is_needed = false, copy_wanted = false;
+  {
+    TapeLock lock;
+    value = find_value(lock, storage);
+    if (!value || !value->armed) return;
+    retain(value);
+    is_needed = value->needed > 0 && !ThreadState::get().recomputing;  // one pass at a time
+  }
+  try {
+    if (is_needed) bring_back_dependents(value);
+  } catch (...) {
+    TapeLock lock;
+    lock.release(value);
+    throw;  // nothing is written
+  }
+  {
+    TapeLock lock;
+    disarm(value, storage);  // LibTorch clears the barrier itself after this call
+    copy_wanted = should_copy(lock, *value, 0);
+    is_needed = value->is_leaf() && value->op_refs > 0 && !value->private_copy && !value->parked && !value->lost;
+  }
+  // without the lock: it allocates, and a device may have to be waited for
+  auto copy = copy_wanted ? try_clone(storage) : c10::Storage();
+  const bool exposed = is_needed && !copy;
+  const uint64_t hash = exposed ? hash_of(c10::Storage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(storage))) : 0;
   TapeLock lock;
-  auto* value = find_value(lock, storage);
-  if (!value || !value->armed) return;
-  value->armed = false;  // LibTorch clears the barrier itself after this call
-  overwritten(lock, value, {}, nullptr);
-  settle(lock, ThreadState::get());
+  if (value->key == storage) {
+    if (exposed && value->held) {
+      value->exposed = value->hashed = true;
+      value->hash = hash;
+    }
+    overwritten(lock, value, std::move(copy), nullptr);
+    settle(lock, ThreadState::get());
+  }
+  lock.discard(std::move(copy));
+  lock.release(value);
 }
 
 template <typename S>
@@ -411,3 +508,9 @@ void settle(TapeLock& lock, ThreadState& thread) {
 }
 
 }  // namespace refrain::tape
+
+namespace refrain {
+
+bool set_check_inputs(bool on) { return tape::Tape::get().check_inputs.exchange(on); }
+
+}  // namespace refrain

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -13,7 +14,8 @@
 
 #include "refrain/checkpoint.h"
 #include "refrain/tape.h"
-#include "tape/op_trace.h"
+#include "tape/op_traits.h"
+#include "tape/open_scopes.h"
 #include "tape/pool.h"
 #include "tape/value.h"
 
@@ -28,6 +30,8 @@ class Saver {
  public:
   Saver();
   virtual std::unique_ptr<torch::autograd::SavedVariableHooks> hooks() = 0;
+  /// Whether regions inside are called again with the function, rather than replayed.
+  virtual bool is_rerun() const { return false; }
 
   size_t hook_depth;  ///< `saved_hook_depth` when it was made: hooks put on later go first
 
@@ -36,6 +40,7 @@ class Saver {
 };
 
 class Observer;
+class OffloadingSaver;
 class RegionWork;
 
 /// One `checkpoint` call: what was saved in it, and whether somebody is refilling it.
@@ -49,7 +54,9 @@ struct Region {
 
   int32_t refs = 0;
   int32_t live_slots = 0;   ///< here and in nested regions
-  bool active = true;       ///< its scope is still open
+  bool active = true;       ///< its scope is open, or that of a region inside it
+  bool is_open = true;      ///< its scope is open
+  int32_t open_children = 0;  ///< that are active
   bool preserve_rng_state = true;
   bool cap = false;         ///< not a call: the one that everything is recorded in under a `MemoryCap`, see evict.h
   std::shared_ptr<const Policy> policy;
@@ -61,7 +68,6 @@ struct Region {
   std::unordered_map<std::string, int64_t> counts;  ///< of `OpContext::count`; this and `judged`: recording thread only
   Region* parent = nullptr;  ///< owned
   Region* top = nullptr;     ///< outermost enclosing region or itself; not owned
-  Saver* outer_saver = nullptr;  ///< this thread's when the region was opened
   size_t hook_depth = 0;         ///< as `Saver::hook_depth`
   std::vector<Region*> children;  ///< not owned
   std::vector<Bound> bounds;
@@ -88,6 +94,7 @@ class Candidates {
 
 /// The process-wide tape. All members are guarded by `mutex` but the atomics.
 struct Tape {
+  Tape();
   static Tape& get() {
     static auto* const tape = new Tape;
     return *tape;
@@ -107,6 +114,7 @@ struct Tape {
   std::atomic<int64_t> pending_slots{0};  ///< read without the lock to switch the watch off
   std::atomic<int64_t> discardable{0};    ///< live values with `discard`, read likewise
   std::atomic<bool> timing{false};
+  std::atomic<bool> check_inputs{false};
   std::atomic<Region*> cap{nullptr};  ///< while there is a `MemoryCap`
   Candidates* candidates = nullptr;   ///< once something has had to leave memory; till then `touched` stays empty
   std::vector<Value*> touched;        ///< made or used since `candidates` last looked; null where one has died
@@ -173,13 +181,32 @@ class TapeLock {
 /// Asks the next operator to stop a function that was called again, before it runs. Not where autograd saves the last tensor: a
 /// custom function that is stopped while it saves keeps itself alive.
 struct StopRequest {
-  bool due = false;         ///< all that backward needs is there
-  bool argument = false;    ///< the last of it was saved before its operator runs: `rrelu` has yet to write its noise
-  bool writing = false;     ///< that operator writes, and has begun: if it throws, what was saved is not there
+  bool due = false;         ///< all that backward needs has been saved
+  bool writing = false;     ///< an operator writes what was saved before it ran, and has begun: if it throws, that is not there
   int32_t graph_task = -1;  ///< of the backward that called the function again
+  const void* frame = nullptr;  ///< an address in the stack frame that an exception must reach
+  /// What was saved before its operator ran, as `rrelu` saves the noise that it has yet to draw: the last operator's, by its
+  /// number; and what was saved as it came from `empty`.
+  std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> arguments, raw;
+  std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> fresh;  ///< from `empty`, and not written by an operator yet
+  uint64_t node = 0;        ///< of `arguments`
+  std::function<void()> runs_on;  ///< or null; called if the function cannot be stopped once all is there
+
+  /// Backward needs it. @param argument  of an operator that has not run yet.
+  void saved(const at::Tensor& tensor, bool argument);
 };
-/// Throws through the function, unless a backward inside it is running: the engine would not come out of it whole.
-void stop_function(StopRequest& request, bool operator_writes);
+/// To be called with the arguments of each operator of a function that was called again. Throws through the function once all is
+/// there, unless the operator may be one that writes what was saved before it ran, a backward inside the function is running (the
+/// engine would not come out of it whole), or an exception would not get through: then the function runs on.
+void stop_function(StopRequest& request, const OpTraits& op, const torch::jit::Stack& stack);
+/// And with its results.
+void note_results(StopRequest& request, const OpTraits& op, const torch::jit::Stack& stack);
+
+/// Whether the operator that autograd records has run, and `tensor`, which it saves, is a result of it.
+bool made_by_newest_node(const at::Tensor& tensor);
+/// Whether LibTorch may run an operator with these arguments on the way to another one: to resolve a conjugate, a negative view
+/// or a zero tensor before that.
+bool may_be_helper(const OpTraits& op, const torch::jit::Stack& stack);
 
 /// What this thread is recording and what it still has to settle.
 struct ThreadState {
@@ -194,6 +221,8 @@ struct ThreadState {
   OpTrace* trace = nullptr;   ///< notes every operator
   Observer* observer = nullptr;  ///< of the `saved_tensors` that runs
   StopRequest* stop = nullptr;   ///< of the function that was called again
+  Draws* draws = nullptr;        ///< of the innermost function of a rerun region
+  OffloadingSaver* offloads = nullptr;  ///< has saved arguments of an operator that may not have run yet
   const OpTraits* operands_of = nullptr;  ///< the operator that runs under a cap
   int64_t made_room_ns = 0;      ///< spent in allocations, deciding what leaves memory
   int open_reruns = 0;        ///< rerun regions in forward
@@ -201,7 +230,9 @@ struct ThreadState {
   int engine_runs = 0;        ///< `EngineRun`s alive on this thread
   bool* engine_probe = nullptr;  ///< set while somebody asks whether an engine leads to the tape
   bool recomputing = false;   ///< a replay pass runs on this thread, or a function is called again
-  bool disabled = false;      ///< under a `NoCheckpointGuard`
+  int disabled = 0;           ///< `NoCheckpointGuard`s
+  GuardedValue<bool> early_stop, debug;
+  std::vector<OpenScope> open;  ///< in order of opening; `region`, `saver`, `trace`, `draws` and `open_reruns` follow from it
   std::vector<Unsettled> unsettled;
   std::vector<Value*> unknown_slots;  ///< owned and held: packed while unknown, decided at the next operator
   std::vector<torch::jit::Stack> spare_stacks;  ///< of `typed_ops.cc`
@@ -211,7 +242,12 @@ struct ThreadState {
   ThreadState& operator=(const ThreadState&) = delete;
   static ThreadState& get() { return current ? *current : make(); }
 
+  void opened(const OpenScope& scope);
+  /// Scopes may close in another order than that of opening. @return whether it was opened on this thread.
+  bool closed(const void* owner);
+
  private:
+  void follow_open();
   static ThreadState& make();
   // One pointer in static thread-local storage: a look at it is a load, not a call.
   [[gnu::tls_model("initial-exec")]] static thread_local ThreadState* current;
@@ -259,7 +295,12 @@ void keep_marked(TapeLock& lock, Value* value, Region* region);
 /// Whether `region` must keep the bytes of `value` alive itself; otherwise notes it as a bound where that is needed.
 bool needs_hold(TapeLock& lock, Value* value, Region* region);
 
-/// Arms the raw-pointer barrier on a storage whose value can be replayed: a raw write makes it a leaf.
+/// Whether the bytes of a leaf must be copied before they are overwritten, as policy and bound allow.
+/// @param own_refs  operators that read it and do not need it again.
+bool should_copy(TapeLock& lock, const Value& value, int32_t own_refs);
+
+/// Arms the raw-pointer barrier on the storage of a value: whoever asks for a pointer to write through counts as a writer. Then what can be
+/// replayed makes room for a leaf, and a leaf that recorded operators need is copied first.
 void arm(Value* value, c10::StorageImpl* storage);
 void disarm(Value* value, c10::StorageImpl* storage);
 void disarm_alive(Value* value);

@@ -1,11 +1,11 @@
 /// A way in for the operators that models run most, beside the boxed fallback that serves all: LibTorch's own boxing and unboxing allocates
 /// twice a call and costs as much as the tape. What the tape does is the same.
 
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <tuple>
 #include <type_traits>
+#include <unordered_set>
 #include <vector>
 
 #include "tape/recorder.h"
@@ -93,7 +93,7 @@ struct Typed<Op, R(A...)> {
 
  private:
   static R below(c10::DispatchKeySet keys, A... args) {
-    c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+    const UnseenScope below;
     return Op::redispatch(keys & kBelowTape, args...);
   }
 };
@@ -105,10 +105,23 @@ void add(torch::Library& library) {
 }
 
 }  // namespace
-}  // namespace refrain::tape
 
-TORCH_LIBRARY_IMPL(aten, Fake, m) {
-#define REFRAIN_ADD(op) refrain::tape::add<at::_ops::op>(m);
+void add_typed_ops(const std::unordered_set<c10::OperatorName>& except) {
+  // never destroyed: operators of static tensors still run at exit
+  static auto* library = new torch::Library(torch::Library::IMPL, "aten", kTapeKey, __FILE__, __LINE__);
+#define REFRAIN_ADD(op) \
+  if (!except.contains({at::_ops::op::name, at::_ops::op::overload_name})) add<at::_ops::op>(*library);
   REFRAIN_TYPED_OPS(REFRAIN_ADD)
 #undef REFRAIN_ADD
 }
+
+bool is_typed_op(const c10::OperatorName& name) {
+  static const std::unordered_set<c10::OperatorName> names{
+#define REFRAIN_NAME(op) {at::_ops::op::name, at::_ops::op::overload_name},
+      REFRAIN_TYPED_OPS(REFRAIN_NAME)
+#undef REFRAIN_NAME
+  };
+  return names.contains(name);
+}
+
+}  // namespace refrain::tape

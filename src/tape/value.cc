@@ -1,8 +1,8 @@
 #include "tape/value.h"
 
-#include <c10/core/impl/LocalDispatchKeySet.h>
-
 #include <algorithm>
+
+#include "tape/key.h"
 
 namespace refrain::tape {
 
@@ -29,7 +29,7 @@ at::Tensor TensorMeta::build(const c10::Storage& storage) const {
 }
 
 at::Tensor without_history(const at::Tensor& tensor) {
-  c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::Fake);
+  const UnseenScope below;
   return tensor.variable_data();
 }
 

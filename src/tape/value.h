@@ -75,7 +75,7 @@ struct Value {
   Region* region = nullptr;   ///< owned; null for leaves from outside
   c10::StorageImpl* key = nullptr;                     ///< entry in the storage map, or null
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;  ///< where the bytes are or last were; never owns
-  uint16_t out = 0;       ///< index in `producer->outs`
+  uint32_t out = 0;       ///< index in `producer->outs`
   uint8_t rewrites = 0;   ///< times that its storage was overwritten by recorded operators
   bool map_owns = false;
   bool unknown = false;
@@ -85,6 +85,8 @@ struct Value {
   bool saved = false;         ///< a policy keeps it: its bytes are held while anything refers to it, as a leaf's
   bool discard = false;       ///< other regions and autograd outside of regions recompute it rather than hold it
   bool armed = false;         ///< a raw-pointer barrier is set on the storage
+  bool exposed = false;       ///< a leaf: somebody got a pointer to write through, and there was no room for a copy; `hash` says whether it was used
+  bool hashed = false;        ///< `hash` is of what recorded operators read; compared before a replay reads it
   bool parked = false;        ///< an input of a region: its bytes are in `offloaded`, and nobody holds them in memory
   bool tagged = false;        ///< the map's reference is its memory's: given back when that is freed; under a cap only
   bool evicted = false;       ///< its storage lives without bytes, until an operator reads it; see evict.h, also for what follows
@@ -116,6 +118,7 @@ struct Value {
   uint32_t version = 0;
   uint32_t metadata_bumps = 0;   ///< version bumps by operators that changed a tensor's shape, not the bytes
   uint32_t region_index = 0;     ///< position in `region->values`
+  uint64_t hash = 0;             ///< if `hashed`, of the whole storage
 
   explicit Value(const c10::Storage& s) : storage(s.getWeakStorageImpl()), nbytes(s.nbytes()) {}
   bool is_leaf() const { return !producer && !unknown; }
@@ -132,7 +135,8 @@ struct ArgRef {
   c10::VariableVersion counter;  ///< where the bytes are held or kept
   uint32_t version = 0;
   uint32_t metadata_bumps = 0;   ///< of `value`, when recorded
-  uint16_t arg = 0;       ///< position in the schema
+  static constexpr uint16_t kInside = 0xffff;
+  uint16_t arg = 0;       ///< position in the schema; `kInside`: lies in another argument, and only its version is looked at
   int32_t element = -1;   ///< position in a list argument, or -1
   bool holds = false;     ///< counts in `value->holds`
   bool written = false;   ///< the operator writes it
@@ -164,7 +168,6 @@ struct Op {
   int64_t forward_ns = 0;
   bool lost = false;    ///< something that it read is gone for good; see evict.h
   bool rng_not_preserved = false;
-  uint32_t tensor_lists = 0;  ///< bit i: argument i is a list of tensors, and `args[i]` its length
   c10::SmallVector<ArgRef, 2> refs_in;
   c10::SmallVector<OutRef, 1> outs;
   const OpTraits* traits = nullptr;
@@ -172,7 +175,7 @@ struct Op {
   c10::DispatchKeySet keys;
   Ambient ambient;
   std::shared_ptr<const RngState> rng;
-  c10::SmallVector<c10::IValue, 6> args;  ///< tensors replaced: None, or the length for a list
+  c10::SmallVector<c10::IValue, 6> args;  ///< tensors replaced: None, or the length for one of `OpTraits::tensor_lists`
 
   Op() noexcept {}  // as that of `ArgRef`
 };

@@ -101,7 +101,43 @@ TEST_F(CapTest, ALeafChangedUnseenIsAnErrorAndNotAWrongNumber) {
   }
   const auto message = message_of<refrain::CheckpointError>([&] { y.sum(); });
   EXPECT_NE(message.find("version"), std::string::npos) << message;
+  EXPECT_EQ(message.find("[refrain::MemoryCap]"), 0U) << message;
+  EXPECT_EQ(message.find("region"), std::string::npos) << message;
   EXPECT_THROW(y.const_data_ptr(), c10::Error);
+}
+
+// Who writes first gets other memory, and whoever is left the old one, with the header in front of it.
+TEST_F(CapTest, CopyOnWriteCopiesLeaveNothing) {
+  const auto before = live();
+  for (int what = 0; what < 6; ++what) {
+    for (const bool evicts : {false, true}) {
+      {
+        MemoryCap cap(kNoLimit, every_byte());
+        const auto x = torch::randn({16, 16}).requires_grad_(), w = torch::randn({16, 16}).requires_grad_();
+        auto h = x.mm(w).sin();
+        if (evicts) evict_all();
+        const auto lazy = [&](const Tensor& of) { return at::_lazy_clone(of); };
+        if (what < 4) {
+          const auto copy = lazy(what == 1 ? h.detach() : h);
+          h.mul_(2);
+          if (what == 2) {
+            const auto z = copy.tanh();
+            copy.zero_();
+            (z.sum() + h.sum()).backward();
+          } else {
+            (what == 3 ? copy.tanh().sum() + h.sum() : h.cos().add(copy).sum()).backward();
+          }
+        } else {
+          const torch::NoGradGuard no_grad;
+          auto copy = lazy(h);
+          (what == 4 ? h : copy).mul_(3);
+          if (evicts) evict_all();
+          EXPECT_EQ(copy.numel(), 256);
+        }
+      }
+      EXPECT_EQ(live(), before) << "case " << what << (evicts ? ", evicted" : "");
+    }
+  }
 }
 
 TEST_F(CapTest, ALeafIsOverwrittenAfterWhatNeedsItCameBack) {

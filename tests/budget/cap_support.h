@@ -4,25 +4,13 @@
 
 #include <functional>
 
-#include "budget/room_maker.h"
 #include "refrain/memory_cap.h"
-#include "tape/evict.h"
+#include "tests/budget/torture.h"
 #include "tests/tape/support.h"
 
 namespace refrain_test {
 
 inline constexpr refrain::Bytes kNoLimit = refrain::Bytes{1} << 40;
-
-/// While alive, all that can leave memory does, before every operator and every one that is replayed.
-class Torture {
- public:
-  Torture() {
-    refrain::tape::set_before_operator([] { refrain::budget::RoomMaker::get().evict_all(); });
-  }
-  ~Torture() { refrain::tape::set_before_operator(nullptr); }
-  Torture(const Torture&) = delete;
-  Torture& operator=(const Torture&) = delete;
-};
 
 /// `bytes_of`, which reads through a pointer.
 inline std::string bits_of(const Tensor& tensor) {

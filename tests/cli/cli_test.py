@@ -57,7 +57,7 @@ class CliTest(unittest.TestCase):
 class HelpTest(CliTest):
     def test_help_everywhere_with_exit_codes(self):
         for command in ([], ["env"], ["verify"], ["bench"], ["explain"], ["train"], ["launch"], ["compare"], ["report"],
-                        ["segments"], ["max-batch"], ["advise"], ["breakdown"], ["timeline"], ["profile"], ["plan"], ["pareto"]):
+                        ["segments"], ["max-batch"], ["least-limit"], ["advise"], ["breakdown"], ["timeline"], ["profile"], ["plan"], ["pareto"]):
             self.assertIn("Exit codes:", self.succeed(*command, "--help"))
 
     def test_version(self):
@@ -812,6 +812,35 @@ class MemoryCapTest(CliTest):
         self.refuse(*self.BENCH, "50%", "--max-overhead", "nan", says="max_overhead")
         self.refuse(*self.BENCH, "50%", "--html", self.dir, says="--html")
         self.refuse(*self.BENCH, "50%", "--json", "/no/such/folder/x", says="--json")
+
+
+class LeastLimitTest(CliTest):
+    COMMAND = ["least-limit", *MemoryCapTest.MODEL, "--iters", 1, "--tolerance", 0.05]
+
+    def test_the_least_limit_and_what_others_cost(self):
+        report = json.loads(self.succeed(*self.COMMAND, "--multiples", "1,1.2,1.5", "--json", "-"))
+        self.assertEqual((report["kind"], report["version"], report["model"]), ("least_limit", 1, "gptsmall"))
+        base, least, peak = report["base_bytes"], report["limit_bytes"], report["plain"]["peak_bytes"]
+        self.assertTrue(base <= report["refused_bytes"] < least < peak, report)
+        self.assertLess(least - base, (peak - base) * 0.6)
+        self.assertEqual([row["limit_bytes"] for row in report["rows"]], sorted({row["limit_bytes"] for row in report["rows"]}))
+        first = report["rows"][0]
+        self.assertEqual((first["limit_bytes"], first["fits"]), (least, True))
+        self.assertLessEqual(first["peak_bytes"], least)
+        self.assertGreater(first["recomputes"], 0)
+        self.assertGreater(report["steps"], 8)
+
+    def test_in_text(self):
+        out = self.succeed(*self.COMMAND, "--multiples", "1.3")
+        self.assertRegex(out, r"^gptsmall, .*: the least limit is [\d.]+ \w+ for all tensors, [\d.]+ \w+ over the level before a step")
+        self.assertRegex(out, r"\n[\d.]+ \w+ +[\d.]+ \w+ +1\.30 ")
+
+    def test_bad_input(self):
+        for multiples in ("0.9", "many", "-1", ""):
+            self.refuse(*self.COMMAND, "--multiples", multiples, says="--multiples")
+        self.refuse(*self.COMMAND[:-2], "--tolerance", 0, says="--tolerance")
+        self.refuse(*self.COMMAND, "--max-overhead", 0, says="--max-overhead")
+        self.refuse(*self.COMMAND, "--json", "/no/such/folder/x", says="--json")
 
 
 class VerifyAndBenchTest(CliTest):

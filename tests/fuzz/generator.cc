@@ -6,13 +6,16 @@
 namespace refrain::fuzz {
 namespace {
 
+bool is_allowed(const char* kind) {
+  static const char* const without = std::getenv("REFRAIN_FUZZ_WITHOUT");
+  static const std::string excluded = "," + std::string(without == nullptr ? "" : without) + ",";
+  return excluded.find("," + std::string(kind) + ",") == std::string::npos;
+}
+
 std::vector<StepSpec> allowed_steps() {
-  const char* without = std::getenv("REFRAIN_FUZZ_WITHOUT");
-  const std::string excluded = "," + std::string(without == nullptr ? "" : without) + ",";
   std::vector<StepSpec> allowed;
-  for (const StepSpec& spec : step_table()) {
-    if (excluded.find("," + std::string(spec.kind) + ",") == std::string::npos) allowed.push_back(spec);
-  }
+  for (const StepSpec& spec : step_table())
+    if (is_allowed(spec.kind)) allowed.push_back(spec);
   return allowed;
 }
 
@@ -56,6 +59,17 @@ void relax(Step& region) {
   if (region.kind == kThrowingRegion) region.options.early_stop = true;
   // Called from a backward inside itself, it finds autocast's cache filled.
   if (has_kind(region.body, kAutocast) && has_kind(region.body, "inner_grad")) region.options.strict = false;
+  // What throws through it would end the program.
+  if (region.kind == kThrowingRegion || has_kind(region.body, kThrowingRegion) || has_kind(region.body, "inner_grad") || !is_allowed("noexcept"))
+    region.options.is_noexcept = false;
+}
+
+/// What a block is, where it may be anything.
+const char* random_block(Rng& rng, bool in_rerun) {
+  const char* const always[] = {kNoGrad, kNoGrad, kNoGrad, kEnableGrad, kAutocast, kOffloadScope, kOffloadScope};
+  const char* const once[] = {kTwoThreads, kTwoThreads, kCap, kBudget};
+  const char* kind = in_rerun || rng.chance(0.6) ? always[rng.below(7)] : once[rng.below(4)];
+  return is_allowed(kind) ? kind : kNoGrad;
 }
 
 class Generator {
@@ -73,10 +87,11 @@ class Generator {
         step.options = random_options(rng_, in_rerun);
         step.body = steps(2 + rng_.below(9), depth + 1, kNested, in_rerun || step.options.rerun);
         relax(step);
-      } else if (depth < 4 && roll < region_chance + 0.05) {
-        const char* const blocks[] = {kNoGrad, kNoGrad, kNoGrad, kEnableGrad, kAutocast};
-        step.kind = blocks[rng_.below(5)];
-        step.body = steps(1 + rng_.below(4), depth + 1, kNested, in_rerun);
+      } else if (depth < 4 && roll < region_chance + 0.06) {
+        step.kind = random_block(rng_, in_rerun);
+        // the other thread's writes without a version are not seen from this one
+        const bool repeatable = in_rerun || step.kind == kTwoThreads;
+        step.body = steps(1 + rng_.below(4), depth + 1, kNested, repeatable);
       } else {
         step.kind = random_kind(rng_, in_rerun);
       }
@@ -101,9 +116,13 @@ class Generator {
       const double roll = rng_.uniform();
       backward.kind = roll < 0.6 ? Backward::kBackward : roll < 0.85 ? Backward::kGrad : Backward::kDoubleBackward;
       backward.seed = rng_.next();
+      backward.elsewhere = rng_.chance(0.07) && is_allowed("elsewhere");
     }
     return made;
   }
+
+  int iterations() { return rng_.chance(0.6) || !is_allowed("iterations") ? 1 : static_cast<int>(2 + rng_.below(3)); }
+  Optimizer optimizer() { return static_cast<Optimizer>(rng_.below(4)); }
 
   Rng& rng() { return rng_; }
 
@@ -137,6 +156,8 @@ Program random_program(uint64_t seed) {
   Generator generate(seed);
   Program program;
   program.seed = seed;
+  program.iterations = generate.iterations();
+  program.optimizer = generate.optimizer();
   program.backwards = generate.backwards();
   program.drop_handles_first = generate.rng().chance(0.5);
   program.loss_in_region = generate.rng().chance(0.2);

@@ -5,7 +5,9 @@
 #include <optional>
 
 #include "refrain/error.h"
+#include "refrain/memory_cap.h"
 #include "refrain/selective.h"
+#include "turns.h"
 
 namespace refrain::fuzz {
 namespace {
@@ -15,12 +17,16 @@ std::set<std::string_view>& exercised() {
   return kinds;
 }
 
+bool says_evicted(const std::exception& error) { return std::string(error.what()).find("that the cap has evicted") != std::string::npos; }
+
 }  // namespace
 
 Coverage& coverage() {
   static Coverage all;
   return all;
 }
+
+void note_exercised(const char* kind) { exercised().insert(kind); }
 
 std::vector<std::string_view> exercised_kinds() { return {exercised().begin(), exercised().end()}; }
 
@@ -60,13 +66,13 @@ Tensor& Machine::writable(const SlotPtr& slot) {
 bool Machine::may_write(const Tensor& t) const {
   const auto shares = [&](const Watched& watched) { return watched.shares_memory(t); };
   const auto any = [&](const std::vector<Watched>& list) { return std::any_of(list.begin(), list.end(), shares); };
-  return !any(outside_) && !any(captured_) && !(any(cut_unsafely_) && known_to_rerun(t));
+  return !any(outside_) && !any(notes_->captured) && !(any(notes_->cut_unsafely) && known_to_rerun(t));
 }
 
 bool Machine::known_to_rerun(const Tensor& t) const {
   const auto shares = [&](const Watched& watched) { return watched.shares_memory(t); };
-  return std::any_of(read_by_rerun_.begin(), read_by_rerun_.end(), shares) ||
-         std::any_of(made_by_rerun_.begin(), made_by_rerun_.end(), shares);
+  return std::any_of(notes_->read_by_rerun.begin(), notes_->read_by_rerun.end(), shares) ||
+         std::any_of(notes_->made_by_rerun.begin(), notes_->made_by_rerun.end(), shares);
 }
 
 bool Machine::is_leaf(const SlotPtr& slot) const {
@@ -122,12 +128,30 @@ void Machine::line(const std::string& text) {
   if (text_ != nullptr) *text_ += std::string(static_cast<size_t>(2 * indent_), ' ') + text + "\n";
 }
 
+void Machine::use_pointers(const std::vector<Tensor>& tensors, const std::function<void()>& use) {
+  try {
+    use();
+  } catch (const c10::Error& error) {
+    if (!says_evicted(error)) throw;
+    ++coverage().pinned;
+    std::vector<std::unique_ptr<PinScope>> pins;
+    for (const Tensor& tensor : tensors) pins.push_back(std::make_unique<PinScope>(tensor));
+    use();
+  }
+}
+
+float* Machine::pointer_to(const Tensor& t) {
+  float* pointer = nullptr;
+  use_pointers({t}, [&] { pointer = t.data_ptr<float>(); });
+  return pointer;
+}
+
 void Machine::run_steps(const std::vector<Step>& steps) {
-  for (const Step& step : steps)
-    if (step.number >= 0) run_step(step);
+  for (const Step& step : steps) run_step(step);
 }
 
 void Machine::run_step(const Step& step) {
+  if (turns_ != nullptr) turns_->next(thread_);
   if (!step.body.empty()) return run_block(step);
   const StepSpec* spec = find_step(step.kind);
   if (spec == nullptr) return;
@@ -140,7 +164,7 @@ void Machine::run_step(const Step& step) {
   if (mode_ == Mode::kCheckpoint) scope.emplace(step.number % 2 == 1 ? "odd" : "even");
   try {
     spec->run(*this);
-    exercised().insert(spec->kind);
+    note_exercised(spec->kind);
   } catch (const Skip&) {
   } catch (const c10::OutOfMemoryError&) {
     throw;
@@ -149,7 +173,8 @@ void Machine::run_step(const Step& step) {
   } catch (const refrain::Error&) {
     throw;
   } catch (const std::exception& error) {
-    failed_steps_.push_back(step.number);
+    if (says_evicted(error)) throw;
+    notes_->failed_steps.push_back(step.number);
     if (text_ == nullptr) return;
     const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
     const std::string what = torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();

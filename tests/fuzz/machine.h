@@ -3,6 +3,8 @@
 #include <torch/torch.h>
 
 #include <cmath>
+#include <exception>
+#include <functional>
 #include <initializer_list>
 #include <map>
 #include <memory>
@@ -14,6 +16,7 @@
 
 #include "random_programs.h"
 #include "refrain/checkpoint.h"
+#include "refrain/offload.h"
 
 namespace refrain::fuzz {
 
@@ -89,7 +92,25 @@ struct Enclosing {
   bool innermost_reruns = false;
 };
 
+/// What the steps did so far.
+struct Notes {
+  uint64_t picks = 0;
+  std::vector<int> failed_steps;
+  bool made_cycle = false;
+  bool unpinned = false;  ///< there were two threads, and what the other one reads was not pinned
+  std::vector<Watched> read_by_rerun;
+  std::vector<Watched> cut_unsafely;
+  std::vector<Watched> made_by_rerun;  ///< what those regions returned
+  std::vector<Watched> captured;       ///< by the functions of rerun regions
+
+  void add(const Notes& other);
+};
+
+/// A kind of step, or of block, ran to its end.
+void note_exercised(const char* kind);
+
 class PureBody;
+class Turns;
 
 /// Runs steps; they see it as their pool of tensors, source of parameters and log.
 class Machine {
@@ -98,6 +119,8 @@ class Machine {
       : mode_(mode), text_(text), surroundings_(surroundings) {}
   /// For one call of a rerun region's function: knows nothing but what that is given.
   Machine(const PureBody& body, const std::vector<Tensor>& arguments, const std::vector<at::Generator>& own);
+  /// For one of two threads that take turns: knows what `parent` does.
+  Machine(const Machine& parent, Turns& turns, int thread);
   Machine(const Machine&) = delete;
   Machine& operator=(const Machine&) = delete;
 
@@ -117,7 +140,7 @@ class Machine {
       best = pool_[i];
       best_score = score;
     }
-    picks_ = mix(picks_, best ? best->id : 0);
+    notes_->picks = mix(notes_->picks, best ? best->id : 0);
     if (!best) throw Skip{};
     return best;
   }
@@ -147,7 +170,7 @@ class Machine {
   /// Whether plain calls and second calls of functions read the same after a write to `t` that bumps its version.
   bool may_write(const Tensor& t) const;
   /// `x` was cut into tensors of its memory with version counters of their own.
-  void cut_unsafely(const Tensor& x) { cut_unsafely_.emplace_back(x); }
+  void cut_unsafely(const Tensor& x) { notes_->cut_unsafely.emplace_back(x); }
   /// Whether a rerun region would not notice a write to `t` that bumps no version.
   bool known_to_rerun(const Tensor& t) const;
 
@@ -156,8 +179,20 @@ class Machine {
   void emit_some(const char* op, Operands operands, const std::vector<Tensor>& outs, double keep = 0.7);
   void wrote(const char* op, const SlotPtr& target, Operands operands = {});
   void drop(const SlotPtr& slot);
+
+  /// A fresh pointer to the elements of `t`, to write through at once. Where a cap says that it has evicted them, after pinning.
+  float* pointer_to(const Tensor& t);
+  /// Calls `use`; where a cap says that it has evicted what that reads, pins `tensors` and calls it once more.
+  void use_pointers(const std::vector<Tensor>& tensors, const std::function<void()>& use);
+  /// Memory that LibTorch knows nothing of, with a tensor over it: one for the whole program.
+  std::vector<float>& frame() { return *frame_; }
+  bool is_twin() const { return mode_ == Mode::kTwin; }
+  /// Whether regions go through the library in this run.
+  bool checkpoints() const { return mode_ == Mode::kCheckpoint; }
+  /// The number of threads is another than before.
+  void threads_changed() { *threads_changed_ = true; }
   /// A tensor with gradients is an argument of its own overwriting: plain autograd makes a cycle.
-  void made_cycle() { made_cycle_ = true; }
+  void made_cycle() { notes_->made_cycle = true; }
   template <typename... T>
   void detail(const T&... parts) {
     if (text_ == nullptr) return;
@@ -171,6 +206,8 @@ class Machine {
   void run_step(const Step& step);
   void line(const std::string& text);
   bool is_leaf(const SlotPtr& slot) const;
+  /// Whether blocks open the scopes that they stand for.
+  bool uses_library() const { return mode_ == Mode::kCheckpoint || surroundings_ != nullptr; }
   /// Calls `fn`, in a region where the mode says so.
   template <typename F, typename... Args>
   auto call(const RegionOptions& options, const F& fn, Args... args) {
@@ -185,15 +222,11 @@ class Machine {
   std::map<std::string, SlotPtr> given_;
   std::vector<SlotPtr> leaves_;
   std::vector<SlotPtr> buffers_;
-  uint64_t picks_ = 0;
-  std::vector<int> failed_steps_;
-  bool made_cycle_ = false;
-  std::vector<Watched> read_by_rerun_;
-  std::vector<Watched> cut_unsafely_;
-  std::vector<Watched> made_by_rerun_;  ///< what those regions returned
-  std::vector<Watched> captured_;       ///< by the functions of rerun regions
+  std::shared_ptr<Notes> notes_ = std::make_shared<Notes>();
   Enclosing enclosing_;
   int indent_ = 1;
+  std::shared_ptr<std::vector<float>> frame_ = std::make_shared<std::vector<float>>(12);
+  std::shared_ptr<bool> threads_changed_ = std::make_shared<bool>(false);
 
  private:
   friend class PureBody;
@@ -202,6 +235,8 @@ class Machine {
   void run_block(const Step& step);
   void run_region(const Step& step);
   void run_pure_region(const Step& step);
+  void run_two_threads(const Step& step);
+  void run_half(const Step& step, std::exception_ptr& thrown);
   std::vector<Tensor> run_body(const Step& step, std::vector<SlotPtr>& returned);
   std::vector<SlotPtr> choose_inputs(const Step& step);
   void keep_survivors(const Step& step, uint64_t first_serial);
@@ -214,6 +249,8 @@ class Machine {
   uint64_t serial_ = 0;
   bool in_rerun_ = false;
   std::vector<Watched> outside_;   // of the rerun region whose function this machine runs
+  Turns* turns_ = nullptr;
+  int thread_ = 0;
 };
 
 /// The body of a region as a function that may be called again: each call runs in a machine of its own.
@@ -228,10 +265,7 @@ class PureBody {
   /// What the program takes over from the first call, besides the tensors.
   struct Report {
     std::vector<std::pair<uint64_t, std::string>> results;
-    std::vector<int> failed_steps;
-    uint64_t picks = 0;
-    bool made_cycle = false;
-    std::vector<Watched> read_by_rerun, made_by_rerun, captured, cut_unsafely;
+    Notes notes;
   };
 
   std::vector<Tensor> operator()(const std::vector<Tensor>& arguments, const std::vector<at::Generator>& own) const;
@@ -242,6 +276,8 @@ class PureBody {
   Surroundings* surroundings = nullptr;
   int indent = 1;
   Enclosing enclosing;
+  std::shared_ptr<std::vector<float>> frame;
+  std::shared_ptr<bool> threads_changed;
   std::vector<Input> inputs;
   std::shared_ptr<Report> report = std::make_shared<Report>();
 };
@@ -274,5 +310,11 @@ std::vector<StepSpec> view_steps();
 std::vector<StepSpec> write_steps();
 std::vector<StepSpec> custom_steps();
 std::vector<StepSpec> mark_steps();
+std::vector<StepSpec> outside_steps();
+
+/// Where an `OffloadScope` of the programs puts things: a disk in memory.
+const OffloadStore& scope_store();
+/// Budgets that are open now.
+int& open_budgets();
 
 }  // namespace refrain::fuzz

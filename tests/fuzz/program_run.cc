@@ -1,6 +1,8 @@
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "machine.h"
 #include "refrain/memory.h"
@@ -37,6 +39,11 @@ class ProgramRun : public Machine {
   Before before_step();
   bool is_as(const Before& before);
   void run_or_be_refused(const Step& step, Outcome& outcome);
+  /// Forward, loss and backwards.
+  void iterate(Outcome& outcome);
+  /// What an iteration left, before the next one.
+  void move_leaves(Outcome& outcome);
+  void record_all(Outcome& outcome);
   void make_inputs();
   void add_input(const std::string& name, at::IntArrayRef sizes, at::ScalarType type, bool grad, bool in_pool);
   /// The loss, and the terms that it is the sum of.
@@ -44,8 +51,17 @@ class ProgramRun : public Machine {
   void backward(const std::vector<Tensor>& outputs, size_t number, Outcome& outcome);
   void drop_handles();
   void record(Outcome& outcome, const std::string& name, const Tensor& t, bool gradient);
+  void lift() {
+    if (std::exchange(may_refuse_, false)) surroundings_->lift();
+  }
 
   const Program& program_;
+  int iteration_ = 0;
+  std::vector<SlotPtr> inputs_;  ///< in the pool at the start of each iteration
+  std::map<std::string, SlotPtr> all_given_;
+  std::unique_ptr<torch::optim::Optimizer> optimizer_;
+  bool rerun_input_changed_ = false;
+  bool may_refuse_ = surroundings_ != nullptr;
 };
 
 ProgramRun::ProgramRun(const Program& program, Mode mode, std::string* text, Surroundings* surroundings)
@@ -56,15 +72,15 @@ ProgramRun::ProgramRun(const Program& program, Mode mode, std::string* text, Sur
     generators.push_back(at::make_generator<at::CPUGeneratorImpl>(mix(program.seed, 2 + i)));
   }
   make_inputs();
+  inputs_ = pool_;
+  all_given_ = given_;
 }
 
 /// What a step may change, without the bytes of tensors that have a version.
 struct ProgramRun::Before {
   std::vector<SlotPtr> pool;
   std::map<std::string, SlotPtr> given;
-  uint64_t picks;
-  std::vector<int> failed_steps;
-  std::vector<Watched> read_by_rerun, cut_unsafely, made_by_rerun, captured;
+  Notes notes;
   Enclosing enclosing;
   int indent;
   std::vector<std::pair<Tensor, uint32_t>> versions;
@@ -73,8 +89,7 @@ struct ProgramRun::Before {
 };
 
 ProgramRun::Before ProgramRun::before_step() {
-  Before before{pool_,     given_,    picks_, failed_steps_, read_by_rerun_, cut_unsafely_, made_by_rerun_, captured_,
-                enclosing_, indent_,  {},     {},            {}};
+  Before before{pool_, given_, *notes_, enclosing_, indent_, {}, {}, {}};
   for (const auto& slots : {pool_, leaves_, buffers_})
     for (const SlotPtr& slot : slots) before.versions.emplace_back(slot->t, static_cast<uint32_t>(slot->t._version()));
   for (const SlotPtr& buffer : buffers_) {
@@ -101,17 +116,12 @@ void ProgramRun::run_or_be_refused(const Step& step, Outcome& outcome) {
   try {
     run_step(step);
   } catch (const c10::OutOfMemoryError&) {
-    surroundings_->lift();
+    lift();
     if (may_write_unseen(step) || !is_as(before)) throw;
-    outcome.refused_steps.push_back(step.number);
+    outcome.refused_steps.emplace_back(iteration_, step.number);
     pool_ = std::move(before.pool);
     given_ = std::move(before.given);
-    picks_ = before.picks;
-    failed_steps_ = std::move(before.failed_steps);
-    read_by_rerun_ = std::move(before.read_by_rerun);
-    cut_unsafely_ = std::move(before.cut_unsafely);
-    made_by_rerun_ = std::move(before.made_by_rerun);
-    captured_ = std::move(before.captured);
+    *notes_ = std::move(before.notes);
     enclosing_ = before.enclosing;
     indent_ = before.indent;
     line("step " + std::to_string(step.number) + " was refused memory");
@@ -153,6 +163,7 @@ void ProgramRun::make_inputs() {
                                            {"one", {}, at::kFloat},
                                            {"wide", {3, 20}, at::kFloat}};
   Rng draw(mix(program_.seed, 99));
+  std::fill(frame_->begin(), frame_->end(), 0.5F);
   add_input("m34", {3, 4}, at::kFloat, true, true);
   for (const Kind& kind : inputs) {
     const bool wanted = draw.chance(0.5);
@@ -169,7 +180,8 @@ void ProgramRun::make_inputs() {
                                                {"lstm.w_ih", {16, 4}, at::kFloat},
                                                {"lstm.w_hh", {16, 4}, at::kFloat},
                                                {"lstm.b_ih", {16}, at::kFloat},
-                                               {"lstm.b_hh", {16}, at::kFloat}};
+                                               {"lstm.b_hh", {16}, at::kFloat},
+                                               {"sparse_table", {12, 4}, at::kFloat}};
   const std::set<std::string> needed = needs_of(program_.steps);
   for (const Kind& kind : parameters) {
     if (needed.count(kind.name) > 0) add_input(kind.name, kind.sizes, kind.type, true, false);
@@ -187,6 +199,18 @@ void ProgramRun::make_inputs() {
     // Buffers are read by ordinary steps too.
     if (kind.type != at::kLong && draw.chance(0.4)) pool_.push_back(slot);
   }
+  if (program_.iterations > 1) add_input("carried", {3, 4}, at::kFloat, false, true);
+  const auto give = [&](const char* name, const Tensor& t) {
+    if (needed.count(name) == 0) return;
+    auto slot = std::make_shared<Slot>();
+    slot->name = name;
+    slot->id = hash_of(name);
+    slot->t = t;
+    given_[name] = slot;
+  };
+  give("frame", at::from_blob(frame_->data(), {3, 4}, at::kFloat));
+  give("scratch", at::empty({3, 4}));
+  if (needed.count("ramp") > 0) give("ramp", at::arange(70000, at::kFloat).mul_(0.37).sin_());
 }
 
 std::vector<Tensor> ProgramRun::outputs() {
@@ -214,14 +238,25 @@ std::vector<Tensor> ProgramRun::outputs() {
 }
 
 void ProgramRun::record(Outcome& outcome, const std::string& name, const Tensor& t, bool gradient) {
-  Record entry{name, "undefined", "", gradient};
+  if (t.defined() && t.is_sparse()) {
+    at::NoGradGuard no_grad;
+    const Tensor sorted = t.detach().coalesce();
+    record(outcome, name + ".indices", sorted.indices(), gradient);
+    return record(outcome, name + ".values", sorted.values(), gradient);
+  }
+  const std::string prefix = iteration_ == 0 ? "" : "iteration " + std::to_string(iteration_) + " ";
+  Record entry{prefix + name, "undefined", "", gradient};
   if (t.defined()) {
     at::NoGradGuard no_grad;
     entry.shape = shape_of(t);
     try {
-      const Tensor plain = t.detach().resolve_conj().resolve_neg().contiguous();
+      // a tensor that LibTorch knows to be zero has a storage, but no bytes
+      const Tensor plain = (t._is_zerotensor() ? t.clone() : t).detach().resolve_conj().resolve_neg().contiguous();
       const PinScope pin(plain);
       entry.bytes.assign(static_cast<const char*>(plain.const_data_ptr()), plain.nbytes());
+    } catch (const c10::OutOfMemoryError& error) {
+      if (may_refuse_) throw;  // at the end of an iteration
+      entry.bytes = std::string("cannot be read: ") + error.what_without_backtrace();
     } catch (const c10::Error& error) {
       entry.bytes = std::string("cannot be read: ") + error.what_without_backtrace();
     } catch (const std::exception& error) {
@@ -252,7 +287,7 @@ void ProgramRun::backward(const std::vector<Tensor>& outputs, size_t number, Out
   }
   const std::string of = which == 0 ? "loss" : "term " + std::to_string(which);
   if (step.kind == Backward::kBackward) {
-    line("backward of " + of + (last ? "" : ", graph retained"));
+    line("backward of " + of + (step.elsewhere ? " on another thread" : "") + (last ? "" : ", graph retained"));
     return output.backward({}, /*retain_graph=*/!last);
   }
   std::vector<Tensor> some;
@@ -275,32 +310,101 @@ void ProgramRun::backward(const std::vector<Tensor>& outputs, size_t number, Out
   for (size_t i = 0; i < gradients.size(); ++i) {
     const Tensor& g = gradients[i];
     record(outcome, "backward " + std::to_string(number) + " grad " + std::to_string(i), g, true);
-    if (!twice || !g.defined() || !g.requires_grad()) continue;
+    if (!twice || !g.defined() || !g.requires_grad() || g.is_sparse()) continue;
     const Tensor real = (g.is_complex() ? at::view_as_real(g) : g).to(at::kDouble);
     penalty = penalty.defined() ? penalty + (real * real).sum() : (real * real).sum();
   }
   if (penalty.defined()) penalty.backward({}, /*retain_graph=*/!last);
 }
 
-void ProgramRun::run(Outcome& outcome) {
-  std::vector<Tensor> made;
-  try {
-    if (surroundings_ == nullptr)
-      run_steps(program_.steps);
-    else
-      for (const Step& step : program_.steps) run_or_be_refused(step, outcome);
-    made = program_.loss_in_region ? call(program_.loss_options, [&] { return outputs(); }) : outputs();
-    outcome.forward_ended = true;
-    outcome.has_loss = made[0].defined() && made[0].requires_grad();
-    if (outcome.has_loss) {
-      record(outcome, "loss", made[0], false);
-      if (program_.drop_handles_first) drop_handles();
-      if (mode_ == Mode::kCheckpoint) ++coverage().backwards[program_.backwards.size()];
-      for (size_t i = 0; i < program_.backwards.size(); ++i) {
-        if (surroundings_ != nullptr) surroundings_->before_step();
-        backward(made, i, outcome);
-      }
+void ProgramRun::iterate(Outcome& outcome) {
+  if (iteration_ > 0) line("iteration " + std::to_string(iteration_));
+  outcome.forward_ended = false;
+  for (const Step& step : program_.steps) {
+    const auto& left_out = program_.left_out;
+    if (std::find(left_out.begin(), left_out.end(), std::pair(iteration_, step.number)) != left_out.end()) continue;
+    surroundings_ == nullptr ? run_step(step) : run_or_be_refused(step, outcome);
+  }
+  const std::vector<Tensor> made = program_.loss_in_region ? call(program_.loss_options, [&] { return outputs(); }) : outputs();
+  outcome.forward_ended = true;
+  if (!made[0].defined() || !made[0].requires_grad()) return;
+  outcome.has_loss = true;
+  record(outcome, "loss", made[0], false);
+  if (program_.drop_handles_first) drop_handles();
+  if (mode_ == Mode::kCheckpoint) ++coverage().backwards[program_.backwards.size()];
+  for (size_t i = 0; i < program_.backwards.size(); ++i) {
+    if (surroundings_ != nullptr) surroundings_->before_step();
+    if (!program_.backwards[i].elsewhere) {
+      backward(made, i, outcome);
+      continue;
     }
+    coverage().elsewhere += uses_library();
+    outcome.unpinned = true;
+    std::exception_ptr thrown;
+    std::thread([&] {
+      try {
+        backward(made, i, outcome);
+      } catch (...) {
+        thrown = std::current_exception();
+      }
+    }).join();
+    if (thrown) std::rethrow_exception(thrown);
+  }
+}
+
+void ProgramRun::record_all(Outcome& outcome) {
+  for (const SlotPtr& leaf : leaves_) {
+    record(outcome, leaf->name, leaf->t, false);
+    record(outcome, leaf->name + ".grad", leaf->t.grad(), true);
+  }
+  for (const SlotPtr& buffer : buffers_) record(outcome, buffer->name, buffer->t, false);
+  for (const SlotPtr& slot : pool_) record(outcome, slot->name, slot->t, false);
+}
+
+void ProgramRun::move_leaves(Outcome& outcome) {
+  record_all(outcome);
+  rerun_input_changed_ |=
+      std::any_of(notes_->read_by_rerun.begin(), notes_->read_by_rerun.end(), [](const Watched& t) { return t.changed(); });
+  notes_->read_by_rerun.clear();
+  notes_->cut_unsafely.clear();
+  notes_->made_by_rerun.clear();
+  notes_->captured.clear();
+  Tensor last;
+  for (const SlotPtr& slot : pool_)
+    if (slot->t.scalar_type() == at::kFloat && slot->t.sizes() == at::IntArrayRef({3, 4}) && !slot->t.is_leaf()) last = slot->t.detach();
+  pool_ = inputs_;
+  given_ = all_given_;
+  if (last.defined()) given_["carried"]->t = last;
+  if (program_.optimizer == Optimizer::kNone) return;
+  if (!optimizer_) {
+    std::vector<Tensor> moved;
+    const bool adam = program_.optimizer == Optimizer::kAdam;
+    for (const SlotPtr& leaf : leaves_)
+      if (!adam || (leaf->t.is_floating_point() && leaf->name != "sparse_table")) moved.push_back(leaf->t);
+    if (adam)
+      optimizer_ = std::make_unique<torch::optim::Adam>(moved, torch::optim::AdamOptions(0.01));
+    else
+      optimizer_ = std::make_unique<torch::optim::SGD>(
+          moved, torch::optim::SGDOptions(0.02).momentum(program_.optimizer == Optimizer::kMomentum ? 0.9 : 0.0));
+  }
+  optimizer_->step();
+  for (const SlotPtr& leaf : leaves_) leaf->t.mutable_grad() = Tensor();
+  line("optimizer step");
+}
+
+void ProgramRun::run(Outcome& outcome) {
+  try {
+    for (iteration_ = 0; iteration_ < program_.iterations; ++iteration_) {
+      if (iteration_ > 0) {
+        --iteration_;
+        move_leaves(outcome);
+        ++iteration_;
+      }
+      coverage().later_iterations += iteration_ > 0 && uses_library();
+      const auto once = [&] { iterate(outcome); };
+      surroundings_ == nullptr ? once() : surroundings_->iteration(iteration_, once);
+    }
+    --iteration_;
   } catch (const Refused& refused) {
     outcome.error = refused.what();
   } catch (const c10::OutOfMemoryError& error) {
@@ -311,23 +415,22 @@ void ProgramRun::run(Outcome& outcome) {
   } catch (const std::exception& error) {
     outcome.error = error.what();
   }
-  if (surroundings_ != nullptr) surroundings_->lift();
-  outcome.failed_steps = failed_steps_;
-  outcome.picks = picks_;
-  outcome.made_cycle = made_cycle_;
+  lift();
+  outcome.failed_steps = notes_->failed_steps;
+  outcome.picks = notes_->picks;
+  outcome.made_cycle = notes_->made_cycle;
+  outcome.threads_changed = *threads_changed_;
+  outcome.unpinned |= notes_->unpinned;
   outcome.rerun_input_changed =
-      std::any_of(read_by_rerun_.begin(), read_by_rerun_.end(), [](const Watched& t) { return t.changed(); });
-  for (const SlotPtr& leaf : leaves_) {
-    record(outcome, leaf->name, leaf->t, false);
-    record(outcome, leaf->name + ".grad", leaf->t.grad(), true);
-    leaf->t.mutable_grad() = Tensor();
-  }
-  for (const SlotPtr& buffer : buffers_) record(outcome, buffer->name, buffer->t, false);
-  for (const SlotPtr& slot : pool_) record(outcome, slot->name, slot->t, false);
+      rerun_input_changed_ ||
+      std::any_of(notes_->read_by_rerun.begin(), notes_->read_by_rerun.end(), [](const Watched& t) { return t.changed(); });
+  record_all(outcome);
+  for (const SlotPtr& leaf : leaves_) leaf->t.mutable_grad() = Tensor();
   record(outcome, "default generator", at::globalContext().defaultGenerator(at::kCPU).get_state(), false);
   for (size_t i = 0; i < generators.size(); ++i) {
     record(outcome, "generator " + std::to_string(i), generators[i].get_state(), false);
   }
+  if (*threads_changed_) at::set_num_threads(1);
 }
 
 }  // namespace
@@ -341,8 +444,15 @@ Outcome run(const Program& program, Mode mode, std::string* text, Surroundings* 
     run.run(outcome);
   }
   // The engine's ready queue keeps tensors of a failed backward, one inside a step too, until the next one starts.
-  at::ones({1}).requires_grad_().sum().backward();
-  if (surroundings != nullptr) surroundings->end();
+  const auto note = [&](const auto& what) {
+    try {
+      what();
+    } catch (const std::exception& error) {
+      if (outcome.error.empty()) outcome.error = std::string("after its end: ") + error.what();
+    }
+  };
+  note([] { at::ones({1}).requires_grad_().sum().backward(); });
+  if (surroundings != nullptr) note([&] { surroundings->end(); });
   const TapeStats after = tape_stats();
   outcome.leaked_bytes = memory.current();
   outcome.leaked_ops = after.live_ops - before.live_ops;

@@ -6,6 +6,7 @@
 
 #include "machine.h"
 #include "memory/testing.h"
+#include "refrain/memory.h"
 
 namespace refrain::fuzz {
 namespace {
@@ -32,7 +33,8 @@ std::string bytes_differ(const Record& a, const Record& b) {
   std::ostringstream out;
   out << a.name << ": ";
   if (a.shape != b.shape || a.bytes.size() != b.bytes.size()) {
-    out << a.shape << " in the plain run, " << b.shape << " here";
+    out << a.shape << " in the baseline, " << b.shape << " here";
+    if (b.bytes.find("cannot be read") == 0) out << ", which " << b.bytes;
     return out.str();
   }
   if (a.name.find("generator") != std::string::npos) return out.str() + "state differs";
@@ -44,14 +46,14 @@ std::string bytes_differ(const Record& a, const Record& b) {
     if (count++ == 0) first = i;
   }
   out << a.shape << " differs in " << count << " of " << x.size() << " numbers";
-  if (count > 0) out << ", first at " << first << ": " << x[first] << " in the plain run, " << y[first] << " here";
+  if (count > 0) out << ", first at " << first << ": " << x[first] << " in the baseline, " << y[first] << " here";
   return out.str();
 }
 
 // Results of backward aside, by name: the run that ended early has fewer.
-std::string forward_difference(const Outcome& plain, const Outcome& other) {
+std::string forward_difference(const Outcome& baseline, const Outcome& other) {
   std::map<std::string, const Record*> known;
-  for (const Record& record : plain.records) known[record.name] = &record;
+  for (const Record& record : baseline.records) known[record.name] = &record;
   std::string found;
   for (const Record& b : other.records) {
     const auto a = known.find(b.name);
@@ -72,14 +74,14 @@ std::string leak(const Outcome& o) {
   return out.str();
 }
 
-std::string difference(const Outcome& plain, const Outcome& other, bool without_gradients) {
-  if (without_gradients) return forward_difference(plain, other);
-  if (plain.picks != other.picks) return "steps saw other tensors (sizes, views, requires_grad) than in the plain run";
-  if (plain.failed_steps != other.failed_steps) return "other steps threw in forward than in the plain run";
-  if (plain.records.size() != other.records.size()) return "another number of results than the plain run";
+std::string difference(const Outcome& baseline, const Outcome& other, bool without_gradients) {
+  if (without_gradients) return forward_difference(baseline, other);
+  if (baseline.picks != other.picks) return "steps saw other tensors (sizes, views, requires_grad) than in the baseline";
+  if (baseline.failed_steps != other.failed_steps) return "other steps threw in forward than in the baseline";
+  if (baseline.records.size() != other.records.size()) return "another number of results than the baseline";
   std::string found;
-  for (size_t i = 0; i < plain.records.size(); ++i) {
-    const Record& a = plain.records[i];
+  for (size_t i = 0; i < baseline.records.size(); ++i) {
+    const Record& a = baseline.records[i];
     const Record& b = other.records[i];
     if (a.name == b.name && a.shape == b.shape && a.bytes == b.bytes) continue;
     found += (found.empty() ? "" : "\n") + bytes_differ(a, b);
@@ -114,14 +116,14 @@ Judgement failed(std::string why) {
   return judgement;
 }
 
-Judgement judge_refused(const Program& program, const Outcome& plain, const Outcome& ours) {
+Judgement judge_refused(const Program& program, const Outcome& baseline, const Outcome& ours) {
   Judgement judgement;
-  judgement.verdict = Verdict::kRefused;
+  judgement.verdict = Verdict::kBaselineRefuses;
   judgement.refused_too = !ours.error.empty();
-  // A refused backward may leave a cycle of plain autograd's own behind; it may also have come before the cycle.
-  judgement.plain_leaks = plain.leaked_bytes != 0 || (ours.made_cycle && !plain.made_cycle);
-  if (!judgement.plain_leaks && !leak(ours).empty()) {
-    return failed("plain autograd refuses this program (" + plain.error + ");\nthe checkpointed run " + leak(ours));
+  // A refused backward may leave a cycle of LibTorch's own behind; it may also have come before the cycle.
+  judgement.cycles = baseline.leaked_bytes != 0 || (ours.made_cycle && !baseline.made_cycle);
+  if (!judgement.cycles && !leak(ours).empty()) {
+    return failed("LibTorch refuses this program (" + baseline.error + ");\nours " + leak(ours));
   }
   if (judgement.refused_too) return judgement;
   const Outcome twin = run(program, Mode::kTwin);
@@ -129,21 +131,56 @@ Judgement judge_refused(const Program& program, const Outcome& plain, const Outc
   if (!twin.error.empty() || twin.picks != ours.picks || twin.failed_steps != ours.failed_steps) return judgement;
   const std::string difference = twin_difference(twin, ours);
   if (!difference.empty()) {
-    return failed("plain autograd refuses this program; its out-of-place twin gives other gradients:\n" + difference);
+    return failed("LibTorch refuses this program; its out-of-place twin gives other gradients:\n" + difference);
   }
   judgement.twin_agreed = true;
   return judgement;
 }
 
-/// Plain accepts and we threw: right only for a rerun region whose inputs were changed before its second call.
-Judgement judge_thrown(const Outcome& plain, const Outcome& ours) {
-  const bool says_so = ours.error.find("was changed since") != std::string::npos;
-  if (!says_so || !ours.rerun_input_changed) return failed("the checkpointed run throws: " + ours.error);
+/// An error that the library documents, and what must have happened for it.
+struct Refusal {
+  const char* name;
+  const char* says;
+  bool (*may)(const Outcome& ours);
+};
+
+constexpr Refusal kRefusals[] = {
+    {"another thread asked for what a cap has evicted", "that the cap has evicted", [](const Outcome& ours) { return ours.unpinned; }},
+    {"an input of a rerun region was changed", "was changed since", [](const Outcome& ours) { return ours.rerun_input_changed; }},
+    {"the number of threads was changed", "threads", [](const Outcome& ours) { return ours.threads_changed; }},
+};
+
+/// The baseline has a result and we threw.
+Judgement judge_thrown(const Outcome& baseline, const Outcome& ours) {
+  for (const Refusal& refusal : kRefusals) {
+    if (ours.error.find("[refrain::") == std::string::npos || ours.error.find(refusal.says) == std::string::npos || !refusal.may(ours)) continue;
+    Judgement judgement;
+    judgement.verdict = Verdict::kRefusedByName;
+    judgement.why = refusal.name;
+    judgement.cycles = baseline.leaked_bytes != 0;
+    if (!judgement.cycles && !leak(ours).empty()) return failed("after " + ours.error + "\nours " + leak(ours));
+    return judgement;
+  }
+  return failed("ours throws: " + ours.error);
+}
+
+/// All of it ran out of memory, or steps of it.
+Judgement judge_out_of_memory(const Program& program, const Outcome& ours) {
+  Program same = program;
+  same.left_out = ours.refused_steps;
+  const Outcome baseline = run(same, Mode::kPlain);
+  coverage().steps_refused += static_cast<int64_t>(ours.refused_steps.size());
+  coverage().ran_out += ours.ran_out;
   Judgement judgement;
-  judgement.verdict = Verdict::kChanged;
-  judgement.plain_leaks = plain.leaked_bytes != 0;
-  if (plain.leaked_bytes == 0 && !leak(ours).empty())
-    return failed("after " + ours.error + "\nthe checkpointed run " + leak(ours));
+  judgement.verdict = Verdict::kEqualWhereItRan;
+  // a step that was refused in the middle may have made a cycle by then that LibTorch makes too
+  judgement.cycles = baseline.leaked_bytes != 0 || ours.made_cycle || run(program, Mode::kPlain).leaked_bytes != 0;
+  if (!ours.ran_out && !baseline.error.empty()) return judge_refused(same, baseline, ours);
+  if (!ours.ran_out && !ours.error.empty()) return judge_thrown(baseline, ours);
+  const bool comparable = !ours.ran_out || ours.forward_ended;
+  const std::string differs = comparable ? difference(baseline, ours, ours.ran_out) : "";
+  if (!differs.empty()) return failed("after a refusal of memory: " + differs);
+  if (!judgement.cycles && !leak(ours).empty()) return failed("after a refusal of memory, ours " + leak(ours));
   return judgement;
 }
 
@@ -151,20 +188,33 @@ class Poison {
  public:
   explicit Poison(bool on) { memory_testing::set_poison(on); }
   ~Poison() { memory_testing::set_poison(false); }
+  Poison(const Poison&) = delete;
+  Poison& operator=(const Poison&) = delete;
 };
 
-Judgement judge_once(const Program& program) {
+Judgement judge_once(const Program& program, Kind kind) {
   const Poison poison(program.poison);
-  const Outcome plain = run(program, Mode::kPlain);
-  const Outcome ours = run(program, Mode::kCheckpoint);
-  if (!plain.error.empty()) return judge_refused(program, plain, ours);
-  if (!ours.error.empty()) return judge_thrown(plain, ours);
-  const std::string differs = difference(plain, ours);
+  const MemoryScope memory;
+  const int64_t level = memory_stats().current;
+  const Outcome baseline = run(program, Mode::kPlain);
+  const auto surroundings = surroundings_of(kind, program.seed, level, memory.peak());
+  const Outcome ours = run(program, mode_of(kind, program.seed), nullptr, surroundings.get());
+  if (ours.ran_out || !ours.refused_steps.empty()) {
+    const Judgement judgement = judge_out_of_memory(program, ours);
+    if (judgement.verdict == Verdict::kFailed) return judgement;
+    // what was refused leaves nothing behind
+    const std::string differs = difference(baseline, run(program, Mode::kPlain));
+    return differs.empty() ? judgement : failed("after a run that was refused memory, without the library: " + differs);
+  }
+  if (!baseline.error.empty()) return judge_refused(program, baseline, ours);
+  if (!ours.error.empty()) return judge_thrown(baseline, ours);
+  const std::string differs = difference(baseline, ours);
   if (!differs.empty()) return failed(differs);
-  if (plain.leaked_bytes == 0 && !leak(ours).empty()) return failed("the checkpointed run " + leak(ours));
   Judgement judgement;
-  judgement.plain_leaks = plain.leaked_bytes != 0;
-  if (!plain.has_loss) judgement.verdict = Verdict::kNoGradient;
+  judgement.cycles = baseline.leaked_bytes != 0 || (surroundings && ours.made_cycle);
+  if (!judgement.cycles && !leak(ours).empty()) return failed("ours " + leak(ours));
+  coverage().leaks_compared += !judgement.cycles;
+  if (!baseline.has_loss) judgement.verdict = Verdict::kNoGradient;
   return judgement;
 }
 
@@ -177,12 +227,12 @@ bool is_stable(const Program& program) {
   return !first.error.empty() || difference(first, second).empty();
 }
 
-Judgement judge(const Program& program) {
-  const Judgement judgement = judge_once(program);
+Judgement judge(const Program& program, Kind kind) {
+  const Judgement judgement = judge_once(program, kind);
   if (judgement.verdict != Verdict::kFailed || is_stable(program)) return judgement;
   Judgement unstable;
   unstable.verdict = Verdict::kUnstable;
-  unstable.plain_leaks = true;
+  unstable.cycles = true;
   return unstable;
 }
 

@@ -138,7 +138,7 @@ RegionOptions random_options(Rng& rng, bool in_rerun) {
   RegionOptions options;
   options.rerun = rng.chance(0.22);
   if (options.rerun) {
-    options.strict = rng.chance(0.15);
+    options.strict = !rng.chance(0.15);
     options.early_stop = !rng.chance(0.15);
     options.debug = rng.chance(0.1);
   } else if (rng.chance(in_rerun ? 0.5 : 0.35)) {
@@ -146,6 +146,7 @@ RegionOptions random_options(Rng& rng, bool in_rerun) {
   }
   Rng apart(mix(Rng(rng).next(), 0xA9A87));  // the rest of a seed's program is the same with and without
   if (apart.chance(0.3)) options.inputs = apart.chance(0.5) ? RegionOptions::kStored : RegionOptions::kByAllRanks;
+  options.is_noexcept = options.rerun && apart.chance(0.1);
   return options;
 }
 
@@ -170,6 +171,7 @@ std::string to_text(const RegionOptions& options) {
   if (options.rerun && options.strict) text += ", strict";
   if (options.rerun && !options.early_stop) text += ", no early stop";
   if (options.rerun && options.debug) text += ", debug";
+  if (options.is_noexcept) text += ", noexcept";
   return text.empty() ? text : "(" + text.substr(2) + ")";
 }
 

@@ -24,6 +24,7 @@ struct RegionOptions {
   bool strict = false;
   bool early_stop = true;
   bool debug = false;
+  bool is_noexcept = false;  ///< the function lets no exception out
   /// Inputs go to a store; `kByAllRanks`: to one that must be asked whether or not the bytes are in memory still.
   enum Inputs { kInMemory, kStored, kByAllRanks } inputs = kInMemory;
 

@@ -2,10 +2,18 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
+#include <thread>
 
+#include "budget/room_maker.h"
 #include "machine.h"
+#include "refrain/memory_budget.h"
+#include "refrain/memory_cap.h"
+#include "tests/budget/torture.h"
+#include "tests/offload/fake_disk.h"
+#include "turns.h"
 
-/// Blocks: gradient modes, autocast, and regions, with a body that looks at the program or one that is a function.
+/// Blocks: gradient modes, autocast, scopes, threads, and regions, with a body that looks at the program or one that is a function.
 namespace refrain::fuzz {
 namespace {
 
@@ -26,11 +34,6 @@ class Autocast {
   bool was_enabled_;
 };
 
-template <typename T>
-void append(std::vector<T>& to, const std::vector<T>& from) {
-  to.insert(to.end(), from.begin(), from.end());
-}
-
 /// A view of something overwritten in place becomes what it is, `is_leaf` or not, when it is first asked. Rerun asks.
 void settle_history(const Tensor& t) {
   try {
@@ -40,6 +43,51 @@ void settle_history(const Tensor& t) {
 }
 
 }  // namespace
+
+const OffloadStore& scope_store() {
+  static auto* const disk = new refrain_test::FakeDisk;
+  static const auto* const store = new OffloadStore(disk->store(OffloadOptions().min_bytes(0)));
+  return *store;
+}
+
+int& open_budgets() {
+  static int open = 0;
+  return open;
+}
+
+namespace {
+
+/// A budget for a block, unless one is open.
+class BudgetBlock {
+ public:
+  explicit BudgetBlock(double fraction) {
+    if (open_budgets() > 0) return;
+    budget_.emplace(fraction);
+    ++open_budgets();
+  }
+  ~BudgetBlock() {
+    if (budget_) --open_budgets();
+  }
+  BudgetBlock(const BudgetBlock&) = delete;
+  BudgetBlock& operator=(const BudgetBlock&) = delete;
+
+ private:
+  std::optional<MemoryBudget> budget_;
+};
+
+}  // namespace
+
+void Notes::add(const Notes& other) {
+  const auto append = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
+  picks = mix(picks, other.picks);
+  made_cycle |= other.made_cycle;
+  unpinned |= other.unpinned;
+  append(failed_steps, other.failed_steps);
+  append(read_by_rerun, other.read_by_rerun);
+  append(made_by_rerun, other.made_by_rerun);
+  append(captured, other.captured);
+  append(cut_unsafely, other.cut_unsafely);
+}
 
 bool is_region(const Step& step) {
   return std::strcmp(step.kind, kRegion) == 0 || std::strcmp(step.kind, kThrowingRegion) == 0;
@@ -66,10 +114,27 @@ void Machine::run_block(const Step& step) {
   } else if (kind == kEnableGrad) {
     at::AutoGradMode mode(true);
     run_steps(step.body);
-  } else {
+  } else if (kind == kAutocast) {
     Autocast autocast;
     run_steps(step.body);
+  } else if (kind == kTwoThreads) {
+    run_two_threads(step);
+  } else if (!uses_library()) {
+    run_steps(step.body);
+  } else if (kind == kOffloadScope) {
+    const OffloadScope scope(scope_store());
+    run_steps(step.body);
+  } else if (kind == kBudget) {
+    const BudgetBlock budget(static_cast<double>(mix(step.seed, 3) % 5) * 0.25);
+    run_steps(step.body);
+  } else {
+    const MemoryCap cap(int64_t{1} << 40, MemoryCapOptions().min_bytes(1));
+    std::optional<refrain_test::Torture> torture;
+    if (mix(step.seed, 3) % 2 == 0) torture.emplace();
+    budget::RoomMaker::get().evict_all();
+    run_steps(step.body);
   }
+  note_exercised(step.kind);
   --indent_;
   line("}");
 }
@@ -151,6 +216,61 @@ void Machine::keep_survivors(const Step& step, uint64_t first_serial) {
   line("return" + names);
 }
 
+// --- two threads ------------------------------------------------------------------------------------------------------
+
+void Machine::run_half(const Step& step, std::exception_ptr& thrown) {
+  turns_->begin(thread_);
+  try {
+    for (const Step& each : step.body)
+      if (each.number % 2 == thread_) run_step(each);
+  } catch (...) {
+    thrown = std::current_exception();
+  }
+  turns_->end(thread_);
+}
+
+void Machine::run_two_threads(const Step& step) {
+  // What another thread reads from under a cap must be pinned.
+  std::vector<std::unique_ptr<PinScope>> pins;
+  if (uses_library() && mix(step.seed, 4) % 4 > 0) {
+    for (const SlotPtr& slot : pool_) pins.push_back(std::make_unique<PinScope>(slot->t));
+    for (const auto& [name, slot] : given_) pins.push_back(std::make_unique<PinScope>(slot->t));
+  } else {
+    notes_->unpinned = true;
+  }
+  Turns turns;
+  std::exception_ptr thrown[2];
+  Machine here(*this, turns, 0), there(*this, turns, 1);
+  const uint64_t first_serial = serial_;
+  std::thread other([&] { there.run_half(step, thrown[1]); });
+  here.run_half(step, thrown[0]);
+  other.join();
+  for (const Machine* machine : {&here, &there}) {
+    for (const SlotPtr& slot : machine->pool_)
+      if (const auto born = machine->born_.find(slot->id); born != machine->born_.end() && born->second >= first_serial) add(slot);
+  }
+  for (const auto& error : thrown)
+    if (error) std::rethrow_exception(error);
+}
+
+Machine::Machine(const Machine& parent, Turns& turns, int thread)
+    : generators(parent.generators),
+      mode_(parent.mode_),
+      text_(parent.text_),
+      surroundings_(thread == 0 ? parent.surroundings_ : nullptr),
+      pool_(parent.pool_),
+      given_(parent.given_),
+      leaves_(parent.leaves_),
+      buffers_(parent.buffers_),
+      notes_(parent.notes_),
+      enclosing_(thread == 0 ? parent.enclosing_ : Enclosing()),
+      indent_(parent.indent_ + thread),
+      frame_(parent.frame_),
+      threads_changed_(parent.threads_changed_),
+      serial_(parent.serial_),
+      turns_(&turns),
+      thread_(thread) {}
+
 // --- a body as a function ---------------------------------------------------------------------------------------------
 
 // Few, because each must stay unchanged until backward; buffers never do.
@@ -178,19 +298,21 @@ void Machine::run_pure_region(const Step& step) {
   body.surroundings = surroundings_;
   body.indent = indent_;
   body.enclosing = enclosing_;
+  body.frame = frame_;
+  body.threads_changed = threads_changed_;
   std::vector<Tensor> arguments;
   std::string names, captured_names;
   const auto give = [&](const SlotPtr& slot, bool in_pool) {
-    picks_ = mix(picks_, slot->id);
+    notes_->picks = mix(notes_->picks, slot->id);
     settle_history(slot->t);
     const bool leaf = slot->t.is_leaf() && slot->t.requires_grad() && !slot->t.is_view();
     const bool captured = leaf && mix(step.seed, slot->id) % 4 == 0;
     body.inputs.push_back({slot->id, slot->name, in_pool, captured ? slot->t : Tensor()});
     if (captured)
-      captured_.emplace_back(slot->t);
+      notes_->captured.emplace_back(slot->t);
     else
       arguments.push_back(slot->t);
-    if (at::GradMode::is_enabled()) read_by_rerun_.emplace_back(slot->t);
+    if (at::GradMode::is_enabled()) notes_->read_by_rerun.emplace_back(slot->t);
     (captured ? captured_names : names) += " " + slot->name;
   };
   for (const SlotPtr& slot : choose_inputs(step)) give(slot, true);
@@ -203,21 +325,21 @@ void Machine::run_pure_region(const Step& step) {
   std::vector<Tensor> results;
   std::exception_ptr stop;
   try {
-    results = call(step.options, body, std::move(arguments), generators);
+    if (step.options.is_noexcept && (surroundings_ == nullptr || !surroundings_->may_refuse())) {
+      coverage().noexcepts += mode_ == Mode::kCheckpoint;
+      const auto quiet = [body](const std::vector<Tensor>& given, const std::vector<at::Generator>& own) noexcept { return body(given, own); };
+      results = call(step.options, quiet, std::move(arguments), generators);
+    } else {
+      results = call(step.options, body, std::move(arguments), generators);
+    }
   } catch (...) {
     stop = std::current_exception();
   }
   const PureBody::Report& report = *body.report;
-  picks_ = mix(picks_, report.picks);
-  made_cycle_ |= report.made_cycle;
-  append(failed_steps_, report.failed_steps);
-  append(read_by_rerun_, report.read_by_rerun);
-  append(made_by_rerun_, report.made_by_rerun);
-  append(captured_, report.captured);
-  append(cut_unsafely_, report.cut_unsafely);
+  notes_->add(report.notes);
   if (stop) std::rethrow_exception(stop);
   for (size_t i = 0; i < results.size(); ++i) {
-    made_by_rerun_.emplace_back(results[i]);
+    notes_->made_by_rerun.emplace_back(results[i]);
     auto slot = std::make_shared<Slot>();
     std::tie(slot->id, slot->name) = report.results[i];
     slot->t = std::move(results[i]);
@@ -232,13 +354,7 @@ std::vector<Tensor> PureBody::operator()(const std::vector<Tensor>& arguments,
   std::vector<SlotPtr> returned;
   const auto tell = [&] {
     for (const SlotPtr& slot : returned) report->results.emplace_back(slot->id, slot->name);
-    report->failed_steps = machine.failed_steps_;
-    report->picks = machine.picks_;
-    report->made_cycle = machine.made_cycle_;
-    report->read_by_rerun = machine.read_by_rerun_;
-    report->made_by_rerun = machine.made_by_rerun_;
-    report->captured = machine.captured_;
-    report->cut_unsafely = machine.cut_unsafely_;
+    report->notes = *machine.notes_;
   };
   *report = Report();
   std::vector<Tensor> results;
@@ -259,6 +375,8 @@ Machine::Machine(const PureBody& body, const std::vector<Tensor>& arguments, con
       surroundings_(body.surroundings),
       enclosing_(body.enclosing),
       indent_(body.indent),
+      frame_(body.frame),
+      threads_changed_(body.threads_changed),
       in_rerun_(true) {
   size_t next = 0;
   for (const PureBody::Input& input : body.inputs) {

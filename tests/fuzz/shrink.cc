@@ -1,8 +1,10 @@
+#include <algorithm>
 #include <cctype>
 #include <chrono>
 #include <sstream>
 
 #include "random_programs.h"
+#include "refrain/memory.h"
 
 namespace refrain::fuzz {
 namespace {
@@ -46,7 +48,11 @@ void (*const kSimpler[])(RegionOptions&) = {
     [](RegionOptions& o) { o = RegionOptions(); },     [](RegionOptions& o) { o.policy.second = -1; },
     [](RegionOptions& o) { o.policy.scoped = false; }, [](RegionOptions& o) { o.strict = o.debug = false; },
     [](RegionOptions& o) { o.early_stop = true; },     [](RegionOptions& o) { o.inputs = RegionOptions::kInMemory; },
+    [](RegionOptions& o) { o.is_noexcept = false; },
 };
+
+// What failed, without numbers and names.
+std::string kind_of(const std::string& wrong) { return wrong.substr(0, std::min(wrong.find_first_of("0123456789"), wrong.find('`'))); }
 
 /// Without the inputs that nothing mentions.
 std::string without_unused_inputs(const std::string& text) {
@@ -73,9 +79,10 @@ std::string without_unused_inputs(const std::string& text) {
 
 class Shrinking {
  public:
-  Shrinking(Program program, double seconds, const std::function<bool(const Program&)>& fails)
+  Shrinking(Program program, Kind kind, double seconds)
       : program_(std::move(program)),
-        fails_(fails),
+        kind_(kind),
+        why_(kind_of(judge(program_, kind).why)),
         end_(Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds))) {}
 
   Program run() {
@@ -93,7 +100,8 @@ class Shrinking {
   bool out_of_time() const { return Clock::now() > end_; }
 
   bool accept_if_it_fails(Program candidate) {
-    if (!fails_(candidate)) return false;
+    const Judgement judgement = judge(candidate, kind_);
+    if (judgement.verdict != Verdict::kFailed || kind_of(judgement.why) != why_) return false;
     program_ = std::move(candidate);
     return true;
   }
@@ -122,16 +130,28 @@ class Shrinking {
 
   bool simplify_ending() {
     bool smaller = false;
+    for (int fewer = 1; fewer < program_.iterations && !out_of_time(); ++fewer) {
+      Program candidate = program_;
+      candidate.iterations = fewer;
+      if (accept_if_it_fails(std::move(candidate))) smaller = true;
+    }
+    if (program_.optimizer != Optimizer::kNone && !out_of_time()) {
+      Program candidate = program_;
+      candidate.optimizer = Optimizer::kNone;
+      smaller |= accept_if_it_fails(std::move(candidate));
+    }
     for (size_t i = program_.backwards.size(); i-- > 0 && program_.backwards.size() > 1 && !out_of_time();) {
       Program candidate = program_;
       candidate.backwards.erase(candidate.backwards.begin() + static_cast<std::ptrdiff_t>(i));
       smaller |= accept_if_it_fails(std::move(candidate));
     }
     for (size_t i = 0; i < program_.backwards.size() && !out_of_time(); ++i) {
-      if (program_.backwards[i].kind == Backward::kBackward) continue;
+      if (program_.backwards[i].kind == Backward::kBackward && !program_.backwards[i].elsewhere) continue;
       Program candidate = program_;
+      candidate.backwards[i].elsewhere = false;
+      smaller |= program_.backwards[i].elsewhere && accept_if_it_fails(candidate);
       candidate.backwards[i].kind = Backward::kBackward;
-      smaller |= accept_if_it_fails(std::move(candidate));
+      smaller |= program_.backwards[i].kind != Backward::kBackward && accept_if_it_fails(std::move(candidate));
     }
     if (program_.loss_in_region && !out_of_time()) {
       Program candidate = program_;
@@ -163,30 +183,34 @@ class Shrinking {
   }
 
   Program program_;
-  const std::function<bool(const Program&)>& fails_;
+  const Kind kind_;
+  const std::string why_;
   const Clock::time_point end_;
 };
 
 }  // namespace
 
-Program shrink(Program program, double seconds, const std::function<bool(const Program&)>& fails) {
-  return Shrinking(std::move(program), seconds, fails).run();
-}
-
-Program shrink(Program program, double seconds) {
-  return shrink(std::move(program), seconds,
-                [](const Program& candidate) { return judge(candidate).verdict == Verdict::kFailed; });
-}
+Program shrink(Program program, Kind kind, double seconds) { return Shrinking(std::move(program), kind, seconds).run(); }
 
 std::string to_text(const Program& program) {
   const std::string title =
       "program of seed " + std::to_string(program.seed) + (program.poison ? ", poisoned" : "") + "\n";
   std::string text = title;
-  // Plain autograd may stop in the middle, at a backward inside a step.
+  // LibTorch may stop in the middle, at a backward inside a step.
   if (!run(program, Mode::kPlain, &text).error.empty()) {
     text = title;
     run(program, Mode::kTwin, &text);
   }
+  return without_unused_inputs(text);
+}
+
+std::string to_text(const Program& program, Kind kind) {
+  const MemoryScope memory;
+  const int64_t level = memory_stats().current;
+  run(program, Mode::kPlain);
+  const auto surroundings = surroundings_of(kind, program.seed, level, memory.peak());
+  std::string text = mode_of(kind, program.seed) == Mode::kPlain ? "ours, regions as calls\n" : "ours\n";
+  run(program, mode_of(kind, program.seed), &text, surroundings.get());
   return without_unused_inputs(text);
 }
 

@@ -63,7 +63,7 @@ const std::vector<StepSpec>& step_table() {
   static const std::vector<StepSpec> table = [] {
     std::vector<StepSpec> all;
     for (const auto& part :
-         {compute_steps(), layer_steps(), view_steps(), write_steps(), custom_steps(), mark_steps()}) {
+         {compute_steps(), layer_steps(), view_steps(), write_steps(), custom_steps(), mark_steps(), outside_steps()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;
@@ -74,6 +74,7 @@ const std::vector<StepSpec>& step_table() {
 std::vector<std::string_view> step_kinds() {
   std::vector<std::string_view> kinds;
   for (const StepSpec& spec : step_table()) kinds.emplace_back(spec.kind);
+  for (const char* kind : {kRegion, kNoGrad, kEnableGrad, kAutocast, kOffloadScope, kCap, kBudget, kTwoThreads}) kinds.emplace_back(kind);
   return kinds;
 }
 

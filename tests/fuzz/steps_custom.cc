@@ -1,3 +1,4 @@
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
 #include "machine.h"
@@ -61,6 +62,92 @@ struct HalveInPlace : Function<HalveInPlace> {
   }
   static variable_list backward(AutogradContext*, variable_list g) { return {g[0] * 0.5}; }
 };
+
+/// Its backward writes what it saved, which is nobody's handle; in the twin a copy.
+struct ScaleSaved : Function<ScaleSaved> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, bool twin) {
+    ctx->save_for_backward({x});
+    ctx->saved_data["twin"] = twin;
+    return x * 0.7;
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list g) {
+    Tensor x = ctx->get_saved_variables()[0];
+    at::NoGradGuard no_grad;
+    if (ctx->saved_data["twin"].toBool()) x = x.clone();
+    return {g[0] * x.mul_(0.5), Tensor()};
+  }
+};
+
+/// Saves a tensor before it writes it, without a new version; backward multiplies by it.
+struct SavesFirst : torch::autograd::Node {
+  variable_list apply(variable_list&& g) override { return {g[0].defined() ? g[0] * saved.unpack() : Tensor()}; }
+  void release_variables() override { saved.reset_data(); }
+  torch::autograd::SavedVariable saved;
+};
+
+Tensor noise_saved_first(const Tensor& x, double p, const at::Generator& own) {
+  Tensor noise = at::empty_like(x.detach());
+  auto node = c10::make_intrusive<SavesFirst>();
+  node->set_next_edges(torch::autograd::collect_next_edges(x));
+  node->saved = torch::autograd::SavedVariable(noise, false);
+  noise.variable_data().bernoulli_(p, own);
+  at::NoGradGuard no_grad;
+  Tensor y = x * noise;
+  torch::autograd::set_history(y, node);
+  return y;
+}
+
+/// Its backward runs a backward, `depth` deep.
+struct Nest : Function<Nest> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t depth, bool in_region) {
+    ctx->save_for_backward({x});
+    ctx->saved_data["depth"] = depth;
+    ctx->saved_data["in_region"] = in_region;
+    return x.sin();
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list g) {
+    const Tensor x = ctx->get_saved_variables()[0];
+    const auto depth = ctx->saved_data["depth"].toInt();
+    const bool in_region = ctx->saved_data["in_region"].toBool();
+    at::AutoGradMode grad(true);
+    const Tensor inner = x.detach().requires_grad_();
+    const auto body = [depth, in_region](const Tensor& t) { return depth > 0 ? Nest::apply(t.cos(), depth - 1, in_region) : t.cos().tanh(); };
+    const Tensor y = in_region ? refrain::checkpoint(body, inner) : body(inner);
+    const Tensor slope = torch::autograd::grad({y.sum()}, {inner})[0];
+    return {g[0] * (x.cos() + 0.1 * slope), Tensor(), Tensor()};
+  }
+};
+
+void nest(Machine& m, int64_t depth) {
+  auto x = m.pick([](const Tensor& t) { return is_float(t) && t.requires_grad(); });
+  const bool in_region = m.rng.chance(0.5);
+  m.detail("depth=", depth, in_region ? " regions" : "");
+  m.emit("Nest", {x}, Nest::apply(x->t, depth, in_region && m.checkpoints()));
+}
+
+void step_nest(Machine& m) { nest(m, m.rng.below(4)); }
+
+/// LibTorch goes on in another thread from 60 on.
+void step_deep_nest(Machine& m) { nest(m, 62 + m.rng.below(10)); }
+
+void step_saves_first(Machine& m) {
+  auto x = m.pick([](const Tensor& t) { return is_float(t) && t.requires_grad(); });
+  if (!at::GradMode::is_enabled()) throw Skip{};
+  m.emit("noise_saved_first", {x}, noise_saved_first(x->t, 0.6, m.generators[0]));
+}
+
+/// Others save the same tensor, and read it in backward before the write, or after it: then LibTorch refuses.
+void step_scale_saved(Machine& m) {
+  auto x = m.pick(is_float);
+  switch (m.rng.below(3)) {
+    case 0: return m.emit("ScaleSaved", {x}, ScaleSaved::apply(x->t + 1, m.is_twin()));
+    case 1: {
+      const Tensor y = x->t.sigmoid() + 1;
+      return m.emit("ScaleSaved_and_sin", {x}, y.sin() + ScaleSaved::apply(y, m.is_twin()));
+    }
+    default: return m.emit("ScaleSaved_of_exp", {x}, ScaleSaved::apply(x->t.clamp(-2, 2).exp(), m.is_twin()));
+  }
+}
 
 void step_function(Machine& m) {
   auto x = m.pick(is_float);
@@ -192,6 +279,10 @@ void step_tally(Machine& m) {
 
 std::vector<StepSpec> custom_steps() {
   return {{"function", 5, step_function},
+          {"nest", 0.6, step_nest, "", Calls::kOnce},
+          {"deep_nest", 0.03, step_deep_nest, "", Calls::kOnce},
+          {"saves_first", 1, step_saves_first},
+          {"scale_saved", 0.8, step_scale_saved},
           {"custom_noisy", 1.5, step_noisy},
           {"custom_blend", 1.5, step_blend},
           {"custom_tally", 0.7, step_tally, "count", Calls::kOnce}};

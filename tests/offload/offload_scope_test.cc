@@ -127,6 +127,67 @@ TEST_F(PlainOffload, AWriteOnAnotherThreadIsNoticed) {
   expect_bit_equal(x.grad(), 2 * torch::cos(torch::full({8}, 2.0F)));
 }
 
+// Autograd saves the noise of rrelu before the operator draws it. A negative view is resolved by an operator in between.
+TEST_F(PlainOffload, WhatAnOperatorWritesAfterItWasSavedIsStoredAsThatLeavesIt) {
+  expect_same_in_scope([](Trial& run) {
+    auto x = run.param({16, 16});
+    return torch::rrelu(x * 2, 0.1, 0.9, true).sum();
+  });
+  expect_same_in_scope([](Trial& run) {
+    auto x = run.param({16, 16});
+    const auto c = at::complex(x * 2, x * 3);
+    auto noise = at::zeros({16, 16});
+    auto y = at::rrelu_with_noise(at::imag(c.conj()), noise, 0.1, 0.9, true);
+    return (y.sin() + torch::rrelu(at::_neg_view(x * 4), 0.1, 0.9, true)).sum();
+  });
+}
+
+// The last operator of a scope, and one that is followed by nothing that autograd saves.
+TEST_F(PlainOffload, WhatIsSavedLastIsStoredTooAndRight) {
+  auto x = torch::randn({16, 16}).requires_grad_();
+  torch::manual_seed(3);
+  const auto expected = torch::autograd::grad({torch::rrelu(x * 2, 0.1, 0.9, true).sum()}, {x})[0];
+  torch::manual_seed(3);
+  Tensor y;
+  {
+    const OffloadScope scope(store);
+    y = torch::rrelu(x * 2, 0.1, 0.9, true);
+    EXPECT_EQ(store.stats().values, 2) << "stored when the operator has returned";
+  }
+  poison_heap();
+  expect_bit_equal(expected, torch::autograd::grad({y.sum()}, {x})[0]);
+  EXPECT_EQ(store.stats().fetches, 2);
+}
+
+// As plain autograd reads them: `data()` has a version of its own.
+TEST_F(PlainOffload, AWriteWithoutAVersionGivesTheNewBytes) {
+  expect_same_in_scope([](Trial& run) {
+    auto x = run.param({16, 16});
+    auto h = x * 2, buffer = at::empty({16, 16});
+    auto y = h.sin() * buffer;
+    buffer.data().fill_(2);
+    buffer.data()[3].fill_(5);
+    h.data().mul_(3);
+    buffer = h = Tensor();
+    return y.exp().sum();
+  });
+}
+
+TEST_F(PlainOffload, ScopesThatEndInAnyOrderLeaveNoneOpen) {
+  auto x = torch::randn({16, 16}).requires_grad_();
+  FakeDisk other_disk;
+  const auto other = other_disk.store(OffloadOptions().min_bytes(0));
+  auto outer = std::make_unique<OffloadScope>(store), inner = std::make_unique<OffloadScope>(other);
+  outer.reset();
+  auto y = (x * 2).sin();
+  EXPECT_EQ(other.stats().values, 1);
+  inner.reset();
+  y = (y * 2).sin();
+  EXPECT_EQ(store.stats().values, 0);
+  EXPECT_EQ(other.stats().values, 1);
+  y.sum().backward();
+}
+
 TEST_F(PlainOffload, RegionsInsideDecideThemselvesAndScopesNest) {
   FakeDisk other_disk;
   const auto other = other_disk.store(OffloadOptions().min_bytes(0));

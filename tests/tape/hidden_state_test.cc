@@ -443,13 +443,31 @@ TEST_F(HiddenState, OtherSettingsChangedAreRefused) {
     const char* name;
     std::function<void()> change, undo;
   };
+  const auto engine = context.qEngine();
+  const auto engines = at::Context::supportedQEngines();
+  const auto other_engine = *std::find_if(engines.begin(), engines.end(), [&](auto each) { return each != engine; });
   const std::vector<Setting> settings = {
       {"deterministic algorithms", [&] { context.setDeterministicAlgorithms(true, true); },
        [&] { context.setDeterministicAlgorithms(false, false); }},
+      // the first and the last of `Context`
+      {"cudnn", [&] { context.setUserEnabledCuDNN(false); }, [&] { context.setUserEnabledCuDNN(true); }},
+      {"quantized engine", [&] { context.setQEngine(other_engine); }, [&] { context.setQEngine(engine); }},
       {"mkldnn", [&] { context.setUserEnabledMkldnn(false); }, [&] { context.setUserEnabledMkldnn(true); }},
       {"matmul precision", [&] { context.setFloat32MatmulPrecision("medium"); },
        [&] { context.setFloat32MatmulPrecision("highest"); }},
       {"flash attention", [&] { context.setSDPUseFlash(false); }, [&] { context.setSDPUseFlash(true); }},
+      {"deterministic mkldnn", [&] { context.setDeterministicMkldnn(true); }, [&] { context.setDeterministicMkldnn(false); }},
+      {"reduced-precision reduction of float16 in cublas", [&] { context.setAllowFP16ReductionCuBLAS(false); },
+       [&] { context.setAllowFP16ReductionCuBLAS(true); }},
+      {"reduced-precision reduction of bfloat16 in cublas", [&] { context.setAllowBF16ReductionCuBLAS(false); },
+       [&] { context.setAllowBF16ReductionCuBLAS(true); }},
+      {"priority order", [&] { context.setSDPPriorityOrder({0, 1, 2, 3, 4}); }, [&] { context.setSDPPriorityOrder({1, 2, 0, 3, 4}); }},
+      {"matmul precision of mkldnn",
+       [&] { context.setFloat32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL, at::Float32Precision::BF16); },
+       [&] { context.setFloat32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL, at::Float32Precision::NONE); }},
+      {"matmul precision of mkldnn",
+       [&] { context.setFloat32Precision(at::Float32Backend::GENERIC, at::Float32Op::ALL, at::Float32Precision::BF16); },
+       [&] { context.setFloat32Precision(at::Float32Backend::GENERIC, at::Float32Op::ALL, at::Float32Precision::NONE); }},
   };
   for (const auto& setting : settings) {
     SCOPED_TRACE(setting.name);
@@ -458,10 +476,76 @@ TEST_F(HiddenState, OtherSettingsChangedAreRefused) {
     Tensor loss = run.region([&] { return x.mm(x).exp().mm(x).sin(); }).sum();
     Restore restore(setting.undo);
     setting.change();
-    EXPECT_THROW(loss.backward(), CheckpointError);
+    const std::string text = message_of<CheckpointError>([&] { loss.backward(); });
+    EXPECT_NE(text.find(setting.name), std::string::npos) << text;
+    flush_engine();
+    const auto options = refrain::CheckpointOptions().source(refrain::CheckpointSource::kRerun);
+    setting.undo();
+    loss = refrain::checkpoint(options, [&] { return x.mm(x).exp().mm(x).sin(); }).sum();
+    setting.change();
+    const std::string again = message_of<CheckpointError>([&] { loss.backward(); });
+    EXPECT_NE(again.find(setting.name), std::string::npos) << again;
     flush_engine();
   }
 }
+
+TEST_F(HiddenState, PrecisionOfConvolutions) {
+  auto& context = at::globalContext();
+  const auto set = [&](at::Float32Precision to) { context.setFloat32Precision(at::Float32Backend::MKLDNN, at::Float32Op::CONV, to); };
+  Trial run(true);
+  Tensor x = run.param({1, 2, 8, 8}), w = run.param({2, 2, 3, 3});
+  Tensor conv = run.region([&] { return at::conv2d(x, w).exp().sin(); }).sum();
+  Tensor mm = run.region([&] { return x.view({8, 16}).mm(x.view({16, 8})).exp().sin(); }).sum();
+  Restore restore([&] { set(at::Float32Precision::NONE); });
+  set(at::Float32Precision::BF16);
+  const std::string text = message_of<CheckpointError>([&] { conv.backward(); });
+  EXPECT_NE(text.find("convolution precision"), std::string::npos) << text;
+  flush_engine();
+  EXPECT_NO_THROW(mm.backward());
+}
+
+// Both are of the thread: put in force for a replay, and back.
+TEST_F(HiddenState, NumberOfThreadsChanged) {
+  const int before = at::get_num_threads();
+  Restore restore([&] { at::set_num_threads(before); });
+  const auto product = [](int threads, const Tensor& x) {
+    at::set_num_threads(threads);
+    return x.dot(x);
+  };
+  const auto numbers = torch::randn({299999});
+  ASSERT_NE(bytes_of(product(1, numbers)), bytes_of(product(3, numbers))) << "this product does not show how it was cut: choose another";
+  for (const auto source : {refrain::CheckpointSource::kReplay, refrain::CheckpointSource::kRerun}) {
+    expect_same(
+        [&](Trial& run) {
+          Tensor x = run.track(numbers);
+          at::set_num_threads(3);
+          Tensor loss = run.region([x] { return (x * x.dot(x)).sin(); }).sum();
+          at::set_num_threads(1);
+          loss.backward();
+          EXPECT_EQ(at::get_num_threads(), 1);
+          return Tensor();
+        },
+        refrain::CheckpointOptions().source(source));
+  }
+}
+
+#if defined(__SSE__)
+TEST_F(HiddenState, FlushingOfDenormalsChanged) {
+  Restore restore([] { at::globalContext().setFlushDenormal(false); });
+  for (const auto source : {refrain::CheckpointSource::kReplay, refrain::CheckpointSource::kRerun}) {
+    expect_same(
+        [](Trial& run) {
+          Tensor x = run.track(torch::full({64}, 1e-20F));
+          Tensor loss = run.region([&] { return x.mul(1e-20F).mul(1e30F).square(); }).sum();
+          at::globalContext().setFlushDenormal(true);
+          loss.backward();
+          at::globalContext().setFlushDenormal(false);
+          return Tensor();
+        },
+        refrain::CheckpointOptions().source(source));
+  }
+}
+#endif
 
 TEST_F(HiddenState, SettingChangedAndPutBackIsFine) {
   expect_same([](Trial& run) {

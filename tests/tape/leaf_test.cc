@@ -199,14 +199,17 @@ TEST_F(Leaf, SavedByAutogradAndOverwrittenInsideTheRegionIsAnError) {
   EXPECT_THROW(execute(program, true), std::exception);
 }
 
-// A thread that never opened a region is not watched, so its write is not seen as it happens; the version counter tells.
-TEST_F(Leaf, ChangedByAnUnwatchedThreadIsAnErrorThatNamesIt) {
+// A thread that never opened a region is not watched: it is the kernel's request for a pointer that is seen. Where there is no room for a
+// copy, the version counter tells.
+TEST_F(Leaf, ChangedByAnUnwatchedThread) {
   const auto on_a_thread = changing([](Tensor& w) {
     std::thread([&] {
       torch::NoGradGuard no_grad;
       w.add_(1);
     }).join();
   });
+  expect_same(on_a_thread);
+  refrain::set_leaf_write_policy(LeafWritePolicy::kError);
   const std::string text = message_of<CheckpointError>([&] { execute(on_a_thread, true); });
   for (const char* part : {"aten::add", "is at version 1, expected version 0", "[4, 4]"})
     EXPECT_NE(text.find(part), std::string::npos) << "expected `" << part << "` in: " << text;
@@ -276,6 +279,201 @@ TEST_F(Leaf, FromBlobStridedAndViewed) {
     std::fill(blob.begin(), blob.end(), -1.0F);
     return loss;
   });
+}
+
+// ---- Memory that is filled again -----------------------------------------------------------------------------------
+
+// One tensor over a buffer that a camera or loader fills again for each forward.
+Program refilled_buffer(std::function<Tensor(const Tensor&, const Tensor&)> block, bool backward_each) {
+  return [=](Trial& run) {
+    Tensor w = run.param({4, 4});
+    std::vector<float> buffer(16);
+    Tensor frame = torch::from_blob(buffer.data(), {4, 4});
+    Tensor loss = torch::zeros({});
+    for (int i = 0; i < 3; ++i) {
+      for (size_t j = 0; j < buffer.size(); ++j) buffer[j] = 0.1F * static_cast<float>((j * (static_cast<size_t>(i) + 3)) % 7);
+      Tensor part = run.region([&] { return block(frame, w); }).sum();
+      if (backward_each) part.backward();
+      loss = loss + part.detach() * 0 + (backward_each ? part.detach() : part);
+      run.note("part", part);
+    }
+    if (!backward_each) loss.backward();
+    return Tensor();
+  };
+}
+
+TEST_F(Leaf, FromBlobFilledAgain) {
+  for (const bool each : {false, true})
+    expect_same(refilled_buffer([](const Tensor& x, const Tensor& w) { return x.mul(0.5).sin().mm(w); }, each));
+}
+
+// What autograd saved is the memory itself: it holds the last frame in backward, with the library and without.
+TEST_F(Leaf, FromBlobFilledAgainAndSaved) {
+  for (const bool each : {false, true}) {
+    expect_same(refilled_buffer([](const Tensor& x, const Tensor& w) { return x.mm(w).sin(); }, each));
+    expect_same(refilled_buffer([](const Tensor& x, const Tensor& w) { return (x * w).sin() * (x.cos() * w).exp(); }, each));
+  }
+}
+
+TEST_F(Leaf, FromBlobFilledAgainWithinARegion) {
+  expect_same([](Trial& run) {
+    Tensor w = run.param({4});
+    std::vector<float> buffer(4, 1);
+    Tensor frame = torch::from_blob(buffer.data(), {4});
+    return run.region([&] {
+      Tensor y = w;
+      for (int i = 0; i < 4; ++i) {
+        buffer[static_cast<size_t>(i)] = 2;
+        y = (y * frame.cos()).sin();
+      }
+      return y;
+    }).sum();
+  });
+}
+
+TEST_F(Leaf, FromBlobIsCopiedOnceForEachFilling) {
+  Trial run(true);
+  Tensor w = run.param({1024});
+  std::vector<float> buffer(1024, 1);
+  Tensor frame = torch::from_blob(buffer.data(), {1024});
+  const auto block = [&] { return (w.exp() + frame).sin() + (w.cos() + frame).sin(); };
+  Tensor loss = run.region(block).sum();
+  loss = loss + run.region(block).sum();
+  EXPECT_EQ(refrain::tape_stats().leaf_copy_bytes, 4096);
+  buffer[7] = 2;
+  loss = loss + run.region(block).sum();
+  EXPECT_EQ(refrain::tape_stats().leaf_copy_bytes, 2 * 4096);
+  loss.backward();
+}
+
+// A view of borrowed memory is compared as far as it goes.
+TEST_F(Leaf, FromBlobRowsFilledOneByOne) {
+  expect_same([](Trial& run) {
+    Tensor w = run.param({8});
+    std::vector<float> buffer(32, 1);
+    Tensor rows = torch::from_blob(buffer.data(), {4, 8});
+    Tensor loss = torch::zeros({});
+    for (int i = 0; i < 8; ++i) {
+      std::fill_n(buffer.begin() + i % 4 * 8, 8, static_cast<float>(i));
+      loss = loss + run.region([&] { return (w.exp() + rows[i % 4]).sin() + (w.exp() * rows.slice(1, 0, 8, 1)[(i + 1) % 4].cos()).sin(); }).sum();
+    }
+    return loss;
+  });
+}
+
+TEST_F(Leaf, ChangedThroughItsPointer) {
+  const std::vector<std::function<void(Tensor&)>> changes = {
+      [](Tensor& w) { w.data_ptr<float>()[3] = 9; },
+      [](Tensor& w) { w.mutable_data_ptr<float>()[3] = 9; },
+      [](Tensor& w) { w.accessor<float, 2>()[1][1] = 9; },
+      [](Tensor& w) { static_cast<float*>(w.data_ptr())[3] = 9; },
+      [](Tensor& w) { static_cast<float*>(w.storage().mutable_data())[3] = 9; },
+      [](Tensor& w) { w[2].data_ptr<float>()[1] = 9; },
+      [](Tensor& w) { w.detach().data_ptr<float>()[1] = 9; },
+  };
+  for (const auto& change : changes) {
+    const Counts n = expect_same(changing(change));
+    EXPECT_EQ(n.leaf_copies, 1);
+  }
+}
+
+TEST_F(Leaf, ChangedThroughAPointerOnAnotherThread) {
+  expect_same(changing([](Tensor& w) { std::thread([&] { w.data_ptr<float>()[3] = 9; }).join(); }));
+}
+
+TEST_F(Leaf, InputFilledAgainThroughItsPointer) {
+  expect_same([](Trial& run) {
+    Tensor w = run.param({4, 4}), x = run.input({4, 4}), loss = torch::zeros({});
+    for (int i = 0; i < 4; ++i) {
+      std::fill_n(x.data_ptr<float>(), 16, 0.3F * static_cast<float>(i));
+      loss = loss + run.region([&] { return x.mul(0.5).cos().mm(w).sin() + (x * w).cos(); }).sum();
+    }
+    return loss;
+  });
+}
+
+// Kernels of threads that the tape does not watch ask for such pointers too, and only read.
+TEST_F(Leaf, APointerThatNobodyWritesThroughIsNoError) {
+  refrain::set_leaf_write_policy(LeafWritePolicy::kCopy, 0);
+  const Counts n = expect_same(changing([](Tensor& w) { std::thread([&] { (void)w.data_ptr<float>(); }).join(); }));
+  EXPECT_EQ(n.leaf_copies, 0);
+}
+
+TEST_F(Leaf, ChangedThroughAPointerBeyondTheBoundIsAnErrorThatNamesIt) {
+  refrain::set_leaf_write_policy(LeafWritePolicy::kCopy, 63);
+  const std::string text = message_of<CheckpointError>([] { execute(changing([](Tensor& w) { w.data_ptr<float>()[3] = 9; }), true); });
+  for (const char* part : {"aten::add.Tensor", "argument 1", "Float", "[4, 4]", "pointer"})
+    EXPECT_NE(text.find(part), std::string::npos) << "expected `" << part << "` in: " << text;
+}
+
+class CheckInputs : public TapeTest {
+ protected:
+  CheckInputs() { EXPECT_FALSE(refrain::set_check_inputs(true)); }
+  ~CheckInputs() override { EXPECT_TRUE(refrain::set_check_inputs(false)); }
+};
+
+// A pointer kept from before: nobody is asked.
+TEST_F(CheckInputs, AWriteThroughAKeptPointerIsAnErrorThatNamesIt) {
+  const Program program = [](Trial& run) {
+    Tensor x = run.param({4, 4}), w = run.param({4, 4});
+    float* kept = w.data_ptr<float>();
+    Tensor loss = run.region(needs_only_replayed_w, x, w).sum();
+    kept[5] = 7;
+    return loss;
+  };
+  const std::string text = message_of<CheckpointError>([&] { execute(program, true); });
+  for (const char* part : {"aten::add.Tensor", "argument 1", "Float", "[4, 4]", "pointer"})
+    EXPECT_NE(text.find(part), std::string::npos) << "expected `" << part << "` in: " << text;
+}
+
+TEST_F(CheckInputs, FilledAgainBetweenTwoReads) {
+  const auto program = [](bool needs_old) {
+    return [needs_old](Trial& run) {
+      Tensor w = run.param({4, 4}), x = run.input({4, 4});
+      float* kept = x.data_ptr<float>();
+      Tensor loss = run.region([&] { return (w.exp() + x).sin(); }).sum();
+      if (!needs_old) {
+        loss.backward();
+        loss = torch::zeros({});
+      }
+      kept[3] = 4;
+      return loss + run.region([&] { return (w.exp() + x).sin(); }).sum();
+    };
+  };
+  EXPECT_THROW(execute(program(true), true), CheckpointError);
+  expect_same(program(false));
+}
+
+TEST_F(CheckInputs, ProgramsThatChangeNothingUnseenPass) {
+  expect_same(changing([](Tensor& w) { w.add_(1); }));
+  expect_same(changing([](Tensor& w) { w.data_ptr<float>()[3] = 9; }));
+  expect_same(refilled_buffer([](const Tensor& x, const Tensor& w) { return x.mul(0.5).sin().mm(w); }, false));
+  expect_same([](Trial& run) {
+    Tensor w = run.param({4, 4}), x = run.input({4, 4}), t = torch::empty({4, 4});
+    std::fill_n(t.data_ptr<float>(), 16, 2.0F);
+    Tensor loss = run.region([&] { return (w.exp() + x).sin() * (w + t).cos(); }).sum();
+    x.mul_(2);
+    return loss + run.region([&] { return (w.exp() + x).sin() * (w + t).cos(); }).sum();
+  });
+}
+
+TEST_F(CheckInputs, ArgumentsOfAFunctionThatIsCalledAgain) {
+  Tensor w = torch::ones({4}).requires_grad_(), x = torch::ones({4});
+  float* kept = x.data_ptr<float>();
+  const auto options = refrain::CheckpointOptions().source(refrain::CheckpointSource::kRerun);
+  Tensor loss = refrain::checkpoint(options, [&](const Tensor& in) { return (w * in.exp()).sin().sum(); }, x);
+  kept[1] = 3;
+  const std::string text = message_of<CheckpointError>([&] { loss.backward(); });
+  EXPECT_NE(text.find("input tensor 0"), std::string::npos) << text;
+}
+
+TEST_F(Leaf, BorrowedArgumentsOfAFunctionThatIsCalledAgain) {
+  Tensor w = torch::ones({4}).requires_grad_();
+  std::vector<float> buffer(4, 1);
+  const auto options = refrain::CheckpointOptions().source(refrain::CheckpointSource::kRerun);
+  Tensor loss = refrain::checkpoint(options, [&](const Tensor& in) { return (w * in.exp()).sin().sum(); }, torch::from_blob(buffer.data(), {4}));
+  buffer[2] = 5;
+  EXPECT_THROW(loss.backward(), CheckpointError);
 }
 
 TEST_F(Leaf, SetDataOfWhatOnlyAReplayReads) {

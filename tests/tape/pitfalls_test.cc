@@ -53,9 +53,9 @@ TEST_P(Pitfalls, ARouterWithABiasThatMoves) {
     return y.sum();
   };
   if (!reruns()) return static_cast<void>(expect_same(program));
-  EXPECT_NE(execute(program, false), execute(program, true, options())) << "other experts, of the same sizes";
-  const auto strict = options().determinism_check(DeterminismCheck::kStrict);
-  EXPECT_TRUE(has(refusal<CheckpointError>(program, strict), "changed"));
+  const auto loose = options().determinism_check(DeterminismCheck::kDefault);
+  EXPECT_NE(execute(program, false), execute(program, true, loose)) << "other experts, of the same sizes";
+  EXPECT_TRUE(has(refusal<CheckpointError>(program), "changed"));
 }
 
 TEST_P(Pitfalls, RandomNumbersFromElsewhere) {
@@ -67,7 +67,8 @@ TEST_P(Pitfalls, RandomNumbersFromElsewhere) {
     }, x).sum();
   };
   if (reruns()) {
-    EXPECT_NE(execute(shared, false), execute(shared, true, options()));
+    EXPECT_NE(execute(shared, false), execute(shared, true, options().determinism_check(DeterminismCheck::kDefault)));
+    EXPECT_TRUE(has(refusal<CheckpointError>(shared), "other arguments that are no tensors"));
   } else {
     expect_same(shared);
   }
@@ -96,7 +97,9 @@ TEST_P(Pitfalls, ABackwardInsideAddsToGradientsAgain) {
   const auto program = [](bool ask) -> Program {
     return [ask](Trial& run) {
       Tensor x = run.param({4, 4}), w = run.param({4, 4});
-      return run.region([ask, w](const Tensor& t) {
+      // the two calls differ on purpose, which the strict check does not accept
+      const auto loose = refrain::CheckpointOptions(run.options()).determinism_check(refrain::DeterminismCheck::kDefault);
+      return run.region_with(loose, [ask, w](const Tensor& t) {
         Tensor inner = t.detach().mm(w).sin().sum();
         if (!ask || !refrain::is_recomputing()) inner.backward();
         return t.mm(w).exp().sin();

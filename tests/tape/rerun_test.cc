@@ -1,6 +1,10 @@
 // The rerun source: what only a second call of the function has. What both sources share is in conformance_test.cc.
+#include <ATen/CPUGeneratorImpl.h>
+
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <thread>
 
 #include "memory/testing.h"
@@ -18,6 +22,7 @@ using refrain::InvalidArgument;
 
 struct Rerun : TapeTest {
   CheckpointOptions rerun = CheckpointOptions().source(CheckpointSource::kRerun);
+  CheckpointOptions loose = CheckpointOptions(rerun).determinism_check(DeterminismCheck::kDefault);
   int64_t reruns() { return refrain::tape_stats().reruns; }
   Tensor x = torch::randn({3, 4}).requires_grad_();
   Tensor w = torch::randn({4, 4}).requires_grad_();
@@ -88,7 +93,7 @@ TEST_F(Rerun, AFunctionThatCatchesEverythingGoesOnToItsEnd) {
 TEST_F(Rerun, OtherShapesAreFound) {
   int calls = 0;
   const auto fn = [&](const Tensor& a) { return (calls++ ? a.narrow(0, 0, 2) : a).sin().exp(); };
-  auto y = refrain::checkpoint(rerun, fn, x);
+  auto y = refrain::checkpoint(loose, fn, x);
   const auto text = message_of<CheckpointError>([&] { y.sum().backward(); });
   EXPECT_NE(text.find("tensor 0 of 2 saved was Float[3, 4] in forward and Float[2, 4] when called again"), std::string::npos) << text;
 }
@@ -96,12 +101,12 @@ TEST_F(Rerun, OtherShapesAreFound) {
 TEST_F(Rerun, FewerOrMoreSavedTensorsAreFound) {
   int calls = 0;
   const auto fewer = [&](const Tensor& a) { return calls++ ? a.sin() : a.sin().exp().cos(); };
-  auto y = refrain::checkpoint(rerun, fewer, x);
+  auto y = refrain::checkpoint(loose, fewer, x);
   auto text = message_of<CheckpointError>([&] { y.sum().backward(); });
   EXPECT_NE(text.find("3 tensors were saved in forward, 1 when called again"), std::string::npos) << text;
   calls = 0;
   const auto more = [&](const Tensor& a) { return calls++ ? a.sin().exp().cos() : a.sin(); };
-  y = refrain::checkpoint(CheckpointOptions(rerun).early_stop(false), more, x);
+  y = refrain::checkpoint(CheckpointOptions(loose).early_stop(false), more, x);
   text = message_of<CheckpointError>([&] { y.sum().backward(); });
   EXPECT_NE(text.find("1 tensors were saved in forward, 3 when called again"), std::string::npos) << text;
 }
@@ -110,8 +115,8 @@ TEST_F(Rerun, FewerOrMoreSavedTensorsAreFound) {
 TEST_F(Rerun, SwappedOperatorsAreFoundByTheStrictCheckAlone) {
   int calls = 0;
   const auto fn = [&](const Tensor& a) { return calls++ % 2 ? a.cos().sin().exp() : a.sin().cos().exp(); };
-  EXPECT_NO_THROW(refrain::checkpoint(rerun, fn, x).sum().backward());
-  const auto strict = CheckpointOptions(rerun).determinism_check(DeterminismCheck::kStrict);
+  EXPECT_NO_THROW(refrain::checkpoint(loose, fn, x).sum().backward());
+  const auto& strict = rerun;
   auto text = message_of<CheckpointError>([&] { refrain::checkpoint(strict, fn, x).sum().backward(); });
   EXPECT_NE(text.find("operator 0 was `aten::sin` in forward and `aten::cos` when called again"), std::string::npos) << text;
   EXPECT_NE(text.find("debug(true)"), std::string::npos) << text;
@@ -280,10 +285,11 @@ TEST_F(Rerun, OneCallABackward) {
 // An operator without a saved tensor of its own: the strict check sees that it got another shape.
 TEST_F(Rerun, TheStrictCheckComparesShapesOfOperators) {
   int calls = 0;
-  const auto fn = [&](const Tensor& a) { return (a * torch::ones({calls++ ? 3 : 2}).sum().item<double>()).sin(); };
+  const auto two = torch::ones({2}), three = torch::ones({3});
+  const auto fn = [&](const Tensor& a) { return (a * (calls++ ? three : two).sum().item<double>()).sin(); };
   auto y = refrain::checkpoint(CheckpointOptions(rerun).determinism_check(DeterminismCheck::kStrict), fn, x);
   const auto text = message_of<CheckpointError>([&] { y.sum().backward(); });
-  EXPECT_NE(text.find("had tensors of other sizes or dtypes when called again"), std::string::npos) << text;
+  EXPECT_NE(text.find("had tensors of other sizes, strides or dtypes when called again"), std::string::npos) << text;
 }
 
 TEST_F(Rerun, AnErrorThatTheFunctionCatchesIsNotForgotten) {
@@ -297,7 +303,7 @@ TEST_F(Rerun, AnErrorThatTheFunctionCatchesIsNotForgotten) {
     }
     return y.exp();
   };
-  auto y = refrain::checkpoint(rerun, fn, x);
+  auto y = refrain::checkpoint(loose, fn, x);
   const auto text = message_of<CheckpointError>([&] { y.sum().backward(); });
   EXPECT_NE(text.find("tensor 0 of 2 saved"), std::string::npos) << text;
 }
@@ -312,22 +318,216 @@ TEST_F(Rerun, TheSecondCallIsNoPartOfARegionThatIsOpen) {
   EXPECT_EQ(inside, (std::vector<bool>{true, false}));
 }
 
-TEST_F(Rerun, FunctionsAreCalledAgainOneAtATime) {
-  std::atomic<int> inside{0}, most{0};
-  const auto fn = [&](const Tensor& a) {
-    if (refrain::is_recomputing()) {
-      most = std::max(most.load(), ++inside);
-      std::this_thread::sleep_for(std::chrono::milliseconds(30));
+/// Lets two threads pass together. @return false if the other does not come.
+class Meeting {
+ public:
+  bool meet() {
+    std::unique_lock lock(mutex_);
+    const auto round = round_;
+    if (++here_ == 2) {
+      here_ = 0;
+      ++round_;
+      both_.notify_all();
+      return true;
     }
-    auto y = a.sin();
-    if (refrain::is_recomputing()) --inside;
-    return y.exp();
+    return both_.wait_for(lock, std::chrono::seconds(20), [&] { return round_ != round; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable both_;
+  int here_ = 0, round_ = 0;
+};
+
+// Each draws from the default generator between meetings, in the second call too, and another mask would be another gradient.
+TEST_F(Rerun, FunctionsOnTwoThreadsMayWaitForEachOtherAndDrawWhatTheyDrew) {
+  for (const bool seeds : {false, true}) {
+    Meeting meeting;
+    std::atomic<int> wrong = 0, missed = 0;
+    std::vector<std::thread> threads;
+    for (int id = 0; id < 2; ++id) {
+      threads.emplace_back([&, id] {
+        const auto fn = [&, id](const Tensor& a) {
+          Tensor y = a;
+          for (int i = 0; i < 8; ++i) {
+            if (seeds && i == 3) {  // while nobody draws
+              if (id == 0) torch::manual_seed(5);
+              missed += !meeting.meet();
+            }
+            y = at::dropout(y, 0.2, true);
+            missed += !meeting.meet();
+          }
+          return y;
+        };
+        for (int step = 0; step < 5; ++step) {
+          auto a = torch::ones({64}).requires_grad_();
+          const auto y = refrain::checkpoint(CheckpointOptions(rerun).early_stop(false), fn, a);
+          y.sum().backward();
+          wrong += !a.grad().equal(y.detach());
+        }
+      });
+    }
+    for (auto& thread : threads) thread.join();
+    EXPECT_EQ(missed, 0);
+    EXPECT_EQ(wrong, 0) << (seeds ? "one seeds the generator itself" : "");
+  }
+}
+
+TEST_F(Rerun, WhoDrawsMeanwhileOnAnotherThreadGetsTheNumbersThatComeNext) {
+  Meeting meeting;
+  torch::manual_seed(3);
+  auto y = refrain::checkpoint(CheckpointOptions(rerun).early_stop(false), [&](const Tensor& a) {
+    auto first = at::dropout(a, 0.5, true);
+    if (refrain::is_recomputing()) {
+      EXPECT_TRUE(meeting.meet() && meeting.meet());
+    }
+    return at::dropout(first, 0.5, true);
+  }, x);
+  const auto state = at::detail::getDefaultCPUGenerator().get_state();
+  const auto next = torch::rand({5}), after = torch::rand({5});
+  auto generator = at::detail::getDefaultCPUGenerator();
+  generator.set_state(state);
+  Tensor drawn;
+  std::thread other([&] {
+    EXPECT_TRUE(meeting.meet());
+    drawn = torch::rand({5});
+    EXPECT_TRUE(meeting.meet());
+  });
+  y.sum().backward();
+  other.join();
+  expect_bit_equal(next, drawn);
+  expect_bit_equal(after, torch::rand({5}));
+  expect_bit_equal(y.ne(0), x.grad().ne(0));
+}
+
+// Neither an argument nor a default one.
+TEST_F(Rerun, ACapturedGeneratorDrawsTheSameAgain) {
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(3);
+  auto y = refrain::checkpoint(rerun, [generator](const Tensor& a) {
+    return a.exp() * at::empty({3, 4}).bernoulli_(0.5, generator);
+  }, x);
+  const auto state = bytes_of(generator.get_state());
+  y.sum().backward();
+  expect_bit_equal(y.ne(0), x.grad().ne(0));
+  EXPECT_EQ(state, bytes_of(generator.get_state()));
+}
+
+struct RunsAnOperatorAtItsEnd {
+  Tensor a;
+  [[gnu::noinline]] ~RunsAnOperatorAtItsEnd() { a.detach().exp(); }
+};
+
+// The exception that stops a second call early would be the end of the process.
+// Inlined, it would not be seen: see `CheckpointOptions::early_stop`.
+[[gnu::noinline]] Tensor nothrow_helper(const Tensor& t) noexcept {
+  auto y = t.sin().exp();
+  return (y + 1) * 1;
+}
+
+TEST_F(Rerun, WhereNothingCanBeThrownThroughTheFunctionRunsOn) {
+  const auto expected = torch::autograd::grad({x.sin().exp().sum()}, {x})[0];
+  int finished = 0;
+  const auto nothrow = [&](const Tensor& a) noexcept {
+    auto y = a.sin().exp();
+    auto z = y + 1;
+    ++finished;
+    return z;
   };
-  std::vector<std::thread> threads;
-  for (int i = 0; i < 3; ++i)
-    threads.emplace_back([&] { refrain::checkpoint(rerun, fn, torch::randn({3}).requires_grad_()).sum().backward(); });
-  for (auto& thread : threads) thread.join();
-  EXPECT_EQ(most, 1);
+  const auto inner = [&](const Tensor& a) {
+    auto z = nothrow_helper(a);
+    z = z + 1;
+    ++finished;
+    return z;
+  };
+  const auto destructor = [&](const Tensor& a) {
+    Tensor y;
+    {
+      const RunsAnOperatorAtItsEnd end{a};
+      y = a.sin().exp();
+    }
+    ++finished;
+    return y;
+  };
+  for (const std::function<Tensor(const Tensor&)>& fn : {std::function<Tensor(const Tensor&)>(inner), {destructor}}) {
+    finished = 0;
+    expect_bit_equal(expected, torch::autograd::grad({refrain::checkpoint(rerun, fn, x).sum()}, {x})[0]);
+    EXPECT_GE(finished, 1);
+  }
+  finished = 0;
+  expect_bit_equal(expected, torch::autograd::grad({refrain::checkpoint(rerun, nothrow, x).sum()}, {x})[0]);
+  EXPECT_EQ(finished, 2);
+  for (const auto& options : {rerun, loose}) {
+    const auto other = [calls = std::make_shared<int>(0)](const Tensor& a) noexcept {
+      return ((*calls)++ ? a.narrow(0, 0, 2) : a).sin().exp();
+    };
+    auto y = refrain::checkpoint(options, other, x);
+    EXPECT_THROW(y.sum().backward(), CheckpointError);
+    flush_engine();
+  }
+}
+
+// Found by random programs. The second call begins while the first is under way, and goes on to where the first has not come yet: it has
+// more operators, and what it draws there is for the first to draw.
+TEST_F(Rerun, ABackwardInsideAFunctionThatCannotBeStoppedLeavesTheFirstCallItsNumbers) {
+  const auto fn = [](const Tensor& a, bool draw_first) noexcept {
+    auto y = draw_first ? at::dropout(a, 0.5, true) : a;
+    y = y.exp();
+    const auto inside = torch::autograd::grad({y.sum()}, {a}, {}, /*retain_graph=*/true)[0];
+    return at::dropout(y * inside, 0.5, true) * torch::rand({3, 4});
+  };
+  for (const bool draw_first : {false, true}) {
+    torch::manual_seed(3);
+    const auto expected = fn(x, draw_first);
+    const auto gradient = torch::autograd::grad({expected.sum()}, {x})[0];
+    const auto next = torch::rand({3});
+    for (const auto& options : {rerun, loose, CheckpointOptions(rerun).early_stop(false)}) {
+      torch::manual_seed(3);
+      const auto y = refrain::checkpoint(options, fn, x, draw_first);
+      expect_bit_equal(expected, y);
+      expect_bit_equal(gradient, torch::autograd::grad({y.sum()}, {x})[0]);
+      expect_bit_equal(next, torch::rand({3}));
+    }
+  }
+}
+
+// What it gets back is overwritten by the function at a place where the first call has not come yet.
+TEST_F(Rerun, ABackwardInsideAFunctionThatCannotBeStoppedReadsWhatIsOverwrittenLater) {
+  const auto fn = [](const Tensor& a) noexcept {
+    auto y = a.exp();
+    const auto inside = torch::autograd::grad({y.sum()}, {a}, {}, /*retain_graph=*/true)[0];
+    const auto z = y.detach().mul_(2);  // no gradient of the result needs `y` any more
+    return a.sin() * inside * z;
+  };
+  const auto expected = fn(x);
+  const auto gradient = torch::autograd::grad({expected.sum()}, {x})[0];
+  const auto y = refrain::checkpoint(rerun, fn, x);
+  expect_bit_equal(expected, y);
+  expect_bit_equal(gradient, torch::autograd::grad({y.sum()}, {x})[0]);
+}
+
+// The operator may have drawn from the state before, or from the seeded one.
+TEST_F(Rerun, AnOperatorThatDrawsWhileAnotherThreadSeedsIsRefusedByName) {
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(3);
+  std::atomic<bool> stop = false, drawing = false;
+  auto numbers = torch::empty({2000000});
+  auto y = [&] {
+    std::thread other([&] {
+      while (!drawing) std::this_thread::yield();
+      for (uint64_t seed = 4; !stop; ++seed) {
+        std::lock_guard lock(generator.mutex());
+        generator.set_current_seed(seed);
+      }
+    });
+    auto result = refrain::checkpoint(rerun, [&](const Tensor& a) {
+      drawing = true;
+      for (int i = 0; i < 20; ++i) numbers.bernoulli_(0.5, generator);
+      return a.exp() * numbers[0];
+    }, x);
+    stop = true;
+    other.join();
+    return result;
+  }();
+  EXPECT_THROW(y.sum().backward(), CheckpointError);
 }
 
 // Found by random programs. rrelu saves the noise before its kernel writes it.
@@ -370,6 +570,183 @@ TEST_F(Rerun, AnErrorOfTheLastOperatorIsOneWhereItWritesWhatItSaved) {
     ++failures;
   }
   EXPECT_GT(failures, 3);
+}
+
+// LibTorch resolves the negative view by an operator of its own, between what is saved and what writes the noise.
+TEST_F(Rerun, TheFunctionIsNotStoppedByOperatorsThatPrepareTheLastOne) {
+  const auto c = torch::randn({16}, torch::kComplexFloat).requires_grad_();
+  auto noise = torch::zeros({16});
+  const std::vector<std::function<Tensor(const Tensor&)>> functions = {
+      [](const Tensor& a) { return at::rrelu(at::imag(a.conj()), 0.1, 0.4, true); },
+      [](const Tensor& a) { return at::rrelu(at::_neg_view(at::real(a)), 0.1, 0.4, true); },
+      [&noise](const Tensor& a) { return at::rrelu_with_noise(at::imag(a.conj()), noise, 0.1, 0.4, true); }};
+  for (const auto& fn : functions) {
+    torch::manual_seed(3);
+    const auto expected = torch::autograd::grad({fn(c).sum()}, {c})[0];
+    torch::manual_seed(3);
+    auto y = refrain::checkpoint(rerun, fn, c);
+    poison_heap();
+    noise.data().fill_(-12345);
+    expect_bit_equal(expected, torch::autograd::grad({y.sum()}, {c})[0]);
+  }
+}
+
+// Backward needs nothing after it, and its bytes are not there yet.
+TEST_F(Rerun, AFunctionThatFillsWhatWasSavedIsNotStoppedBefore) {
+  const auto by_operator = [](const Tensor& a) {
+    auto buffer = at::empty({3, 4});
+    auto y = a * buffer;
+    for (int i = 0; i < 3; ++i) buffer.data()[i].fill_(i + 1);
+    return y + buffer;
+  };
+  const auto by_pointer = [](const Tensor& a) {
+    auto buffer = at::empty({3, 4});
+    auto* p = buffer.mutable_data_ptr<float>();
+    auto y = a * buffer;
+    auto z = y.detach() + 1;  // would stop here
+    for (int i = 0; i < 12; ++i) p[i] = static_cast<float>(i);
+    return y + buffer;
+  };
+  for (const std::function<Tensor(const Tensor&)>& fn : {std::function<Tensor(const Tensor&)>(by_operator), {by_pointer}}) {
+    const auto expected = torch::autograd::grad({fn(x).sum()}, {x})[0];
+    auto y = refrain::checkpoint(rerun, fn, x);
+    poison_heap();
+    expect_bit_equal(expected, torch::autograd::grad({y.sum()}, {x})[0]);
+  }
+}
+
+// What a function may capture and find otherwise the second time; sizes of what is saved are the same. @param between  forward and
+// backward.
+struct Capture {
+  const char* name;
+  std::function<Tensor(const Tensor&)> fn;
+  std::function<void()> between;
+};
+
+TEST_F(Rerun, TheDefaultCheckNoticesCapturesThatChanged) {
+  auto weight = torch::randn({4, 4}), other = torch::randn({4, 4}), buffer = torch::randn({4, 4}), trained = torch::randn({4, 4});
+  trained.requires_grad_();
+  int calls = 0;
+  double scale = 2;
+  bool grad = true;
+  std::vector<int64_t> dims{0};
+  auto dtype = at::kFloat;
+  Tensor state = torch::ones({4, 4});
+  Tensors cache{torch::randn({3, 4})};
+  const std::vector<Capture> captures = {
+      {"a buffer that the function reads and updates", [&](const Tensor& a) {
+         torch::NoGradGuard no_grad_guard;
+         auto s = buffer.norm();
+         buffer.mul_(1.5);
+         torch::AutoGradMode mode(true);
+         return (a * s).sin();
+       }, {}},
+      {"a buffer that it updates and reads", [&](const Tensor& a) {
+         buffer.mul_(1.5);
+         return (a.mm(buffer)).sin();
+       }, {}},
+      {"a tensor that it replaces", [&](const Tensor& a) {
+         state = state.mm(weight).detach();
+         return a.mm(state).sin();
+       }, {}},
+      {"a cache that it fills", [&](const Tensor& a) {
+         cache[0] = (cache[0] + 1).detach();
+         return (a * cache[0]).sin();
+       }, {}},
+      {"a number", [&](const Tensor& a) { return (a * scale).sin(); }, [&] { scale = 3; }},
+      {"a list of numbers", [&](const Tensor& a) { return a.t().mm(a).softmax(dims[0]).sin(); }, [&] { dims[0] = 1; }},
+      {"a dtype", [&](const Tensor& a) { return (a * weight.sum().to(dtype).to(at::kFloat)).sin(); }, [&] { dtype = at::kBFloat16; }},
+      {"another tensor", [&](const Tensor& a) { return (a * weight.sum()).sin(); }, [&] { weight = torch::randn({4, 4}); }},
+      {"operands that are swapped", [&](const Tensor& a) {
+         return calls++ % 2 ? a.mm(other.sub(buffer)).sin() : a.mm(buffer.sub(other)).sin();
+       }, {}},
+      {"results that are swapped", [&](const Tensor& a) {
+         auto s = a.detach().sin(), c = a.detach().cos();
+         return calls++ % 2 ? (a * s.sub(c)).sin() : (a * c.sub(s)).sin();
+       }, {}},
+      {"a change in place", [&](const Tensor& a) { return (a + other.sum()).sin(); }, [&] { other.add_(1); }},
+      {"a change without a version", [&](const Tensor& a) { return (a + other.sum()).sin(); }, [&] { other.data().add_(1); }},
+      {"whether a weight is trained", [&](const Tensor& a) { return a.mm(trained).mm(trained).sin(); },
+       [&] { trained.requires_grad_(false); }},
+      {"the gradient mode", [&](const Tensor& a) {
+         torch::AutoGradMode mode(grad);
+         auto y = a.sin();
+         torch::AutoGradMode on(true);
+         return (y * a).sin();
+       }, [&] { grad = false; }},
+  };
+  for (const auto& [name, fn, between] : captures) {
+    calls = 0;
+    auto y = refrain::checkpoint(rerun, fn, x);
+    if (between) between();
+    const auto text = message_of<CheckpointError>([&] { y.sum().backward(); });
+    EXPECT_TRUE(text.find("did something else") != std::string::npos || text.find("changed since") != std::string::npos)
+        << name << ": " << text;
+    flush_engine();
+    trained.requires_grad_(true);
+  }
+}
+
+TEST_F(Rerun, TheDefaultCheckAcceptsWhatIsTheSame) {
+  torch::nn::BatchNorm1d norm(4);
+  auto weight = torch::randn({4, 4}), scratch = torch::empty({3, 4});
+  std::vector<float> numbers{1, 2, 3, 4};
+  Tensor kept;
+  const std::vector<std::function<Tensor(const Tensor&)>> functions = {
+      [&](const Tensor& a) { return norm->forward(a.mm(weight)).sin(); },
+      [&](const Tensor& a) { return (a * torch::from_blob(numbers.data(), {4})).sin(); },
+      [&](const Tensor& a) { return (a * torch::tensor({1.0F, 2.0F, 3.0F, 4.0F})).sin(); },
+      [&](const Tensor& a) {  // overwritten before it is read
+        scratch.copy_(a.detach());
+        return (a * scratch.sum()).sin();
+      },
+      [&](const Tensor& a) { return kept = a.sin().exp(); },
+      [&, again = x](const Tensor& a) { return (a.sub(again)).sin() * again; },
+      [&](const Tensor& a) {
+        auto leaf = a.detach().clone().requires_grad_();
+        return (a * torch::autograd::grad({leaf.sin().sum()}, {leaf})[0]).exp();
+      }};
+  for (size_t i = 0; i < functions.size(); ++i) {
+    auto y = refrain::checkpoint(rerun, functions[i], x);
+    EXPECT_NO_THROW(y.sum().backward()) << "function " << i;
+    flush_engine();
+  }
+  kept = Tensor();
+}
+
+TEST_F(Rerun, ASwitchOfLibTorchThatChangedIsAnError) {
+  auto y = refrain::checkpoint(rerun, [](const Tensor& a) { return a.sin().exp(); }, x).sum();
+  at::globalContext().setUserEnabledMkldnn(false);
+  const auto text = message_of<CheckpointError>([&] { y.backward({}, true); });
+  at::globalContext().setUserEnabledMkldnn(true);
+  EXPECT_NE(text.find("`mkldnn` was on in forward and is off now"), std::string::npos) << text;
+  flush_engine();
+  EXPECT_NO_THROW(y.backward());
+}
+
+struct CountedWarnings : c10::WarningHandler {
+  void process(const c10::Warning&) override { ++count; }
+  int count = 0;
+};
+
+TEST_F(Rerun, WarningsAreNotRepeated) {
+  CountedWarnings warnings;
+  const c10::WarningUtils::WarningHandlerGuard guard(&warnings);
+  const c10::WarningUtils::WarnAlways always(true);
+  // a result that has to be resized
+  const auto fn = [](const Tensor& a) {
+    auto y = a.sin();
+    auto out = at::ones({2});
+    at::cos_out(out, a.detach());
+    return (y * out).exp();
+  };
+  fn(x).sum().backward();
+  const int once = std::exchange(warnings.count, 0);
+  ASSERT_GT(once, 0);
+  for (const auto& options : {CheckpointOptions(), rerun}) {
+    refrain::checkpoint(options, fn, x).sum().backward();
+    EXPECT_EQ(std::exchange(warnings.count, 0), once);
+  }
 }
 
 struct SavesItsResult : torch::autograd::Function<SavesItsResult> {
@@ -467,6 +844,85 @@ TEST_F(Rerun, WhatABackwardSavesAgainIsAnErrorOnceOverwritten) {
     EXPECT_THROW(g.sum().backward(), c10::Error) << which;
     flush_engine();
   }
+}
+
+// ---- Scopes that end in another order ---------------------------------------------------------------------------------------
+
+using refrain::detail::RegionScope;
+
+TEST_F(Rerun, RegionsThatCloseInAnyOrderLeaveNoneOpen) {
+  const auto expected = torch::autograd::grad({(x.sin().exp() * x.cos()).sum()}, {x})[0];
+  for (const bool outer_first : {true, false}) {
+    const CheckpointOptions options;
+    auto outer = std::make_unique<RegionScope>(options);
+    auto a = x.sin();
+    auto inner = std::make_unique<RegionScope>(options);
+    a = a.exp();
+    (outer_first ? outer : inner).reset();
+    EXPECT_TRUE(refrain::is_checkpointing());
+    auto b = x.cos();
+    outer.reset();
+    inner.reset();
+    EXPECT_FALSE(refrain::is_checkpointing());
+    const auto recorded = refrain::tape_stats().recorded_ops;
+    auto loss = (a * b).sum();
+    EXPECT_EQ(refrain::tape_stats().recorded_ops, recorded) << "a closed region records";
+    poison_heap();
+    expect_bit_equal(expected, torch::autograd::grad({loss}, {x})[0]);
+  }
+}
+
+TEST_F(Rerun, GuardsThatEndInAnyOrderLeaveNothingBehind) {
+  auto first = std::make_unique<refrain::NoCheckpointGuard>(), second = std::make_unique<refrain::NoCheckpointGuard>();
+  first.reset();
+  second.reset();
+  int calls = 0;
+  const auto fn = [&](const Tensor& a) {
+    auto y = a.sin().exp();
+    auto z = y + 1;
+    ++calls;
+    return z;
+  };
+  const auto calls_of = [&] {
+    calls = 0;
+    refrain::checkpoint(rerun, fn, x).sum().backward();
+    return calls;
+  };
+  EXPECT_EQ(calls_of(), 1) << "called again, and stopped early";
+  auto off = std::make_unique<refrain::EarlyStopGuard>(false), on = std::make_unique<refrain::EarlyStopGuard>(true);
+  off.reset();
+  EXPECT_EQ(calls_of(), 1);
+  on.reset();
+  EXPECT_EQ(calls_of(), 1);
+}
+
+// ---- Null --------------------------------------------------------------------------------------------------------------------
+
+TEST_F(Rerun, NullModulesAreRefused) {
+  torch::nn::Linear empty = nullptr;
+  const std::shared_ptr<torch::nn::LinearImpl> null;
+  torch::nn::LinearImpl* const pointer = nullptr;
+  Tensor (*const function)(const Tensor&) = nullptr;
+  const std::function<Tensor(const Tensor&)> no_function;
+  const auto refused = [](const auto& call) {
+    EXPECT_NE(message_of<InvalidArgument>(call).find("null"), std::string::npos);
+  };
+  for (const auto& options : {CheckpointOptions(), rerun}) {
+    refused([&] { refrain::checkpoint(options, empty, x); });
+    refused([&] { refrain::checkpoint(options, null, x); });
+    refused([&] { refrain::checkpoint(options, pointer, x); });
+    refused([&] { refrain::checkpoint(options, function, x); });
+    refused([&] { refrain::checkpoint(options, no_function, x); });
+    refused([&] { refrain::checkpoint(options, &torch::nn::LinearImpl::forward, null, x); });
+    refused([&] { refrain::checkpoint(options, &torch::nn::LinearImpl::forward, pointer, x); });
+    refused([&] { refrain::checkpoint_sequential(torch::nn::Sequential(nullptr), 1, x, options); });
+    refused([&] { refrain::checkpoint_sequential(std::vector<torch::nn::Linear>{nullptr}, 1, x, options); });
+    refused([&] { refrain::verify_checkpoint(options, empty, x); });
+  }
+  refused([&] { refrain::nn::Checkpoint<torch::nn::Linear> wrapped(nullptr); wrapped(x); });
+  refused([&] { refrain::apply_checkpointing(empty, refrain::is_module<torch::nn::Linear>()); });
+  refused([&] { refrain::call(empty, x); });
+  EXPECT_FALSE(refrain::is_checkpointing());
 }
 
 }  // namespace

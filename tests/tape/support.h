@@ -32,6 +32,7 @@ inline std::string bytes_of(const Tensor& tensor) {
   if (t.is_nested()) t = t.to_padded_tensor(0);
   head << t.layout() << ' ' << t.scalar_type() << ' ' << t.sizes() << '\n';
   if (t.layout() != at::kStrided) t = t.to_dense();
+  if (t._is_zerotensor()) t = t.clone();  // it has a storage, but no bytes
   t = t.resolve_conj().resolve_neg().contiguous();
   return head.str() + std::string(static_cast<const char*>(t.const_data_ptr()), t.nbytes());
 }

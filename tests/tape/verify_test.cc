@@ -43,6 +43,16 @@ TEST_F(Verify, CapturedLeavesAndSeveralResults) {
   EXPECT_TRUE(found) << report.text();
 }
 
+// LibTorch gives `sgn` a gradient without memory.
+TEST_F(Verify, AGradientThatIsKnownToBeZero) {
+  auto x = torch::randn({3, 4}).requires_grad_();
+  x.sgn().sum().backward();
+  ASSERT_TRUE(x.grad()._is_zerotensor());
+  EXPECT_EQ(bytes_of(x.grad()), bytes_of(torch::zeros({3, 4})));
+  const auto report = verify_checkpoint([](const Tensor& a) { return a.sgn(); }, x);
+  EXPECT_TRUE(report.bit_equal()) << report.text();
+}
+
 TEST_F(Verify, AFunctionThatDoesSomethingElseTheSecondTimeIsNoticed) {
   int calls = 0;
   auto x = torch::randn({3, 4}).requires_grad_();

@@ -98,6 +98,28 @@ template <typename T>
 inline constexpr bool kCanKeep = kKnowsItsOwner<T> || can_copy<std::decay_t<T>>();
 
 [[noreturn]] void refuse_base_class();
+[[noreturn]] void throw_null_module();
+
+/// Whether `x`, which is to be called, points nowhere: a null pointer, an empty module holder or `std::function`.
+template <typename T>
+bool is_null(const T& x) {
+  if constexpr (std::is_pointer_v<T> || std::is_member_pointer_v<T>)
+    return x == nullptr;
+  else if constexpr (requires { x.is_empty(); x.ptr(); })
+    return x.is_empty();
+  else if constexpr (requires { x.get(); *x; static_cast<bool>(x); } || requires { x.target_type(); static_cast<bool>(x); })
+    return !x;
+  else
+    return false;
+}
+
+/// Of a function and its arguments: of a member pointer the object, too.
+template <typename F, typename... Args>
+void refuse_null(const F& fn, const Args&... args) {
+  if (is_null(fn)) throw_null_module();
+  if constexpr (std::is_member_pointer_v<F> && sizeof...(Args) > 0)
+    if (is_null(std::get<0>(std::tie(args...)))) throw_null_module();
+}
 
 /// Tells the constructor of `Kept` from a conversion: things like `std::any` are made of anything, a `Kept` too.
 struct Keep {};
@@ -193,6 +215,8 @@ class RerunScope {
   void save_input(const at::Tensor& tensor);
   /// A generator among the arguments: its state is put back for the second call, as the default ones' is.
   void save_generator(const at::Generator& generator);
+  /// The function is `noexcept`: nothing can be thrown through it.
+  void run_whole();
   /// From now on autograd saves places instead of tensors.
   /// @param again calls the function again; `NextInput` gives the inputs in the order they were saved.
   void enter(std::function<void(const NextInput&)> again);

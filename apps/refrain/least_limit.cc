@@ -1,0 +1,90 @@
+#include "refrain/least_limit.h"
+
+#include <fmt/format.h>
+
+#include "apps/refrain/html_file.h"
+#include "apps/refrain/json_file.h"
+#include "apps/refrain/steps.h"
+#include "apps/refrain/table.h"
+#include "refrain/memory.h"
+
+namespace refrain::cli {
+namespace {
+
+std::string show(const LeastLimit& found) {
+  Table table({"limit", "over the level", "of the least", "peak", "ms/step", "overhead", "recomputes", "evictions"});
+  const double least = static_cast<double>(found.limit - found.level);
+  for (const auto& cost : found.costs) {
+    const Bytes over = cost.limit - found.level;
+    std::vector<std::string> cells{format_bytes(cost.limit), format_bytes(over), fmt::format("{:.2f}", static_cast<double>(over) / least)};
+    if (cost.holds) {
+      for (const auto& cell : {format_bytes(cost.peak - found.level), fmt::format("{:.1f}", cost.ms), fmt::format("{:.0f} %", 100 * (cost.ratio - 1)),
+                               fmt::format("{}", cost.recomputes), fmt::format("{}", cost.evictions)})
+        cells.push_back(cell);
+    } else {
+      cells.emplace_back("refused");
+      cells.resize(8);
+    }
+    table.add(cells);
+  }
+  return table.str();
+}
+
+Json cost_json(const LimitCost& cost) {
+  Json json{{"limit_bytes", cost.limit}, {"fits", cost.holds}};
+  if (cost.holds)
+    json.update({{"peak_bytes", cost.peak},
+                 {"step_ms_median", cost.ms},
+                 {"overhead", cost.ratio - 1},
+                 {"recomputes", cost.recomputes},
+                 {"evictions", cost.evictions}});
+  return json;
+}
+
+}  // namespace
+
+int run_least_limit(const LeastLimitArgs& args) {
+  check_can_write(args.json, "--json");
+  keep_heap();
+  install_memory_tracking();
+  auto model = build_model(args.model);
+  const auto batch = model->synthetic_batch(args.model.seed);
+  torch::manual_seed(args.model.seed);
+  const auto generator = generator_state();
+  LeastLimitOptions options;
+  if (!args.multiples.empty()) options.multiples = args.multiples;
+  options.tolerance = args.tolerance;
+  options.runs = args.iters;
+  options.cap.max_overhead(args.max_overhead);
+  const auto found = least_limit(
+      [&] {
+        drop_gradients(model->module());
+        set_generator_state(generator);
+        model->loss(batch).backward();
+      },
+      options);
+  drop_gradients(model->module());
+
+  Json config = config_json(*model);
+  config["iters"] = args.iters;
+  config["tolerance"] = args.tolerance;
+  config["max_overhead"] = args.max_overhead;
+  Json document = document_json("least_limit", model->name(), config);
+  document.update({{"limit_bytes", found.limit},
+                   {"refused_bytes", found.refused},
+                   {"base_bytes", found.level},
+                   {"plain", {{"peak_bytes", found.peak}, {"step_ms_median", found.baseline_ms}}},
+                   {"steps", found.steps},
+                   {"rows", Json::array()}});
+  for (const auto& cost : found.costs) document["rows"].push_back(cost_json(cost));
+  publish(document,
+          fmt::format("{}, {} {} a step, {} threads: the least limit is {} for all tensors, {} over the level before a step ({}); {} was refused.\n"
+                      "Without a limit: {} over the level, {:.1f} ms a step. {} steps were run\n{}",
+                      title(*model), model->units_per_batch(), model->unit(), at::get_num_threads(), format_bytes(found.limit),
+                      format_bytes(found.limit - found.level), format_bytes(found.level), format_bytes(found.refused - found.level),
+                      format_bytes(found.peak - found.level), found.baseline_ms, found.steps, show(found)),
+          args.json, "");
+  return kOk;
+}
+
+}  // namespace refrain::cli

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <utility>
+
+namespace refrain {
+
+/// This thread's own `T`, made when it is first asked for and destroyed with the thread. It lies on the heap: the loader has little static
+/// thread-local memory for all libraries of a process together. What asks for it while the thread ends, after its destruction, gets
+/// another one that is never destroyed. Cost: a call when the library was loaded by `dlopen`, else a load.
+template <typename T>
+T& thread_owned() {
+  static thread_local T* current = nullptr;
+  if (current) return *current;
+  struct Guard {
+    ~Guard() { delete std::exchange(current, nullptr); }
+  };
+  current = new T;
+  static thread_local Guard guard;
+  (void)guard;
+  return *current;
+}
+
+}  // namespace refrain
