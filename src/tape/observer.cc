@@ -178,6 +178,8 @@ class ReportWriter {
         for (const auto& ref : op->refs_in) {
           if (ref.value)
             count(ref.value);
+          else if (ref.arg == ArgRef::kInside)
+            ++holders_[ref.kept.unsafeGetTensorImpl()].graph;  // a part of what is counted
           else if (ref.kept.defined())
             count(ref.kept);
         }

@@ -92,6 +92,9 @@ std::string describe(at::ScalarType dtype, at::IntArrayRef sizes, at::Device dev
   return text;
 }
 
+UntracedScope::UntracedScope() : trace_(std::exchange(ThreadState::get().trace, nullptr)) {}
+UntracedScope::~UntracedScope() { ThreadState::get().trace = trace_; }
+
 bool OpTrace::is_inside() const { return torch::autograd::get_current_graph_task_id() != graph_task_; }
 
 void OpTrace::start(const OpTrace* first) {

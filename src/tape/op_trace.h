@@ -84,6 +84,18 @@ class OpTrace {
   std::unordered_map<const c10::StorageImpl*, Known> known_;
 };
 
+/// What runs on this thread meanwhile is noted in no trace: it is no part of the function.
+class UntracedScope {
+ public:
+  UntracedScope();
+  ~UntracedScope();
+  UntracedScope(const UntracedScope&) = delete;
+  UntracedScope& operator=(const UntracedScope&) = delete;
+
+ private:
+  OpTrace* const trace_;
+};
+
 /// "Float[2, 3]", with the device if it is not the CPU.
 std::string describe(at::ScalarType dtype, at::IntArrayRef sizes, at::Device device);
 

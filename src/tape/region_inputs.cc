@@ -67,8 +67,8 @@ Value* stored(const at::Tensor& tensor, RegionWork& work, const Region* region) 
 
 }  // namespace
 
-/// What autograd keeps of a tensor: a parked value, or the tensor itself where it is left alone or waits to be parked. As a
-/// slot it follows a write that bumps no version to the new bytes.
+/// What autograd keeps of a tensor: a parked value, or the tensor itself where it is left alone or waits to be parked. For autograd
+/// it is a slot, which follows a write that bumps no version to the new bytes; a region's input has the bytes that the region read.
 class Parked final : public Slot {
  public:
   Parked() : Slot(nullptr) {}
@@ -76,27 +76,37 @@ class Parked final : public Slot {
     if (!is_parked_) return;
     Tape::get().pending_slots.fetch_sub(1, std::memory_order_relaxed);
     TapeLock lock;
-    settle_writes(lock, ThreadState::get());
-    detach(lock);
+    if (input_) {
+      lock.release(input_);
+    } else {
+      settle_writes(lock, ThreadState::get());
+      detach(lock);
+    }
   }
 
   void keep(const at::Tensor& tensor) {
     remember_version(tensor);
+    may_park_ = can_park(tensor);  // which a parameter's data does not show
     const BelowTape below;
     tensor_ = tensor.tensor_data();
   }
 
-  void store(RegionWork& work) {
-    if (version_bumped()) return;  // autograd refuses it
+  void store(RegionWork& work, bool is_input) {
+    if (!may_park_ || version_bumped()) return;  // autograd refuses a new version
     const auto tensor = tensor_;
     at::Tensor let_go;  // after the lock
     const Pinned bytes(tensor);
-    auto* stored_value = can_park(tensor) ? stored(tensor, work, nullptr) : nullptr;
+    auto* stored_value = stored(tensor, work, nullptr);
     if (!stored_value) return;
     TapeLock lock;
     if (stored_value->parked) {
       meta_.assign(tensor);
-      attach(lock, stored_value, false);
+      if (is_input) {
+        input_ = stored_value;
+        retain(input_);
+      } else {
+        attach(lock, stored_value, false);
+      }
       is_parked_ = true;
       let_go = std::move(tensor_);
       // the watch must see what is written to its storage
@@ -116,8 +126,9 @@ class Parked final : public Slot {
         if (version_bumped()) throw_modified(counter, version);
         return tensor_;
       }
-      if (!version_bumped()) bytes = resident(*value);
-      offloaded = value->offloaded;
+      const auto& parked = input_ ? *input_ : *value;
+      if (!version_bumped()) bytes = resident(parked);
+      offloaded = parked.offloaded;
     }
     const bool first_bytes = static_cast<bool>(bytes);
     if (!bytes && !offloaded) throw_modified(counter, version);
@@ -129,10 +140,12 @@ class Parked final : public Slot {
 
  private:
   at::Tensor tensor_;  ///< until it is parked; guarded by the tape's lock once others see this
+  Value* input_ = nullptr;  ///< owned
+  bool may_park_ = false;
   bool is_parked_ = false;
 };
 
-void store_parked(Parked& parked, RegionWork& work) { parked.store(work); }
+void store_parked(Parked& parked, RegionWork& work) { parked.store(work, false); }
 
 namespace {
 
@@ -147,7 +160,7 @@ class ParkedHooks final : public torch::autograd::SavedVariableHooks {
     if (saver_)
       saver_->packed(parked_, tensor);
     else
-      parked_->store(work);
+      parked_->store(work, true);
   }
   at::Tensor call_unpack_hook() override { return parked_->call_unpack_hook(); }
 

@@ -12,6 +12,7 @@
 #include <unordered_set>
 
 #include "tape/after_backward.h"
+#include "tape/op_trace.h"
 #include "train/errors.h"
 #include "train/model_agreement.h"
 
@@ -223,6 +224,7 @@ GradientReduction::~GradientReduction() = default;
 bool GradientReduction::before_forward() {
   // a function that runs again in backward is the same forward
   if (!at::GradMode::is_enabled() || is_recomputing()) return false;
+  const tape::UntracedScope untraced;
   auto& state = *state_;
   try {
     if (state.sync) state.reducer->prepare_for_forward();
@@ -236,6 +238,7 @@ bool GradientReduction::before_forward() {
 }
 
 void GradientReduction::after_forward(const std::vector<Tensor*>& outputs) {
+  const tape::UntracedScope untraced;
   auto& state = *state_;
   const bool first_static = state.options.static_graph() && !std::exchange(state.saw_static, true);
   const bool finds_unused = state.options.find_unused_parameters() && !state.options.static_graph();

@@ -164,6 +164,7 @@ TEST_F(PlainOffload, AWriteWithoutAVersionGivesTheNewBytes) {
   expect_same_in_scope([](Trial& run) {
     auto x = run.param({16, 16});
     auto h = x * 2, buffer = at::empty({16, 16});
+    buffer.data().fill_(1);
     auto y = h.sin() * buffer;
     buffer.data().fill_(2);
     buffer.data()[3].fill_(5);
