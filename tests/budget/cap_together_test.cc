@@ -248,23 +248,26 @@ TEST_F(CapTogether, AnyAllocationOfARegionThatRunsAgainMayFail) {
   for (const bool capped : {false, true}) {
     std::optional<MemoryCap> cap;
     if (capped) cap.emplace(kNoLimit, every_byte());
-    int failures = 0;
+    int failures = 0, swallowed = 0;
     for (int64_t n = 1;; ++n) {
       refrain::memory_testing::fail_nth_allocation(n);
       bool failed = false;
+      std::string got;
       try {
-        blocks(options);
+        got = blocks(options);
       } catch (const c10::OutOfMemoryError&) {
         failed = true;
       }
       const bool fired = refrain::memory_testing::failure_fired();
       refrain::memory_testing::fail_nth_allocation(0);
-      ASSERT_EQ(failed, fired);
+      ASSERT_TRUE(failed || got == want) << "allocation " << n << " failed, and the numbers are others";
+      swallowed += fired && !failed;
       if (!fired) break;
       ++failures;
       ASSERT_TRUE(want == blocks(options)) << "after allocation " << n << " failed";
     }
     EXPECT_GT(failures, 50);
+    EXPECT_LE(swallowed, 4 * (1 + capped)) << "a look at a generator, once a region, that may do without";
   }
 }
 
