@@ -131,14 +131,20 @@ at::Tensor Slot::call_unpack_hook() {
   if (task >= 0) read_task = task;
   auto tensor = meta_.build(bytes);
   // What a backward with `create_graph` saves again, or a custom function's backward writes, is the tensor that was saved, and whoever
-  // saved it too sees its version. Replayed for a slot whose tensor was overwritten, it is another.
-  if (version_bumped() || (value->is_leaf() && value->private_copy)) return tensor;
-  tensor.unsafeGetTensorImpl()->set_version_counter(counter);
-  if (value->key != bytes.unsafeGetStorageImpl()) return tensor;
+  // saved it too sees its version. Replayed for slots whose tensor was overwritten, it is another, which they share.
+  const bool same_bytes = value->key == bytes.unsafeGetStorageImpl();
+  if (value->is_leaf() && value->private_copy) return tensor;
+  const bool is_another = version_bumped();
+  if (!is_another)
+    tensor.unsafeGetTensorImpl()->set_version_counter(counter);
+  else if (same_bytes && value->counter.enabled())
+    tensor.unsafeGetTensorImpl()->set_version_counter(value->counter);
+  if (!same_bytes) return tensor;
   if (counter.enabled() && !value->counter.enabled()) {
-    value->counter = counter;
-    value->version = version - value->metadata_bumps;
+    value->counter = tensor.unsafeGetTensorImpl()->version_counter();
+    value->version = (is_another ? 0 : version) - value->metadata_bumps;
   }
+  if (is_another) return tensor;
   // Only then is it asked for again after somebody has written to it through a pointer.
   if (task >= 0 && torch::autograd::get_current_graph_task_keep_graph()) arm(value, value->key);
   return tensor;

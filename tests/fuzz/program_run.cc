@@ -365,6 +365,7 @@ void ProgramRun::move_leaves(Outcome& outcome) {
   record_all(outcome);
   rerun_input_changed_ |=
       std::any_of(notes_->read_by_rerun.begin(), notes_->read_by_rerun.end(), [](const Watched& t) { return t.changed(); });
+  outcome.has_rerun |= !notes_->read_by_rerun.empty();
   notes_->read_by_rerun.clear();
   notes_->cut_unsafely.clear();
   notes_->made_by_rerun.clear();
@@ -421,6 +422,7 @@ void ProgramRun::run(Outcome& outcome) {
   outcome.made_cycle = notes_->made_cycle;
   outcome.threads_changed = *threads_changed_;
   outcome.unpinned |= notes_->unpinned;
+  outcome.has_rerun |= !notes_->read_by_rerun.empty();
   outcome.rerun_input_changed =
       rerun_input_changed_ ||
       std::any_of(notes_->read_by_rerun.begin(), notes_->read_by_rerun.end(), [](const Watched& t) { return t.changed(); });

@@ -120,8 +120,10 @@ Judgement judge_refused(const Program& program, const Outcome& baseline, const O
   Judgement judgement;
   judgement.verdict = Verdict::kBaselineRefuses;
   judgement.refused_too = !ours.error.empty();
-  // A refused backward may leave a cycle of LibTorch's own behind; it may also have come before the cycle.
-  judgement.cycles = baseline.leaked_bytes != 0 || (ours.made_cycle && !baseline.made_cycle);
+  // A refused backward may leave a cycle of LibTorch's own behind; it may also have come before the cycle. What a rerun region keeps
+  // of its inputs' graph may keep a tensor that was overwritten by what was computed from the region's results.
+  judgement.cycles =
+      baseline.leaked_bytes != 0 || (ours.made_cycle && !baseline.made_cycle) || ours.has_rerun;
   if (!judgement.cycles && !leak(ours).empty()) {
     return failed("LibTorch refuses this program (" + baseline.error + ");\nours " + leak(ours));
   }

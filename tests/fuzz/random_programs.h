@@ -113,6 +113,7 @@ struct Outcome {
   bool has_loss = false;             ///< something required a gradient
   bool made_cycle = false;           ///< in the graph, as plain autograd would: memory may stay
   bool rerun_input_changed = false;  ///< what a rerun region read from outside was written in place later on
+  bool has_rerun = false;            ///< a rerun region kept the graph of its inputs
   bool threads_changed = false;      ///< the number of threads that an operator may use
   bool unpinned = false;             ///< a part of it ran on another thread, and what that reads was not pinned
   int64_t leaked_bytes = 0;          ///< over the level before the run, after every handle was dropped

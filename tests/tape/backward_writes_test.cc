@@ -102,6 +102,19 @@ TEST_F(BackwardWrites, TwiceByAnOperator) {
 }
 
 // In nested regions, and one that reads from another.
+// Found by random programs. The second backward replays, and its tensors must share a version as those of the first did.
+TEST_F(BackwardWrites, WhatASecondBackwardSavesOfTheSameMemoryIsRefused) {
+  auto x = torch::randn({16}).requires_grad_();
+  const Write write = by_operator;
+  const auto loss = refrain::checkpoint([&](const Tensor& a) {
+    const auto e = a.exp();
+    return e.sin() + Square::apply(e, write);
+  }, x).sum();
+  torch::autograd::grad({loss}, {x}, {}, /*retain_graph=*/true);
+  const auto again = torch::autograd::grad({loss}, {x}, {}, true, /*create_graph=*/true)[0];
+  EXPECT_THROW(torch::autograd::grad({again.square().sum()}, {x}), c10::Error);
+}
+
 TEST_F(BackwardWrites, AcrossRegions) {
   const auto program = [](const Write& write) {
     return [&write](Trial& run) {
