@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "refrain/selective.h"
+#include "tape/evict.h"
 #include "tape/for_each_tensor.h"
 #include "tape/key.h"
 #include "tape/step_listener.h"
@@ -114,15 +115,15 @@ CheckpointPolicy ask(OpContext::Call& call) {
 }
 
 /// An operator that stays on the tape while the lock is not held.
-class Pinned {
+class RetainedOp {
  public:
-  explicit Pinned(Op* op) : op_(op) { ++op->refs; }
-  ~Pinned() {
+  explicit RetainedOp(Op* op) : op_(op) { ++op->refs; }
+  ~RetainedOp() {
     TapeLock lock;
     lock.release(op_);
   }
-  Pinned(const Pinned&) = delete;
-  Pinned& operator=(const Pinned&) = delete;
+  RetainedOp(const RetainedOp&) = delete;
+  RetainedOp& operator=(const RetainedOp&) = delete;
 
  private:
   Op* op_;
@@ -156,7 +157,7 @@ namespace refrain {
 at::Tensor checkpoint_name(const at::Tensor& x, std::string_view name) {
   auto* region = tape::ThreadState::get().region;
   if (!region || !region->policy) return x;
-  std::optional<tape::Pinned> pinned;
+  std::optional<tape::RetainedOp> pinned;
   tape::Op* op = nullptr;
   {
     tape::TapeLock lock;
@@ -183,8 +184,10 @@ at::Tensor mark(const at::Tensor& x, CheckpointPolicy policy) {
   auto* region = tape::ThreadState::get().region;
   if (!region || !x.defined()) return x;
   std::shared_ptr<tape::Offloaded> offloaded;
-  if (policy == CheckpointPolicy::kOffload && tape::has_plain_storage(x))
+  if (policy == CheckpointPolicy::kOffload && tape::has_plain_storage(x)) {
+    const tape::Pinned bytes(x);
     offloaded = region->offload->store(x.storage());
+  }
   tape::TapeLock lock;
   auto* value = tape::produced_value(lock, x);
   if (!value) return x;

@@ -62,6 +62,8 @@ Value* stored(const at::Tensor& tensor, RegionWork& work, const Region* region) 
     value->offloaded = std::move(bytes);
     park(lock, value);
   }
+  // Who asks for a pointer to write through before an operator reads it makes another input of it.
+  if (value->parked && value->key) arm(value, value->key);
   return value;
 }
 

@@ -121,7 +121,8 @@ at::Tensor Slot::call_unpack_hook() {
   }
   const int32_t task = torch::autograd::get_current_graph_task_id();
   auto bytes = std::move(filled);
-  if (bytes && !filled_is_whole()) lock.discard(std::move(bytes));
+  const bool written = bytes && value->key == bytes.unsafeGetStorageImpl() && value->version_moved();
+  if (bytes && (written || !filled_is_whole())) lock.discard(std::move(bytes));
   if (!bytes) bytes = value->evicted ? value->held : resident(*value);  // the operator that reads it brings it back
   if (!bytes) {
     refill(lock, *this);

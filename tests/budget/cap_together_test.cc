@@ -242,6 +242,22 @@ TEST_F(CapTogether, RegionsOfEverySort) {
     expect_same_bits([&] { return blocks(options); });
 }
 
+TEST_F(CapTogether, WhatIsMarkedToBeOffloadedMayHaveBeenEvicted) {
+  const refrain::OffloadStore store{refrain::OffloadOptions().min_bytes(0)};
+  const auto options = refrain::CheckpointOptions().offload(store).policy(
+      [](const refrain::OpContext&) { return refrain::CheckpointPolicy::kPreferRecompute; });
+  expect_same_bits([&] {
+    torch::manual_seed(4);
+    auto w = torch::randn({64, 64}).requires_grad_();
+    refrain::checkpoint(options, [&] {
+      const auto y = w.sin();
+      const auto z = w.cos().exp();
+      return (refrain::mark(y, refrain::CheckpointPolicy::kOffload) * z).sum();
+    }).backward();
+    return bits_of(w.grad());
+  });
+}
+
 TEST_F(CapTogether, AnyAllocationOfARegionThatRunsAgainMayFail) {
   const auto options = refrain::CheckpointOptions().source(refrain::CheckpointSource::kRerun);
   const auto want = blocks(options);

@@ -61,6 +61,7 @@ class ProgramRun : public Machine {
   std::map<std::string, SlotPtr> all_given_;
   std::unique_ptr<torch::optim::Optimizer> optimizer_;
   bool rerun_input_changed_ = false;
+  bool moving_ = false;
   bool may_refuse_ = surroundings_ != nullptr;
 };
 
@@ -377,6 +378,7 @@ void ProgramRun::move_leaves(Outcome& outcome) {
   given_ = all_given_;
   if (last.defined()) given_["carried"]->t = last;
   if (program_.optimizer == Optimizer::kNone) return;
+  moving_ = true;
   if (!optimizer_) {
     std::vector<Tensor> moved;
     const bool adam = program_.optimizer == Optimizer::kAdam;
@@ -389,6 +391,7 @@ void ProgramRun::move_leaves(Outcome& outcome) {
           moved, torch::optim::SGDOptions(0.02).momentum(program_.optimizer == Optimizer::kMomentum ? 0.9 : 0.0));
   }
   optimizer_->step();
+  moving_ = false;
   for (const SlotPtr& leaf : leaves_) leaf->t.mutable_grad() = Tensor();
   line("optimizer step");
 }
@@ -426,7 +429,7 @@ void ProgramRun::run(Outcome& outcome) {
   outcome.rerun_input_changed =
       rerun_input_changed_ ||
       std::any_of(notes_->read_by_rerun.begin(), notes_->read_by_rerun.end(), [](const Watched& t) { return t.changed(); });
-  record_all(outcome);
+  if (!moving_) record_all(outcome);  // else some leaves were moved and others not
   for (const SlotPtr& leaf : leaves_) leaf->t.mutable_grad() = Tensor();
   record(outcome, "default generator", at::globalContext().defaultGenerator(at::kCPU).get_state(), false);
   for (size_t i = 0; i < generators.size(); ++i) {

@@ -115,6 +115,19 @@ TEST_F(BackwardWrites, WhatASecondBackwardSavesOfTheSameMemoryIsRefused) {
   EXPECT_THROW(torch::autograd::grad({again.square().sum()}, {x}), c10::Error);
 }
 
+// Likewise: what the first to read writes is not what the second reads.
+TEST_F(BackwardWrites, InASecondBackward) {
+  auto x = torch::randn({16}).requires_grad_();
+  const Write write = by_operator, twin = out_of_place;
+  const auto loss_of = [&](const Write& w) {
+    return refrain::checkpoint([&](const Tensor& a) { return Square::apply(a.exp(), w); }, x).sum();
+  };
+  const auto loss = loss_of(write), other = loss_of(twin);
+  const auto expected = torch::autograd::grad({other}, {x})[0];
+  for (int i = 0; i < 3; ++i) expect_bit_equal(expected, torch::autograd::grad({loss}, {x}, {}, /*retain_graph=*/true)[0]);
+  std::thread([&] { expect_bit_equal(expected, torch::autograd::grad({loss}, {x})[0]); }).join();
+}
+
 TEST_F(BackwardWrites, AcrossRegions) {
   const auto program = [](const Write& write) {
     return [&write](Trial& run) {

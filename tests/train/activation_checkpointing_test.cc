@@ -298,6 +298,22 @@ TEST_P(RegionInputs, AWriteThatNoVersionCounterShowsMakesAnotherInput) {
   });
 }
 
+// Found by random programs: nothing had read it yet, so nothing looked.
+TEST_P(RegionInputs, APointerWrittenThroughBeforeTheInputIsReadMakesAnotherInput) {
+  if (options().source() == CheckpointSource::kRerun) return;  // whose function would write again to what is alive
+  for (const auto source : {CheckpointSource::kReplay, CheckpointSource::kRerun})
+    expect_same_stored([source](Trial& run) {
+      auto w = run.param({8, 8});
+      const auto fn = [&run, source, w](const Tensor& h) {
+        auto* bytes = h.data_ptr<float>();
+        for (int i = 0; i < 64; ++i) bytes[i] = bytes[i] / 2 + 1;
+        const auto inner = [w](const Tensor& t) { return t.mm(w).exp() * t; };
+        return run.region_with(CheckpointOptions().source(source), inner, h);
+      };
+      return run.region(fn, w.sin() / 8).sum();
+    });
+}
+
 TEST_P(RegionInputs, AFullStoreFailsTheCallAndLeavesNothing) {
   const ActivationCheckpointing activations(to_cpu());
   auto w = torch::randn({8, 8}).requires_grad_();
