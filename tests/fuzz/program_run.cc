@@ -18,9 +18,23 @@ uint64_t hash_of(const std::string& s) {
   return h;
 }
 
-bool same_numbers_to_come(const at::mt19937_data_pod& a, const at::mt19937_data_pod& b) {
-  return a.seed_ == b.seed_ && a.left_ == b.left_ && a.next_ == b.next_ && a.state_ == b.state_;
-}
+/// Of a generator: all that decides the numbers to come. Looking needs no memory of LibTorch's allocator.
+struct NumbersToCome {
+  explicit NumbersToCome(const at::Generator& generator) {
+    auto* const own = at::check_generator<at::CPUGeneratorImpl>(generator);
+    engine = own->engine().data();
+    float_sample = own->next_float_normal_sample();
+    double_sample = own->next_double_normal_sample();
+  }
+  bool operator==(const NumbersToCome& other) const {
+    const auto &a = engine, &b = other.engine;
+    return a.seed_ == b.seed_ && a.left_ == b.left_ && a.next_ == b.next_ && a.state_ == b.state_ &&
+           float_sample == other.float_sample && double_sample == other.double_sample;
+  }
+  at::mt19937_data_pod engine;
+  std::optional<float> float_sample;  ///< of a normal distribution, which makes two at a time
+  std::optional<double> double_sample;
+};
 
 bool may_write_unseen(const Step& step) {
   const StepSpec* spec = find_step(step.kind);
@@ -86,7 +100,7 @@ struct ProgramRun::Before {
   int indent;
   std::vector<std::pair<Tensor, uint32_t>> versions;
   std::vector<std::string> buffers;  ///< statistics are written without a new version
-  std::vector<at::mt19937_data_pod> generators;
+  std::vector<NumbersToCome> generators;
 };
 
 ProgramRun::Before ProgramRun::before_step() {
@@ -97,9 +111,8 @@ ProgramRun::Before ProgramRun::before_step() {
     const PinScope pin(buffer->t);
     before.buffers.emplace_back(static_cast<const char*>(buffer->t.const_data_ptr()), buffer->t.nbytes());
   }
-  before.generators.push_back(at::check_generator<at::CPUGeneratorImpl>(at::detail::getDefaultCPUGenerator())->engine().data());
-  for (const auto& own : generators)
-    before.generators.push_back(at::check_generator<at::CPUGeneratorImpl>(own)->engine().data());
+  before.generators.emplace_back(at::detail::getDefaultCPUGenerator());
+  for (const auto& own : generators) before.generators.emplace_back(own);
   return before;
 }
 
@@ -107,8 +120,7 @@ bool ProgramRun::is_as(const Before& before) {
   for (const auto& [tensor, version] : before.versions)
     if (static_cast<uint32_t>(tensor._version()) != version) return false;
   const Before now = before_step();
-  return now.buffers == before.buffers && std::equal(now.generators.begin(), now.generators.end(), before.generators.begin(),
-                                                     same_numbers_to_come);
+  return now.buffers == before.buffers && now.generators == before.generators;
 }
 
 // A step that was refused before it changed anything is a step that the program does not have.
