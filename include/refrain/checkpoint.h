@@ -105,7 +105,7 @@ class CheckpointOptions {
   /// `kRerun` only: stop the second call at the first operator after the last that backward needs, by an exception that is
   /// no `std::exception` and passes through the function. Default: true. `false` if the function has side effects at its end that
   /// must happen again. Where the exception would not get through (a `noexcept` function or destructor in between, one that
-  /// catches everything, code without unwind tables) the function runs on to its end. Not seen is a
+  /// catches everything, code without unwind tables) the function runs on, to the next place where it does, or its end. Not seen is a
   /// `noexcept` function that the compiler has inlined into one that is not: there the process ends, so say `false`.
   CheckpointOptions& early_stop(bool value) {
     early_stop_ = value;

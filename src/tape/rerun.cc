@@ -642,9 +642,11 @@ void stop_function(StopRequest& request, const OpTraits& op, const torch::jit::S
   request.arguments.clear();
   request.writing = writes_saved;
   if (writes_saved || !request.raw.empty()) return;
-  request.due = false;
-  if (can_throw_to(request.frame)) throw EarlyStop();
-  if (request.runs_on) request.runs_on();
+  if (can_throw_to(request.frame)) {
+    request.due = false;
+    throw EarlyStop();
+  }
+  if (const auto runs_on = std::exchange(request.runs_on, nullptr)) runs_on();
 }
 
 void note_results(StopRequest& request, const OpTraits& op, const torch::jit::Stack& stack) {
