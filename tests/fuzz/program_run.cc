@@ -130,7 +130,8 @@ void ProgramRun::run_or_be_refused(const Step& step, Outcome& outcome) {
     run_step(step);
   } catch (const c10::OutOfMemoryError&) {
     lift();
-    if (may_write_unseen(step) || !is_as(before)) throw;
+    const bool has_unsafe_views = !notes_->cut_unsafely.empty();  // they have versions of their own
+    if (has_unsafe_views || may_write_unseen(step) || !is_as(before)) throw;
     outcome.refused_steps.emplace_back(iteration_, step.number);
     pool_ = std::move(before.pool);
     given_ = std::move(before.given);
