@@ -16,9 +16,7 @@ SOURCES = $(shell git ls-files --cached --others --exclude-standard '*.h' '*.cc'
 configure = $(CMAKE) --preset $(1) -DCMAKE_MAKE_PROGRAM=$(NINJA) -DREFRAIN_WERROR=$(WERROR) >/dev/null
 compile = $(CMAKE) --build $(1) --parallel $(JOBS)
 # Tests run side by side: threads of OpenMP that spin for others which have no core make them twenty times slower.
-# Those of random programs take one thread each, and run side by side after the others.
-test = cd $(1) && OMP_WAIT_POLICY=passive $(CTEST) --output-on-failure -LE random $(CTEST_ARGS) && \
-  OMP_WAIT_POLICY=passive $(CTEST) --output-on-failure -L random --parallel $(JOBS) $(CTEST_ARGS)
+test = cd $(1) && OMP_WAIT_POLICY=passive $(CTEST) --output-on-failure --parallel $(JOBS) $(CTEST_ARGS)
 
 .PHONY: help setup build demo test core asan soak mutations bench peers limits plans format format-check tidy clean
 .NOTPARALLEL:

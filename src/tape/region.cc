@@ -35,7 +35,7 @@ void mark_replayed_by_others(TapeLock& lock, const Region* region) {
     regions.insert(regions.end(), regions[i]->children.begin(), regions[i]->children.end());
     for (auto* value : regions[i]->values) {
       const bool is_bound = value->storage.expired() && value->producer && value->producer->traits->cast;
-      if (value->op_refs > 0 && (value->stale || is_bound)) mark(value);
+      if (value->op_refs > 0 && (value->replaced || is_bound)) mark(value);
     }
   }
   while (!todo.empty()) {

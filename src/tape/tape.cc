@@ -271,7 +271,7 @@ Value* overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* af
     if (slot->filled && slot->filled.unsafeGetStorageImpl() == storage) lock.discard(std::move(slot->filled));
   retain(before);
   unmap_value(lock, before);
-  before->stale = true;
+  before->stale = before->replaced = true;
   if (before->is_leaf() || (before->unknown && !after)) {
     before->unknown = false;
     if (before->private_copy || before->parked || before->exposed) {

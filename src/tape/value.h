@@ -80,6 +80,7 @@ struct Value {
   bool map_owns = false;
   bool unknown = false;
   bool stale = false;         ///< the storage has been overwritten: it no longer serves this value
+  bool replaced = false;      ///< it was stale once: what has its bytes since is a copy that a replay made
   bool lost = false;          ///< a leaf whose bytes were overwritten without a copy
   bool private_copy = false;  ///< `held` is the tape's own copy, so version counters say nothing about it
   bool saved = false;         ///< a policy keeps it: its bytes are held while anything refers to it, as a leaf's

@@ -321,6 +321,8 @@ MUTATIONS = [
       tests=["activation_checkpointing_test"]),
     m("offload", "a parameter is parked late", ("tape/region_inputs.cc", "if (!may_park_ || version_bumped()) return;", "if (version_bumped()) return;"),
       tests=["offload_test"]),
+    m("cap", "what was overwritten and replayed since ends with its region",
+      (REGION, "(value->replaced || is_bound)", "(value->stale || is_bound)"), tests=["memory_cap_test:CapTogether.*"]),
     m("cap", "what is marked to be offloaded is not pinned", (POLICY, "    const tape::Pinned bytes(x);\n", ""),
       tests=["memory_cap_test:CapTogether.*"]),
     m("rerun", "functions are called again one at a time",
