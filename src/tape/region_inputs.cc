@@ -31,6 +31,11 @@ void park(TapeLock& lock, Value* value) {
   lock.discard(std::move(value->held));
 }
 
+// Who asks for a pointer to write through before an operator reads the input makes another one of it.
+void watch_pointers(Value* value) {
+  if (value->parked && value->key) arm(value, value->key);
+}
+
 // @param region  that it is an input of; null if the tape records none.
 // @returns  its value, retained; null if it is left alone.
 Value* stored(const at::Tensor& tensor, RegionWork& work, const Region* region) {
@@ -62,8 +67,7 @@ Value* stored(const at::Tensor& tensor, RegionWork& work, const Region* region) 
     value->offloaded = std::move(bytes);
     park(lock, value);
   }
-  // Who asks for a pointer to write through before an operator reads it makes another input of it.
-  if (value->parked && value->key) arm(value, value->key);
+  if (region) watch_pointers(value);
   return value;
 }
 
@@ -106,6 +110,7 @@ class Parked final : public Slot {
       if (is_input) {
         input_ = stored_value;
         retain(input_);
+        watch_pointers(input_);
       } else {
         attach(lock, stored_value, false);
       }

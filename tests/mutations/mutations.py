@@ -317,7 +317,7 @@ MUTATIONS = [
     m(3, "replayed bytes that an earlier backward wrote have a counter for each who reads them",
       (SLOTS, "    tensor.unsafeGetTensorImpl()->set_version_counter(value->counter);", "    {}"), tests=["inplace_test"]),
     m("inputs", "a pointer to a stored input that nobody has read is not watched",
-      ("tape/region_inputs.cc", "  if (value->parked && value->key) arm(value, value->key);\n", ""),
+      ("tape/region_inputs.cc", "  if (region) watch_pointers(value);\n", ""),
       tests=["activation_checkpointing_test"]),
     m("offload", "a parameter is parked late", ("tape/region_inputs.cc", "if (!may_park_ || version_bumped()) return;", "if (version_bumped()) return;"),
       tests=["offload_test"]),
