@@ -116,7 +116,7 @@ class Turns;
 class Machine {
  public:
   Machine(Mode mode, std::string* text, Surroundings* surroundings = nullptr)
-      : mode_(mode), text_(text), surroundings_(surroundings) {}
+      : mode_(mode), text_(text), surroundings_(surroundings), may_be_refused_(surroundings != nullptr && surroundings->may_refuse()) {}
   /// For one call of a rerun region's function: knows nothing but what that is given.
   Machine(const PureBody& body, const std::vector<Tensor>& arguments, const std::vector<at::Generator>& own);
   /// For one of two threads that take turns: knows what `parent` does.
@@ -218,6 +218,7 @@ class Machine {
   const Mode mode_;
   std::string* const text_;
   Surroundings* const surroundings_;
+  const bool may_be_refused_;  ///< memory, on any of its threads
   std::vector<SlotPtr> pool_;
   std::map<std::string, SlotPtr> given_;
   std::vector<SlotPtr> leaves_;
@@ -274,6 +275,7 @@ class PureBody {
   Mode mode = Mode::kPlain;
   std::string* text = nullptr;
   Surroundings* surroundings = nullptr;
+  bool may_be_refused = false;
   int indent = 1;
   Enclosing enclosing;
   std::shared_ptr<std::vector<float>> frame;

@@ -258,6 +258,7 @@ Machine::Machine(const Machine& parent, Turns& turns, int thread)
       mode_(parent.mode_),
       text_(parent.text_),
       surroundings_(thread == 0 ? parent.surroundings_ : nullptr),
+      may_be_refused_(parent.may_be_refused_),
       pool_(parent.pool_),
       given_(parent.given_),
       leaves_(parent.leaves_),
@@ -296,6 +297,7 @@ void Machine::run_pure_region(const Step& step) {
   body.mode = mode_;
   body.text = text_;
   body.surroundings = surroundings_;
+  body.may_be_refused = may_be_refused_;
   body.indent = indent_;
   body.enclosing = enclosing_;
   body.frame = frame_;
@@ -325,7 +327,7 @@ void Machine::run_pure_region(const Step& step) {
   std::vector<Tensor> results;
   std::exception_ptr stop;
   try {
-    if (step.options.is_noexcept && (surroundings_ == nullptr || !surroundings_->may_refuse())) {
+    if (step.options.is_noexcept && !may_be_refused_) {
       coverage().noexcepts += mode_ == Mode::kCheckpoint;
       const auto quiet = [body](const std::vector<Tensor>& given, const std::vector<at::Generator>& own) noexcept { return body(given, own); };
       results = call(step.options, quiet, std::move(arguments), generators);
@@ -373,6 +375,7 @@ Machine::Machine(const PureBody& body, const std::vector<Tensor>& arguments, con
       mode_(body.mode),
       text_(body.text),
       surroundings_(body.surroundings),
+      may_be_refused_(body.may_be_refused),
       enclosing_(body.enclosing),
       indent_(body.indent),
       frame_(body.frame),
