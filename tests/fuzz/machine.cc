@@ -59,6 +59,7 @@ Tensor& Machine::writable(const SlotPtr& slot) {
     }
   }
   at::AutoGradMode grad(true);
+  replaced_.emplace_back(slot, t);
   t = at::empty_strided(t.sizes(), t.strides(), t.options().requires_grad(false)).copy_(t);
   return t;
 }
@@ -160,12 +161,14 @@ void Machine::run_step(const Step& step) {
   outputs_of_step_ = 0;
   detail_.clear();
   if (surroundings_ != nullptr) surroundings_->before_step();
+  replaced_.clear();
   std::optional<ModuleScope> scope;
   if (mode_ == Mode::kCheckpoint) scope.emplace(step.number % 2 == 1 ? "odd" : "even");
   try {
     spec->run(*this);
     note_exercised(spec->kind);
   } catch (const Skip&) {
+    for (const auto& [slot, before] : replaced_) slot->t = before;  // nothing was written after all
   } catch (const c10::OutOfMemoryError&) {
     throw;
   } catch (const Refused&) {
