@@ -151,6 +151,11 @@ void Machine::run_steps(const std::vector<Step>& steps) {
   for (const Step& step : steps) run_step(step);
 }
 
+// Nothing was written after all.
+void Machine::put_back() {
+  for (const auto& [slot, before] : replaced_) slot->t = before;
+}
+
 void Machine::run_step(const Step& step) {
   if (turns_ != nullptr) turns_->next(thread_);
   if (!step.body.empty()) return run_block(step);
@@ -168,7 +173,7 @@ void Machine::run_step(const Step& step) {
     spec->run(*this);
     note_exercised(spec->kind);
   } catch (const Skip&) {
-    for (const auto& [slot, before] : replaced_) slot->t = before;  // nothing was written after all
+    put_back();
   } catch (const c10::OutOfMemoryError&) {
     throw;
   } catch (const Refused&) {
@@ -177,6 +182,7 @@ void Machine::run_step(const Step& step) {
     throw;
   } catch (const std::exception& error) {
     if (says_evicted(error)) throw;
+    put_back();
     notes_->failed_steps.push_back(step.number);
     if (text_ == nullptr) return;
     const auto* torch_error = dynamic_cast<const c10::Error*>(&error);

@@ -219,6 +219,7 @@ class Machine {
   std::string* const text_;
   Surroundings* const surroundings_;
   const bool may_be_refused_;  ///< memory, on any of its threads
+  void put_back();
   std::vector<std::pair<SlotPtr, Tensor>> replaced_;  ///< by copies for the step that runs: what was there
   std::vector<SlotPtr> pool_;
   std::map<std::string, SlotPtr> given_;
