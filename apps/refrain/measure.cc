@@ -44,7 +44,11 @@ void count_replays(models::TrainableModel& model, const models::Batch& batch, Gr
   set_model_strategy(model, seen.strategy);
   const auto* store = model.offload_store();
   if (store) store->reset_stats();
+  release_free_memory();
+  reset_peak_memory();
+  const Bytes resident = memory_stats().resident;
   run_step(model, batch, gradients, seen);
+  seen.resident_peak = memory_stats().resident_peak - resident;
   const TapeStats after = tape_stats();
   set_op_timing(was_timing);
   if (store) seen.offload = store->stats();
@@ -137,6 +141,7 @@ Json strategy_json(const Measurement& seen) {
   Json json{{"name", seen.strategy},
           {"after_forward_bytes", seen.after_forward},
           {"peak_bytes", seen.peak},
+          {"resident_peak_bytes", seen.resident_peak},
           {"step_ms_median", median(seen.step_ms)},
           {"step_ms_min", *std::min_element(seen.step_ms.begin(), seen.step_ms.end())},
           {"step_ms_spread", spread(seen.step_ms)},
