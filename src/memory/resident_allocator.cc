@@ -1,11 +1,13 @@
 #include "memory/resident_allocator.h"
 
-#include <c10/util/Exception.h>
+#include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/fork.h"
 #include "memory/process_memory.h"
+#include "refrain/memory_cap.h"
 
 namespace refrain {
 
@@ -57,20 +59,27 @@ Bytes ResidentAllocator::over() {
 
 void ResidentAllocator::make_room(Bytes missing, size_t requested) {
   const Bytes limit = limit_.load();
-  std::string cause;
   if (auto* relief = relief_.load()) {
     const Bytes in_use = counts_->in_use();  // the request is in it
     try {
       return relief->make_room(missing, 0, in_use - missing);
-    } catch (const c10::OutOfMemoryError& error) {
-      cause = std::string(" (") + error.what_without_backtrace() + ")";
+    } catch (const OutOfMemory& error) {
+      if (error.is_of_time()) throw;
     }
   }
   const Bytes resident = resident_now();
-  TORCH_CHECK_WITH(OutOfMemoryError, false, "[refrain::memory] out of memory: requested ", requested, " bytes (", format_bytes(static_cast<Bytes>(requested)),
-                   "), resident ", resident, " bytes (", format_bytes(resident), "), of which ", format_bytes(heap_->held()),
-                   " for tensors, limit of the process ", limit, " bytes (", format_bytes(limit), "): ", missing, " bytes (", format_bytes(missing),
-                   ") are missing; raise the limit, lower the batch, or checkpoint more", cause);
+  throw OutOfMemory({__func__, __FILE__, static_cast<uint32_t>(__LINE__)},
+                    fmt::format("[refrain::memory] out of memory: requested {} bytes ({}), resident {} bytes ({}), of which the tensors' heap holds {}, "
+                                "limit of the process {} bytes ({}) with {} of it for scratch: {} bytes ({}) are missing; raise the limit, "
+                                "lower the batch, or checkpoint more",
+                                requested, format_bytes(static_cast<Bytes>(requested)), resident, format_bytes(resident),
+                                format_bytes(heap_->held()), limit, format_bytes(limit), format_bytes(reserve()), missing, format_bytes(missing)),
+                    limit + missing, limit);
+}
+
+Bytes ResidentAllocator::reserve() {
+  const std::lock_guard lock(mutex_);
+  return reserve_;
 }
 
 }  // namespace refrain

@@ -28,7 +28,7 @@ class ResidentAllocator final : public SizedAllocator {
   /// Takes its mutex at forks. For the one that lives until the process ends.
   void lock_at_forks();
 
-  /// @throws c10::OutOfMemoryError  naming requested and resident bytes and the limit; nothing has been allocated.
+  /// @throws OutOfMemory  with a floor in resident bytes, or what `Relief` throws for want of time; nothing has been allocated.
   void* allocate(size_t bytes) override;
   void deallocate(void* data, size_t bytes) noexcept override { below_.deallocate(data, bytes); }
 
@@ -46,6 +46,7 @@ class ResidentAllocator final : public SizedAllocator {
   /// Resident bytes above the limit less the reserve if all that the heap holds were touched.
   Bytes over();
   void make_room(Bytes missing, size_t requested);
+  Bytes reserve();
 
   SizedAllocator& below_;
   TensorHeap* heap_;

@@ -116,8 +116,11 @@ TEST_F(TensorHeapTest, ProcessLimitIsKeptByGivingBackAndThenRefuses) {
   try {
     for (int i = 0; i < 100; ++i) alive.push_back(touched(4_MiB));
     FAIL() << "the limit was not kept";
-  } catch (const c10::OutOfMemoryError& error) {
+  } catch (const OutOfMemory& error) {
     EXPECT_NE(std::string(error.what()).find("limit of the process " + std::to_string(limit)), std::string::npos) << error.what();
+    EXPECT_EQ(error.limit(), limit);
+    EXPECT_GT(error.floor(), limit);
+    EXPECT_LE(error.floor(), limit + 16_MiB);
   }
   EXPECT_LE(memory_stats().resident_peak, limit);
   EXPECT_GT(memory_stats().resident_peak, limit - 32_MiB);  // and it is used
