@@ -19,7 +19,8 @@ void* HeapAllocator::allocate(size_t bytes) {
   const size_t whole = bytes + sizeof(Block);
   if (heap_ && bytes >= TensorHeap::kLeastBytes) {
     void* memory = heap_->allocate(whole);
-    TORCH_CHECK_WITH(OutOfMemoryError, memory, "[refrain::memory] out of memory: the system has no ", whole, " bytes more; free tensors");
+    TORCH_CHECK_WITH(OutOfMemoryError, memory, "[refrain::memory] out of memory: the system has no ", whole,
+                     " bytes more; free tensors");
     auto* block = new (memory) Block{};
     block->bytes = bytes;
     block->base_deleter = &TensorHeap::release;

@@ -82,7 +82,9 @@ std::optional<std::string> find_group(const fs::path& root, const Hierarchy& kin
     const auto second = first == std::string::npos ? first : line.find(':', first + 1);
     if (second == std::string::npos) continue;
     const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
-    const bool is_it = kind.controller.empty() ? controllers == ",," : controllers.find("," + std::string(kind.controller) + ",") != std::string::npos;
+    const bool is_it = kind.controller.empty()
+                           ? controllers == ",,"
+                           : controllers.find("," + std::string(kind.controller) + ",") != std::string::npos;
     if (is_it) return line.substr(second + 1);
   }
   return std::nullopt;

@@ -69,11 +69,12 @@ void ResidentAllocator::make_room(Bytes missing, size_t requested) {
   }
   const Bytes resident = resident_now();
   throw OutOfMemory({__func__, __FILE__, static_cast<uint32_t>(__LINE__)},
-                    fmt::format("[refrain::memory] out of memory: requested {} bytes ({}), resident {} bytes ({}), of which the tensors' heap holds {}, "
-                                "limit of the process {} bytes ({}) with {} of it for scratch: {} bytes ({}) are missing; raise the limit, "
-                                "lower the batch, or checkpoint more",
+                    fmt::format("[refrain::memory] out of memory: requested {} bytes ({}), resident {} bytes ({}), of which the "
+                                "tensors' heap holds {}, limit of the process {} bytes ({}) with {} of it for scratch: {} bytes ({}) "
+                                "are missing; raise the limit, lower the batch, or checkpoint more",
                                 requested, format_bytes(static_cast<Bytes>(requested)), resident, format_bytes(resident),
-                                format_bytes(heap_->held()), limit, format_bytes(limit), format_bytes(reserve()), missing, format_bytes(missing)),
+                                format_bytes(heap_->held()), limit, format_bytes(limit), format_bytes(reserve()), missing,
+                                format_bytes(missing)),
                     limit + missing, limit);
 }
 

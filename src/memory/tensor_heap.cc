@@ -78,7 +78,9 @@ const TensorHeap::Functions* TensorHeap::Functions::load() {
   return &found;
 }
 
-TensorHeap::TensorHeap(const Functions& functions) : functions_(functions), most_(kNoLimit) { lock_at_fork(ForkOrder::kHeap, mutex_); }
+TensorHeap::TensorHeap(const Functions& functions) : functions_(functions), most_(kNoLimit) {
+  lock_at_fork(ForkOrder::kHeap, mutex_);
+}
 
 TensorHeap* TensorHeap::get() {
   static TensorHeap* instance = []() -> TensorHeap* {
