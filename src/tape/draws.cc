@@ -41,6 +41,9 @@ uint64_t current_seed(at::Generator generator) {
   return generator.current_seed();
 }
 
+// As it is now. Putting it back needs no memory.
+RngState whole_state(const at::Generator& generator) { return {generator, read_rng(generator)->state(), {}}; }
+
 }  // namespace
 
 bool Draws::expects(const at::Generator& generator, const OpTraits& op) const {
@@ -101,7 +104,7 @@ void Draws::ended(const std::vector<OpenScope>& outer) noexcept {
   }
 }
 
-SecondDraws::SecondDraws(const Draws& first, bool ahead) : first_(first), draws_(first.all_) {
+SecondDraws::SecondDraws(const Draws& first, bool ahead) : draws_(first.all_) {
   if (first.mixed_)
     throw CheckpointError(fmt::format(
         "[refrain::checkpoint] backward must call the function again, but its operator `{}` drew random numbers while another thread "
@@ -113,11 +116,12 @@ SecondDraws::SecondDraws(const Draws& first, bool ahead) : first_(first), draws_
   std::lock_guard lock(rng_mutex());
   draws_before_ = all_draws;
   if (!first.handles_) {
-    if (ahead)
-      for (const auto& known : first.known_)
-        if (known.at_start) ahead_.push_back({known.first->generator, read_rng(known.first->generator)->state(), {}});
-    for (const auto& known : first.known_)
-      if (!known.at_start) present_.push_back({known.first->generator, read_rng(known.first->generator)->state(), {}});
+    for (const auto& known : first.known_) {
+      if (!known.at_start)
+        present_.push_back(whole_state(known.first->generator));
+      else if (ahead)
+        ahead_.push_back(whole_state(known.first->generator));
+    }
     return;
   }
   auto& in_force = InForce::get();
@@ -126,7 +130,7 @@ SecondDraws::SecondDraws(const Draws& first, bool ahead) : first_(first), draws_
     states.push_back({known.first->generator, known.first->state(), {}});
     const auto is_saved = [&](const auto& other) { return other.generator == known.first->generator; };
     if (std::none_of(in_force.saved.begin(), in_force.saved.end(), is_saved))
-      saved.push_back({known.first->generator, read_rng(known.first->generator)->state(), {}});
+      saved.push_back(whole_state(known.first->generator));
   }
   in_force.saved.insert(in_force.saved.end(), saved.begin(), saved.end());
   ++in_force.calls;

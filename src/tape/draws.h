@@ -78,7 +78,6 @@ class SecondDraws {
   Draws* get() { return &draws_; }
 
  private:
-  const Draws& first_;
   Draws draws_;
   std::vector<RngState> present_;
   std::vector<RngState> ahead_;     ///< what a function that handles its generators would leave the first call to find

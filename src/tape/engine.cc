@@ -124,7 +124,7 @@ void install_over(torch::autograd::Engine& engine) {
 // After an exception the ready queue keeps what it had to do, with tensors, until the next backward.
 void drain() noexcept {
   try {
-    const c10::impl::ExcludeDispatchKeyGuard unseen(kTapeKey);  // no part of a step
+    const UnseenScope unseen;  // no part of a step
     const at::AutoGradMode grad_mode(true);
     const auto x = at::ones({1}).set_requires_grad(true);
     const auto root = torch::autograd::impl::gradient_edge(x.sum());

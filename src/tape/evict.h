@@ -85,7 +85,7 @@ class Operands {
   std::vector<Value*> written_;           ///< among `values_`: parameters that evicted values are computed from
 };
 
-/// Brings back what is evicted and computed from `source`, which is about to be overwritten by something that is no operator. Without the
+/// Recomputes what is evicted and computed from `source`, which is about to be overwritten by something that is no operator. Without the
 /// lock; the caller owns `source`. @throws what `bring_back` throws.
 void bring_back_dependents(Value* source);
 

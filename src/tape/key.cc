@@ -15,6 +15,7 @@
 #include "refrain/error.h"
 #include "tape/composite_ops.h"
 #include "tape/recorder.h"
+#include "tape/unwarned.h"
 
 namespace refrain::tape {
 namespace {
@@ -36,12 +37,6 @@ class Between final : public c10::OperatorKernel {
 
  private:
   const decltype(std::declval<const Handle&>().getComputedKernelForDispatchKey(kTapeKey)) theirs_;
-};
-
-// Replacing a kernel warns.
-class Silence final : public c10::WarningHandler {
- public:
-  void process(const c10::Warning&) override {}
 };
 
 class Registration {
@@ -106,8 +101,7 @@ class Registration {
     take_operators();
     shares_ = !kernels_.empty();
     {
-      Silence silence;
-      const c10::WarningUtils::WarningHandlerGuard quietly(&silence);
+      const Unwarned unwarned;
       add_composite_ops();
     }
     if (!is_free) {
@@ -135,8 +129,7 @@ class Registration {
   template <typename Handle>
   void take(const Handle& op) {
     if constexpr (TellsKernel<Handle>) {
-      Silence silence;
-      const c10::WarningUtils::WarningHandlerGuard quietly(&silence);
+      const Unwarned unwarned;
       kernels_.push_back(dispatcher().registerImpl(op.operator_name(), kTapeKey,
                                                    c10::KernelFunction::makeFromBoxedFunctor(std::make_unique<Between<Handle>>(op)),
                                                    std::nullopt, nullptr, "[refrain] the tape"));

@@ -146,7 +146,7 @@ void run_drawing(const OpTraits& traits, const torch::jit::Stack& stack, Below b
     const BelowTape below_tape;
     draw.emplace(thread.open, generator, traits);
   }
-  if (traits.maybe_random) draw->unlock();  // it may wait for another thread, or come back here
+  if (traits.maybe_random) draw->unlock();  // it may wait for another thread, or reenter
   below();
   const BelowTape below_tape;
   draw->finish();

@@ -207,7 +207,7 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
   Draws draws_;
   std::unique_ptr<OpTrace> trace_;
 
-  std::recursive_mutex calling_;  ///< one at a time; a backward inside the function may come back. Taken before all other locks of ours
+  std::recursive_mutex calling_;  ///< one at a time; a backward inside the function may reenter. Taken before all other locks of ours
   std::mutex mutex_;  ///< guards what follows
   std::vector<Expected> expected_;
   std::map<int32_t, Filled> filled_;

@@ -33,7 +33,7 @@ class Slot : public torch::autograd::SavedVariableHooks {
   void detach(TapeLock& lock);
   const TensorMeta& meta() const { return meta_; }  ///< if `value` is set
   const at::Tensor& kept() const { return kept_; }  ///< else
-  /// Bytes that were brought back for it.
+  /// Bytes that a replay pass made for it.
   void fill(c10::Storage bytes) {
     filled = std::move(bytes);
     filled_at = counter.enabled() ? counter.current_version() : 0;
@@ -45,7 +45,7 @@ class Slot : public torch::autograd::SavedVariableHooks {
 
  private:
   void join(TapeLock& lock);
-  /// Whether `filled` is as it was brought back, as far as the version tells: backward may write into what it has unpacked, on any thread.
+  /// Whether `filled` is as the pass left it, as far as the version tells: backward may write into what it has unpacked, on any thread.
   bool filled_is_whole() const { return !counter.enabled() || counter.current_version() == filled_at; }
 
   bool joined_ = false;        ///< its region knows it

@@ -454,14 +454,15 @@ TEST_F(NoStorage, SparseCoo) {
   });
 }
 
-TEST_F(NoStorage, ChangedAfterwardsIsAnErrorThatNamesTheOperator) {
-  const std::string text = message_of<refrain::CheckpointError>([] {
+// Changes a sparse tensor that a region read before its backward.
+void expect_change_is_refused(const std::function<void(Tensor&)>& change) {
+  const std::string text = message_of<refrain::CheckpointError>([&] {
     execute(
-        [](Trial& run) {
+        [&](Trial& run) {
           Tensor x = run.param({4, 4}), sparse = run.input({4, 4}).to_sparse();
           Tensor loss = run.region([&] { return (x.exp() + sparse).sin(); }).sum();
           torch::NoGradGuard no_grad;
-          sparse.mul_(2);
+          change(sparse);
           return loss;
         },
         true);
@@ -470,20 +471,12 @@ TEST_F(NoStorage, ChangedAfterwardsIsAnErrorThatNamesTheOperator) {
   flush_engine();
 }
 
+TEST_F(NoStorage, ChangedAfterwardsIsAnErrorThatNamesTheOperator) {
+  expect_change_is_refused([](Tensor& sparse) { sparse.mul_(2); });
+}
+
 TEST_F(NoStorage, ItsValuesChangedAfterwardsIsAnError) {
-  const std::string text = message_of<refrain::CheckpointError>([] {
-    execute(
-        [](Trial& run) {
-          Tensor x = run.param({4, 4}), sparse = run.input({4, 4}).to_sparse();
-          Tensor loss = run.region([&] { return (x.exp() + sparse).sin(); }).sum();
-          torch::NoGradGuard no_grad;
-          sparse._values().mul_(2);  // has a version of its own
-          return loss;
-        },
-        true);
-  });
-  EXPECT_NE(text.find("aten::add"), std::string::npos) << text;
-  flush_engine();
+  expect_change_is_refused([](Tensor& sparse) { sparse._values().mul_(2); });  // which has a version of its own
 }
 
 TEST_F(NoStorage, SparseCsr) {
