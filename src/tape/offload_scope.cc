@@ -34,6 +34,7 @@ void OffloadingSaver::packed(std::shared_ptr<Parked> parked, const at::Tensor& t
   auto& thread = ThreadState::get();
   const auto node = at::sequence_number::peek();
   const bool is_result = made_by_newest_node(tensor);
+  begins();
   if (thread.offloads && (is_result || thread.offloads != this || node_ != node)) thread.offloads->store_late();
   if (is_result) return store_parked(*parked, work_);
   node_ = node;
@@ -43,8 +44,16 @@ void OffloadingSaver::packed(std::shared_ptr<Parked> parked, const at::Tensor& t
   set_tape_included(true);
 }
 
+void OffloadingSaver::returned(bool wrote) {
+  if (wrote)
+    is_due_ = true;
+  else
+    store_late();
+}
+
 void OffloadingSaver::store_late() {
   auto& thread = ThreadState::get();
+  is_due_ = false;
   if (thread.offloads == this) thread.offloads = nullptr;
   for (const auto& parked : std::exchange(late_, {})) store_parked(*parked, work_);
 }

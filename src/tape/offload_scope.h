@@ -8,7 +8,8 @@ namespace refrain::tape {
 ///
 /// Not always at once. Autograd saves the arguments of an operator before it runs, and some operators write what was saved then:
 /// `rrelu` draws its noise. So arguments are stored when the operator has returned, at the latest when autograd saves something of
-/// the next one or the scope ends.
+/// the next one or the scope ends. Those of an operator that wrote in place wait for the next operator: autograd bumps the version of
+/// what was written only when the tape has seen the operator return, and storing looks at versions.
 class OffloadingSaver final : public Saver {
  public:
   explicit OffloadingSaver(std::shared_ptr<OffloadStore> store);
@@ -18,7 +19,12 @@ class OffloadingSaver final : public Saver {
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> hooks() override;
   void packed(std::shared_ptr<Parked> parked, const at::Tensor& tensor);
-  /// The operator whose arguments wait has returned.
+  /// The operator whose arguments wait has returned. @param wrote  in place.
+  void returned(bool wrote);
+  /// Another operator is about to run.
+  void begins() {
+    if (is_due_) store_late();
+  }
   void store_late();
 
  private:
@@ -38,6 +44,7 @@ class OffloadingSaver final : public Saver {
   Work work_;
   std::vector<std::shared_ptr<Parked>> late_;  ///< this thread's `offloads` is this while there are any
   uint64_t node_ = 0;  ///< whose arguments they are
+  bool is_due_ = false;  ///< that one has returned
   bool is_on_ = false;
 };
 

@@ -154,12 +154,13 @@ void run_drawing(const OpTraits& traits, const torch::jit::Stack& stack, Below b
 
 void watch(const OpTraits& traits, torch::jit::Stack* stack, Below below) {
   auto& thread = ThreadState::get();
+  if (thread.offloads) thread.offloads->begins();
   const bool may_help = thread.offloads && may_be_helper(traits, *stack);
   if (thread.draws && traits.may_draw())
     run_watched(traits, stack, [&] { run_drawing(traits, *stack, below, thread); }, thread);
   else
     run_watched(traits, stack, below, thread);
-  if (thread.offloads && !may_help) thread.offloads->store_late();
+  if (thread.offloads && !may_help) thread.offloads->returned(!thread.unsettled.empty());
 }
 
 // --- record -----------------------------------------------------------------------------------------------------------

@@ -159,6 +159,41 @@ TEST_F(PlainOffload, WhatIsSavedLastIsStoredTooAndRight) {
   EXPECT_EQ(store.stats().fetches, 2);
 }
 
+// They save arguments of their own, which are stored about when they return: with what they write, or what they wrote over.
+TEST_F(PlainOffload, AWriteByAnOperatorThatSavesItsArgumentsGivesTheOldBytes) {
+  const auto rows = torch::arange(4).to(torch::kLong), columns = torch::zeros({1}, torch::kLong);
+  const auto values = torch::full({16, 16}, 0.6F);
+  using Write = std::function<void(Tensor&, const Tensor&)>;
+  const std::vector<std::pair<const char*, Write>> writes = {
+      {"index_put_", [&](Tensor& h, const Tensor&) { h.index_put_({at::indexing::Slice(), columns}, torch::full({1}, 0.6F)); }},
+      {"index_add_", [&](Tensor& h, const Tensor& y) { h.index_add_(0, rows, y.slice(0, 0, 4)); }},
+      {"mul_", [&](Tensor& h, const Tensor& y) { h.mul_(y); }},
+      {"addcmul_", [&](Tensor& h, const Tensor& y) { h.addcmul_(y, y, 0.3); }},
+      {"masked_fill_", [&](Tensor& h, const Tensor&) { h.masked_fill_(values > h.detach(), 0.1); }},
+      {"of a view", [&](Tensor& h, const Tensor& y) { h.select(0, 3).mul_(y.select(0, 2)); }}};
+  for (const auto& [name, write] : writes) {
+    SCOPED_TRACE(name);
+    const auto run = [&, write = write](bool twin) {
+      torch::manual_seed(3);
+      auto x = torch::randn({16, 16}).requires_grad_(), y = torch::randn({16, 16}).requires_grad_();
+      auto z = y * 2;
+      auto h = x * 2;
+      auto kept = at::maximum(h, z) + h.sin();
+      if (twin) h = h.clone();
+      write(h, z);
+      auto loss = (kept * kept).sum() + h.sum();
+      h = kept = z = Tensor();
+      return torch::autograd::grad({loss}, {x, y});
+    };
+    const auto expected = run(true);
+    const auto fetched = store.stats().fetches;
+    const OffloadScope scope(store);
+    const auto got = run(false);
+    for (size_t i = 0; i < got.size(); ++i) expect_bit_equal(expected[i], got[i]);
+    EXPECT_GT(store.stats().fetches, fetched);
+  }
+}
+
 // As plain autograd reads them: `data()` has a version of its own.
 TEST_F(PlainOffload, AWriteWithoutAVersionGivesTheNewBytes) {
   expect_same_in_scope([](Trial& run) {
