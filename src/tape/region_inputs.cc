@@ -57,6 +57,8 @@ Value* stored(const at::Tensor& tensor, RegionWork& work, const Region* region) 
   try {
     work.add_input(value->nbytes);
     if (!in_store) bytes = work.store(tensor.storage());
+  } catch (const c10::OutOfMemoryError&) {
+    // No memory for the copy: declined. An error out of a hook would make autograd keep what a custom function saves, for good.
   } catch (...) {
     TapeLock lock;
     lock.release(value);

@@ -194,6 +194,36 @@ TEST_F(PlainOffload, AWriteByAnOperatorThatSavesItsArgumentsGivesTheOldBytes) {
   }
 }
 
+/// Saves its result.
+struct Squash : torch::autograd::Function<Squash> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x) {
+    auto y = x.tanh();
+    ctx->save_for_backward({y});
+    return y;
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list g) {
+    const auto y = ctx->get_saved_variables()[0];
+    return {g[0] * (1 - y * y)};
+  }
+};
+
+// An error out of the hook would leak: autograd holds what a custom function saves until all of it is saved.
+TEST_F(PlainOffload, WhereThereIsNoMemoryForACopyTheTensorIsKept) {
+  auto x = torch::randn({64, 64}).requires_grad_();
+  const auto expected = torch::autograd::grad({Squash::apply(x).sum()}, {x})[0];
+  const refrain::MemoryScope memory;
+  {
+    const OffloadScope scope(store);
+    Tensor y;
+    {
+      const refrain::MemoryLimit limit(refrain::memory_stats().current + (20 << 10));
+      y = Squash::apply(x);
+    }
+    expect_bit_equal(expected, torch::autograd::grad({y.sum()}, {x})[0]);
+  }
+  EXPECT_EQ(memory.current(), 0);
+}
+
 // As plain autograd reads them: `data()` has a version of its own.
 TEST_F(PlainOffload, AWriteWithoutAVersionGivesTheNewBytes) {
   expect_same_in_scope([](Trial& run) {
