@@ -76,6 +76,8 @@ struct TrainArgs {
   int64_t warmup = 0;                 ///< steps in which the learning rate rises
   double min_lr = 0.0;                ///< where cosine ends
   std::string memory_limit;
+  std::string process_limit;  ///< resident bytes
+  double available = 0.0;     ///< a process limit: part of what is free; 0: none
   std::string save, resume;
   int64_t save_every = 0;  ///< steps between saves; 0: at the end only
   std::string json;

@@ -4,6 +4,7 @@
 #include "refrain/bytes.h"
 #include "apps/refrain/steps.h"
 #include "refrain/error.h"
+#include "refrain/memory.h"
 #include "refrain/tape.h"
 
 namespace refrain::cli {
@@ -24,6 +25,7 @@ int run_env(const EnvArgs& args) {
   check_can_write(args.json, "--json");
   Json json = machine_json();
   json["memory_bytes"] = machine_memory();
+  json["heap"] = tensor_heap();
   json["models"] = models::model_names();
   const std::string self_test = self_test_result();
   json["self_test"] = self_test;

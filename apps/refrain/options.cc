@@ -149,7 +149,7 @@ Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
   add_model_options(*train_, train_args_.model, "model to train");
   train_->add_option("--data", train_args_.data, "text:FILE, cifar10:DIR, mnist:DIR or synthetic")
       ->capture_default_str();
-  train_->add_option("--strategy", train_args_.strategy, std::string("what to checkpoint; auto: nothing, but keep to --memory-limit") + kBudgetHelp)
+  train_->add_option("--strategy", train_args_.strategy, std::string("what to checkpoint; auto: nothing, but keep to the limit") + kBudgetHelp)
       ->capture_default_str();
   train_->add_option("--steps", train_args_.steps, "steps in all, those before --resume included")
       ->check(CLI::Range(int64_t{1}, kManySteps));
@@ -175,7 +175,15 @@ Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
       ->capture_default_str();
   train_->add_option("--clip-norm", train_args_.clip_norm, "scale gradients down to this norm of all of them together")
       ->check(CLI::PositiveNumber);
-  train_->add_option("--memory-limit", train_args_.memory_limit, "most bytes of tensors at any time, as '300MiB'");
+  auto* memory_limit = train_->add_option("--memory-limit", train_args_.memory_limit, "most bytes of tensors at any time, as '300MiB'");
+  auto* process_limit = train_->add_option("--process-limit", train_args_.process_limit,
+                                           "most resident bytes of the process at any time, libraries and scratch included, as '450MiB'");
+  train_->add_option("--available", train_args_.available,
+                     "part of what control groups and system have free that the process may take, as 0.9")
+      ->check(CLI::Range(0.01, 1.0))
+      ->excludes(process_limit)
+      ->excludes(memory_limit);
+  process_limit->excludes(memory_limit);
   train_->add_option("--save", train_args_.save,
                      "at the end, write weights, optimizer, step and generators to this file");
   train_->add_option("--save-every", train_args_.save_every, "write it after every so many steps, too")

@@ -31,13 +31,14 @@ struct Run {
   std::unique_ptr<torch::optim::Optimizer> optimizer = nullptr;
   GradScaler scaler = GradScaler();
   std::unique_ptr<DataSource> data = nullptr;
-  std::optional<Bytes> limit = std::nullopt;
+  std::optional<Budget> limit = std::nullopt;
   int64_t rank = 0, ranks = 1;
   std::optional<ProcessGroup> group = std::nullopt;  ///< none with one rank
   std::unique_ptr<DataParallel<torch::nn::Module>> parallel = nullptr;
   Schedule schedule = {};
   int64_t first_step = 0, last_step = 0;
   std::optional<MemoryBudgetStats> budget = std::nullopt;  ///< at the end, of strategy budget
+  Bytes resident_base = 0;  ///< before the model was made
   std::vector<float> losses = {};
   std::vector<double> step_ms = {};
   double total_ms = 0.0;
@@ -45,6 +46,7 @@ struct Run {
   /// No regions: what does not fit leaves memory and is computed again.
   bool is_auto() const { return args.strategy == "auto"; }
   int64_t steps_done() const { return first_step + static_cast<int64_t>(losses.size()); }
+  Json limit_of(Budget::Kind kind) const { return limit && limit->kind() == kind ? Json(limit->bytes()) : Json(); }
   int64_t batches_per_step() const { return ranks * args.accumulate; }
   double units_per_second() const {
     const auto units = static_cast<double>(model->units_per_batch() * batches_per_step());
@@ -115,11 +117,13 @@ Run prepare(const TrainArgs& args, const ProcessGroupOptions& place) {
   check_options(args);
   install_memory_tracking();
   Run run{.args = args, .rank = place.rank(), .ranks = place.world_size()};
-  if (!args.memory_limit.empty()) run.limit = parse_bytes(args.memory_limit);
+  if (!args.memory_limit.empty()) run.limit = Budget::tensors(parse_bytes(args.memory_limit));
+  if (!args.process_limit.empty()) run.limit = Budget::process(parse_bytes(args.process_limit));
+  run.resident_base = memory_stats().resident;
   run.model = build_model(args.model);
-  if (run.is_auto() && !run.limit)
+  if (run.is_auto() && !run.limit && args.available == 0.0)
     throw InvalidArgument(
-        "--strategy auto: found no --memory-limit, which is what it keeps to; expected one, as '300MiB'");
+        "--strategy auto: found no --memory-limit, which is what it keeps to; expected one, as '300MiB', or --process-limit or --available");
   set_model_strategy(*run.model, run.is_auto() ? "none" : args.strategy);
   run.data = open_data(args.data, *run.model, args.model.seed, args.epochs > 0 ? Order::kByEpoch : Order::kRandom);
   run.optimizer = make_optimizer(args.optimizer, args.lr, run.model->module());
@@ -137,7 +141,9 @@ Run prepare(const TrainArgs& args, const ProcessGroupOptions& place) {
   seed_generator(run);
   if (!args.resume.empty()) resume(run);
   if (args.weight_decay >= 0) set_weight_decay(*run.optimizer, args.weight_decay);
-  if (run.limit) check_fixed_cost(*run.limit, *run.model, *run.optimizer);
+  if (run.limit && run.limit->kind() == Budget::Kind::kTensors)
+    check_fixed_cost(run.limit->bytes(), *run.model, *run.optimizer);
+  if (args.available > 0.0) run.limit = Budget::available(args.available);  // with the model made: it is not free any more
   if (run.ranks > 1) {
     run.group = init_process_group(place);
     // one layout of buckets from the first step on, so that a resumed run adds in the same order
@@ -234,8 +240,13 @@ Json report(const Run& run, const std::string& failure) {
   json["machine"] = machine_json();
   json["first_step"] = run.first_step;
   json["steps"] = run.steps_done();
-  json["memory_limit_bytes"] = run.limit ? Json(*run.limit) : Json();
-  json["peak_bytes"] = memory_stats().peak;
+  json["memory_limit_bytes"] = run.limit_of(Budget::Kind::kTensors);
+  json["process_limit_bytes"] = run.limit_of(Budget::Kind::kProcess);
+  const auto memory = memory_stats();
+  json["peak_bytes"] = memory.peak;
+  json["resident_peak_bytes"] = memory.resident_peak;
+  json["resident_base_bytes"] = run.resident_base;
+  json["heap"] = tensor_heap();
   json["step_ms_median"] = median(run.step_ms);
   if (run.scaler.is_enabled()) json["loss_scale"] = run.scaler.get_scale();
   json["unit"] = run.model->unit();
@@ -248,10 +259,13 @@ Json report(const Run& run, const std::string& failure) {
 /// What to do about a limit that was too low. Under a budget, too, what can leave has left by then.
 std::string advice(const Run& run) {
   const auto& strategy = run.args.strategy;
-  if (strategy == "none") return "raise --memory-limit, lower --batch, or use --strategy per_block or auto";
+  const std::string option = run.args.available > 0.0                                       ? "--available"
+                             : run.limit && run.limit->kind() == Budget::Kind::kProcess ? "--process-limit"
+                                                                                        : "--memory-limit";
+  if (strategy == "none") return fmt::format("raise {}, lower --batch, or use --strategy per_block or auto", option);
   const auto budget = is_budget(strategy) ? budget_of(strategy) : plan::Budget::of_fraction(1.0);
-  const bool is_of_budget = budget.fraction < 0.0 && (!run.limit || budget.bytes <= *run.limit);
-  return is_of_budget ? "raise the bytes of the budget, or lower --batch" : "raise --memory-limit, or lower --batch";
+  const bool is_of_budget = budget.fraction < 0.0 && (!run.limit || budget.bytes <= run.limit->bytes());
+  return is_of_budget ? "raise the bytes of the budget, or lower --batch" : fmt::format("raise {}, or lower --batch", option);
 }
 
 int stopped(const Run& run, const std::string& cause) {
@@ -288,10 +302,14 @@ int run_train(const TrainArgs& args) {
   save(run);
   if (run.rank != 0) return kOk;
   if (args.json != "-") {
-    fmt::print("{} steps of {}, strategy {}: loss {:.4f} -> {:.4f}, {:.1f} ms/step, {:.0f} {}/s, peak {}{}\n",
+    const auto memory = memory_stats();
+    const auto of_limit = [&](Budget::Kind kind) {
+      return run.limit && run.limit->kind() == kind ? " of " + format_bytes(run.limit->bytes()) : std::string();
+    };
+    fmt::print("{} steps of {}, strategy {}: loss {:.4f} -> {:.4f}, {:.1f} ms/step, {:.0f} {}/s, peak {}{}, resident {}{}\n",
                run.losses.size(), title(*run.model), args.strategy, run.losses.front(), run.losses.back(),
-               median(run.step_ms), run.units_per_second(), run.model->unit(), format_bytes(memory_stats().peak),
-               run.limit ? " of " + format_bytes(*run.limit) : "");
+               median(run.step_ms), run.units_per_second(), run.model->unit(), format_bytes(memory.peak),
+               of_limit(Budget::Kind::kTensors), format_bytes(memory.resident_peak), of_limit(Budget::Kind::kProcess));
   }
   write_json(args.json, report(run, ""));
   return kOk;

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 
+#include "refrain/budget.h"
 #include "refrain/bytes.h"
 
 namespace refrain {
@@ -99,6 +100,9 @@ class MemoryBudget {
   explicit MemoryBudget(double fraction);
   template <std::integral I>
   explicit MemoryBudget(I bytes) : MemoryBudget(Limit{static_cast<Bytes>(bytes)}) {}
+  /// Of the process's resident bytes (`Budget::process`, `Budget::available`): plans for what its tensors can have of them, as the tensor
+  /// heap rounds their bytes, and a `MemoryCap` of the process holds in all steps. @throws also what that throws.
+  explicit MemoryBudget(Budget budget);
   explicit MemoryBudget(const StepPlan& plan);
   ~MemoryBudget();
   MemoryBudget(const MemoryBudget&) = delete;

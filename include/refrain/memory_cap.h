@@ -9,6 +9,7 @@
 #include <vector>
 #include <string>
 
+#include "refrain/budget.h"
 #include "refrain/bytes.h"
 
 namespace refrain {
@@ -56,7 +57,8 @@ class MemoryCapOptions {
 
 /// What all caps of the process did since the first of those alive began.
 struct MemoryCapStats {
-  Bytes limit = 0;            ///< in force
+  Bytes limit = 0;            ///< in force, of tensors' bytes
+  Bytes process_limit = 0;    ///< in force, of resident bytes; the largest number if there is none
   int64_t evictions = 0;
   Bytes evicted_bytes = 0;    ///< of all evictions together
   int64_t recomputes = 0;     ///< operators that ran again
@@ -100,6 +102,9 @@ class MemoryCap {
   /// @param limit  bytes >= 0, on the absolute `memory_stats().current`.
   /// @throws InvalidArgument if `limit` or `min_bytes` is negative, or `max_overhead` not above 0.
   explicit MemoryCap(Bytes limit, const MemoryCapOptions& options = {});
+  /// Of the process's resident bytes: `Budget::process`, `Budget::available`.
+  /// @throws also what `MemoryLimit` of the budget throws.
+  explicit MemoryCap(Budget budget, const MemoryCapOptions& options = {});
   ~MemoryCap();
   MemoryCap(const MemoryCap&) = delete;
   MemoryCap& operator=(const MemoryCap&) = delete;

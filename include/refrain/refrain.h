@@ -5,6 +5,7 @@
 #include "refrain/amp.h"
 #include "refrain/backward.h"
 #include "refrain/breakdown.h"
+#include "refrain/budget.h"
 #include "refrain/bytes.h"
 #include "refrain/checkpoint.h"
 #include "refrain/data_parallel.h"

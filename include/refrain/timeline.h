@@ -68,6 +68,12 @@ struct MemoryEvent {
   Bytes level = 0;  ///< bytes allocated afterwards, as `memory_stats().current`
 };
 
+/// What the system counted for the process, everything included.
+struct ResidentSample {
+  double time_us = 0;
+  Bytes bytes = 0;
+};
+
 /// A stretch in which the thread that made the timeline stayed in one phase.
 struct MemoryPhaseSpan {
   MemoryPhase phase;
@@ -79,6 +85,9 @@ struct MemoryTimelineReport {
   std::vector<MemoryBlock> blocks;  ///< those from before first, then in the order of allocation
   std::vector<MemoryEvent> events;  ///< in the order in which the allocator counted them, all threads together
   std::vector<MemoryPhaseSpan> phases;
+  /// At the beginning, with allocations and frees a millisecond apart at least, and at the end; empty where the system does not say.
+  std::vector<ResidentSample> resident;
+  Bytes resident_before = 0;  ///< resident when tracking was installed, as `memory_stats().resident_before`
   Bytes base_bytes = 0;  ///< allocated when it began
   Bytes peak_bytes = 0;  ///< highest level, to the byte that of the allocator in the same stretch
   double peak_us = 0;    ///< when it was first reached
@@ -90,6 +99,7 @@ struct MemoryTimelineReport {
   std::optional<double> measured_overhead;
 
   Bytes peak_of(MemoryKind kind) const { return peak_by_kind[static_cast<size_t>(kind)]; }
+  Bytes resident_peak() const;  ///< highest of `resident`; 0 if it is empty
   /// Highest level of one kind alone.
   Bytes highest(MemoryKind kind) const;
 

@@ -5,7 +5,7 @@
 namespace refrain {
 
 /// Mutexes of the process in the order in which a thread may take one while it holds another.
-enum class ForkOrder { kPass, kGenerator, kTape, kTracking, kTimeline, kWatch, kModules, kNames, kTraits, kEffects, kRoom, kLimits, kCount };
+enum class ForkOrder { kPass, kGenerator, kTape, kTracking, kTimeline, kWatch, kModules, kNames, kTraits, kEffects, kRoom, kLimits, kResident, kHeap, kCount };
 
 /// Takes `mutex` before each fork of the process and gives it back after, in parent and child: a child has no other thread that would, and finds
 /// what it guards whole. Once for each place in the order. @param mutex  lives until the process ends.

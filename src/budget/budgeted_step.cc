@@ -9,7 +9,9 @@
 #include <utility>
 
 #include "graph/json.h"
+#include "memory/block.h"
 #include "memory/stack.h"
+#include "memory/tensor_heap.h"
 #include "tape/for_each_tensor.h"
 
 namespace refrain::budget {
@@ -26,6 +28,12 @@ std::optional<uint64_t> sizes_of(const tape::OpTraits& traits, const torch::jit:
                           for (const auto size : tensor.sizes()) key = c10::hash_combine(key, static_cast<size_t>(size));
                         });
   return reads ? std::optional<uint64_t>(key) : std::nullopt;
+}
+
+/// Its values as many bytes as the heap's pages for them.
+graph::Graph as_heap_rounds(graph::Graph graph) {
+  for (auto& value : graph.values) value.bytes = TensorHeap::rounded(value.bytes + static_cast<Bytes>(sizeof(Block)));
+  return graph;
 }
 
 }  // namespace
@@ -80,17 +88,21 @@ void BudgetedStep::begin_step(const tape::OpTraits& traits, const torch::jit::St
   }
 }
 
+plan::Budget BudgetedStep::budget() const {
+  return of_process_ ? plan::Budget::of_bytes(resident_allocator().room_for_tensors()) : budget_;
+}
+
 plan::Plan BudgetedStep::timed_plan(const graph::Graph& graph, const plan::PlanOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   check_trace(graph, "MemoryBudget");
-  auto plan = plan::plan(graph, budget_, options);
+  auto plan = plan::plan(of_process_ ? as_heap_rounds(graph) : graph, budget(), options);
   planning_ms_ += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   return plan;
 }
 
 void BudgetedStep::plan_for_level(Kind& kind) {
   const int64_t rise = level_ - kind.level;
-  if (budget_.fraction >= 0.0 || rise < budget_.bytes / kLeastRise || kind.replans == kMostReplans) return;
+  if (budget_.fraction >= 0.0 || rise < budget().bytes / kLeastRise || kind.replans == kMostReplans) return;
   auto graph = kind.state->graph;
   for (auto& op : graph.ops) {
     op.outside += rise;

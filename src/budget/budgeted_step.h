@@ -11,6 +11,9 @@
 
 namespace refrain::budget {
 
+/// Steps are planned for what the limit of the process in force leaves to tensors.
+struct OfProcess {};
+
 /// Traces the first step of each kind, plans for it, and runs the next ones by that plan.
 ///
 /// Which kind a step will be is guessed at its first operator that reads a tensor, from the sizes of these and from the kinds of the steps before: as it was
@@ -20,6 +23,7 @@ namespace refrain::budget {
 class BudgetedStep final : public tape::StepListener {
  public:
   explicit BudgetedStep(plan::Budget budget) : budget_(budget), may_trace_(true) {}
+  explicit BudgetedStep(OfProcess) : of_process_(true), may_trace_(true) {}
   /// Only this plan.
   explicit BudgetedStep(const StepPlan& plan);
 
@@ -67,6 +71,8 @@ class BudgetedStep final : public tape::StepListener {
   /// Plans again if more is in use now than was planned for. Only a budget of bytes counts what is there before.
   void plan_for_level(Kind& kind);
   plan::Plan timed_plan(const graph::Graph& graph, const plan::PlanOptions& options);
+  /// What is planned for now.
+  plan::Budget budget() const;
   void begin_step(const tape::OpTraits& traits, const torch::jit::Stack& stack);
   int guess() const;
   void plan_traced();
@@ -74,7 +80,8 @@ class BudgetedStep final : public tape::StepListener {
   void note_mismatch(const Kind* kind);
   tape::StepListener* active() const;
 
-  const plan::Budget budget_;
+  const plan::Budget budget_{};
+  const bool of_process_ = false;
   const bool may_trace_;
   std::vector<std::unique_ptr<Kind>> kinds_;
   std::map<Situation, int> known_;           ///< kinds that came in a situation, where the default was wrong; or `kToTrace`

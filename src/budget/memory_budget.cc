@@ -22,8 +22,8 @@ double checked(double fraction) {
 }  // namespace
 
 struct MemoryBudget::State {
-  template <typename B>
-  State(Bytes limit, const B& budget) : cap(limit), step(budget), listening(step) {}
+  template <typename L, typename B>
+  State(L limit, const B& budget) : cap(limit), step(budget), listening(step) {}
 
   MemoryCap cap;
   budget::BudgetedStep step;
@@ -34,6 +34,10 @@ MemoryBudget::MemoryBudget(double fraction)
     : state_(std::make_unique<State>(kNoLimit, plan::Budget::of_fraction(checked(fraction)))) {}
 
 MemoryBudget::MemoryBudget(Limit limit) : state_(std::make_unique<State>(limit.bytes, plan::Budget::of_bytes(limit.bytes))) {}
+
+MemoryBudget::MemoryBudget(Budget budget)
+    : state_(budget.kind() == Budget::Kind::kTensors ? std::make_unique<State>(budget.bytes(), plan::Budget::of_bytes(budget.bytes()))
+                                                     : std::make_unique<State>(budget, budget::OfProcess())) {}
 
 MemoryBudget::MemoryBudget(const StepPlan& plan) : state_(std::make_unique<State>(kNoLimit, plan)) {}
 

@@ -18,9 +18,9 @@ Bytes checked(Bytes value, const char* name) {
 }  // namespace
 
 struct MemoryCap::State {
-  State(Bytes bytes, const MemoryCapOptions& options)
-      : limit(bytes), number(budget::RoomMaker::get().add(options)) {
-    limiting_allocator().set_relief(&budget::RoomMaker::get());
+  State(Budget budget, const MemoryCapOptions& options)
+      : limit(budget), number(budget::RoomMaker::get().add(options)) {
+    set_relief(&budget::RoomMaker::get());
     try {
       tape::open_cap();
     } catch (...) {
@@ -33,13 +33,15 @@ struct MemoryCap::State {
   int number;
 };
 
-MemoryCap::MemoryCap(Bytes limit, const MemoryCapOptions& options) {
-  checked(limit, "limit");
+MemoryCap::MemoryCap(Bytes limit, const MemoryCapOptions& options)
+    : MemoryCap(Budget::tensors(checked(limit, "limit")), options) {}
+
+MemoryCap::MemoryCap(Budget budget, const MemoryCapOptions& options) {
   checked(options.min_bytes(), "min_bytes");
   if (!(options.max_overhead() > 0.0))
     throw InvalidArgument("[refrain::MemoryCap] `max_overhead` is " + std::to_string(options.max_overhead()) +
                           ", expected a part above 0, as 0.5");
-  state_ = std::make_unique<State>(limit, options);
+  state_ = std::make_unique<State>(budget, options);
 }
 
 MemoryCap::~MemoryCap() {
@@ -52,6 +54,7 @@ MemoryCap::~MemoryCap() {
 MemoryCapStats MemoryCap::stats() const {
   const auto& counters = tape::cap_counters();
   return {.limit = limiting_allocator().limit(),
+          .process_limit = resident_allocator().limit(),
           .evictions = counters.evictions.load(),
           .evicted_bytes = counters.evicted_bytes.load(),
           .recomputes = counters.recomputes.load(),

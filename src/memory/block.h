@@ -17,7 +17,7 @@ struct Block {
   size_t bytes;                       ///< as requested; this header not counted
   SizedAllocator* top;                ///< the stack that gave it out and takes it back
   void* base_context;                 ///< of the underlying allocation, for `base_deleter`
-  c10::DeleterFnPtr base_deleter;
+  c10::DeleterFnPtr base_deleter;     ///< null for what the tensor heap serves
   std::atomic<void*> owner{nullptr};  ///< who is told once, by `owner_died`, when the memory is given back; null for nobody
   std::byte unused[24];
 

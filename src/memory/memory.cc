@@ -2,7 +2,12 @@
 
 #include <c10/core/CPUAllocator.h>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <string>
 #include <utility>
@@ -13,7 +18,10 @@
 #include "memory/heap_allocator.h"
 #include "memory/limiting_allocator.h"
 #include "memory/poisoning_allocator.h"
+#include "memory/process_memory.h"
+#include "memory/resident_allocator.h"
 #include "memory/stack.h"
+#include "memory/tensor_heap.h"
 #include "memory/testing.h"
 #include "memory/torch_allocator.h"
 #include "memory/tracking_allocator.h"
@@ -22,40 +30,46 @@
 namespace refrain {
 namespace {
 
-/// All limits alive; the smallest is in force.
+/// All limits alive; the smallest of a kind is in force.
 class Limits {
  public:
-  explicit Limits(LimitingAllocator& target) : target_(target) { lock_at_fork(ForkOrder::kLimits, mutex_); }
+  using Apply = std::function<void(Budget::Kind kind, Bytes limit)>;
 
-  int64_t add(Bytes limit) {
+  explicit Limits(Apply apply) : apply_(std::move(apply)) { lock_at_fork(ForkOrder::kLimits, mutex_); }
+
+  int64_t add(Budget limit) {
     std::lock_guard lock(mutex_);
     limits_.emplace(++last_id_, limit);
-    apply();
+    apply(limit.kind());
     return last_id_;
   }
 
   void remove(int64_t id) {
     std::lock_guard lock(mutex_);
-    limits_.erase(id);
-    apply();
+    const auto found = limits_.find(id);
+    if (found == limits_.end()) return;  // of a parent process
+    const auto kind = found->second.kind();
+    limits_.erase(found);
+    apply(kind);
   }
 
   void clear() {
     std::lock_guard lock(mutex_);
     limits_.clear();
-    apply();
+    for (auto kind : {Budget::Kind::kTensors, Budget::Kind::kProcess}) apply(kind);
   }
 
  private:
-  void apply() {
+  void apply(Budget::Kind kind) {
     Bytes least = LimitingAllocator::kNoLimit;
-    for (const auto& [id, limit] : limits_) least = std::min(least, limit);
-    target_.set_limit(least);
+    for (const auto& [id, limit] : limits_)
+      if (limit.kind() == kind) least = std::min(least, limit.bytes());
+    apply_(kind, least);
   }
 
-  LimitingAllocator& target_;
+  Apply apply_;
   std::mutex mutex_;  // guards what follows
-  std::map<int64_t, Bytes> limits_;
+  std::map<int64_t, Budget> limits_;
   int64_t last_id_ = 0;
 };
 
@@ -64,18 +78,26 @@ std::atomic<bool> is_installed{false};
 void begin_without_limits();
 
 struct Stack {
-  HeapAllocator heap{*c10::GetCPUAllocator()};
-  PoisoningAllocator poisoning{heap};
+  const Bytes resident_before = resident_now();
+  TensorHeap* pages = TensorHeap::get();
+  HeapAllocator heap{*c10::GetCPUAllocator(), pages};
+  ResidentAllocator resident{heap, pages};
+  PoisoningAllocator poisoning{resident};
   FailingAllocator failing{poisoning};
   TrackingAllocator tracking{failing};
   LimitingAllocator limiting{tracking};
   TorchAllocator torch{limiting};
-  Limits limits{limiting};
+  Limits limits{[this](Budget::Kind kind, Bytes limit) {
+    if (kind == Budget::Kind::kProcess) return resident.set_limit(limit);
+    limiting.set_limit(limit);
+    if (pages) pages->set_limit(limit);
+  }};
 
   Stack() {
     constexpr uint8_t kHighestPriority = 255;
     c10::SetCPUAllocator(&torch, kHighestPriority);
     tracking.lock_at_forks();
+    resident.lock_at_forks();
     call_in_forked_child(ForkCall::kLimits, &begin_without_limits);
     is_installed.store(true);
   }
@@ -89,12 +111,35 @@ Stack& stack() {
 
 void begin_without_limits() { stack().limits.clear(); }
 
+/// @throws  as `MemoryLimit` of the process.
+void check_process_limit(Bytes limit) {
+  if (!stack().pages) {
+    throw Error("[refrain::MemoryLimit] found no heap for tensors, without which a limit of resident bytes cannot be kept; install "
+                "libtcmalloc-minimal4, or limit the bytes of tensors instead (`Budget::tensors`)");
+  }
+  release_free_memory();
+  const Bytes resident = resident_now();
+  const Bytes excess = resident - (limit - ResidentAllocator::kLeastReserve);
+  TORCH_CHECK_WITH(OutOfMemoryError, excess <= 0, "[refrain::MemoryLimit] out of memory: the process has ", format_bytes(resident),
+                   " resident already, the limit is ", limit, " bytes (", format_bytes(limit), ") with ",
+                   format_bytes(ResidentAllocator::kLeastReserve), " of it for scratch: ", excess, " bytes (", format_bytes(excess),
+                   ") are missing before anything runs; raise the limit to ", format_bytes(limit + excess), " at least");
+}
+
 }  // namespace
 
 void install_memory_tracking() { stack(); }
 
 TrackingAllocator& tracking_allocator() { return stack().tracking; }
 LimitingAllocator& limiting_allocator() { return stack().limiting; }
+ResidentAllocator& resident_allocator() { return stack().resident; }
+
+void set_relief(LimitingAllocator::Relief* relief) {
+  stack().limiting.set_relief(relief);
+  stack().resident.set_relief(relief, stack().limiting);
+}
+
+Bytes resident_before() { return stack().resident_before; }
 
 bool is_tracked(const at::DataPtr& data) {
   return data.get() && data.get_context() == data.get() && data.get_deleter() == stack().torch.raw_deleter();
@@ -108,10 +153,36 @@ const Block* tracked_block(const at::Tensor& tensor) {
 
 bool memory_tracking_installed() noexcept { return is_installed.load(); }
 
-MemoryStats memory_stats() { return memory_tracking_installed() ? stack().tracking.stats() : MemoryStats{}; }
+std::string tensor_heap() { return stack().pages ? "tcmalloc" : "malloc"; }
+
+MemoryStats memory_stats() {
+  if (!memory_tracking_installed()) return {};
+  MemoryStats stats = stack().tracking.stats();
+  const auto of_system = resident_bytes();
+  stats.resident = of_system.current;
+  stats.resident_peak = of_system.peak;
+  stats.resident_before = stack().resident_before;
+  if (const auto* pages = stack().pages) {
+    stats.heap_held = pages->held();
+    stats.heap_free = pages->free();
+  }
+  return stats;
+}
 
 void reset_peak_memory() {
-  if (memory_tracking_installed()) stack().tracking.reset_peak();
+  if (!memory_tracking_installed()) return;
+  stack().tracking.reset_peak();
+  reset_resident_peak();
+}
+
+void release_free_memory() {
+  if (auto* pages = TensorHeap::get()) {
+    pages->set_limit(0);
+    pages->hold_at_most(0);
+  }
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 struct MemoryScope::State {
@@ -132,12 +203,9 @@ Bytes MemoryScope::peak() const { return state_->watch.peak.load() - state_->wat
 
 int64_t MemoryScope::allocations() const { return state_->tracking.allocations() - state_->watch.first_allocation; }
 
-MemoryLimit::MemoryLimit(Bytes limit) {
-  if (limit < 0) {
-    throw InvalidArgument("[refrain::MemoryLimit] `limit` is " + std::to_string(limit) +
-                          ", expected 0 or more bytes; it is an absolute level, like `memory_stats().current`");
-  }
-  id_ = stack().limits.add(limit);
+MemoryLimit::MemoryLimit(Budget budget) : kind_(budget.kind()) {
+  if (kind_ == Budget::Kind::kProcess) check_process_limit(budget.bytes());
+  id_ = stack().limits.add(budget);
 }
 
 MemoryLimit::~MemoryLimit() { stack().limits.remove(id_); }

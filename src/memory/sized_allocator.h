@@ -7,7 +7,8 @@ namespace refrain {
 /// Memory by the byte: the narrow interface of which the CPU memory stack is made. Each layer adds one behaviour and
 /// passes the rest to the layer below; `TorchAllocator` shows the stack to LibTorch.
 ///
-///     TorchAllocator -> LimitingAllocator -> TrackingAllocator -> FailingAllocator -> PoisoningAllocator -> HeapAllocator
+///     TorchAllocator -> LimitingAllocator -> TrackingAllocator -> FailingAllocator -> PoisoningAllocator
+///     -> ResidentAllocator -> HeapAllocator
 ///
 /// Every layer: any thread; if `allocate` throws, the layer is as it was before the call.
 class SizedAllocator {

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "memory/limiting_allocator.h"
+#include "memory/resident_allocator.h"
 #include "memory/tracking_allocator.h"
 
 /// The process's memory stack, for those who look deeper than `refrain/memory.h`. Each function installs tracking.
@@ -12,6 +13,11 @@ struct Block;
 
 TrackingAllocator& tracking_allocator();
 LimitingAllocator& limiting_allocator();
+ResidentAllocator& resident_allocator();
+/// Who makes room under limits of both kinds; null for nobody. @param relief  lives forever.
+void set_relief(LimitingAllocator::Relief* relief);
+/// As `MemoryStats`.
+Bytes resident_before();
 /// Whether the stack gave `data` out.
 bool is_tracked(const at::DataPtr& data);
 

@@ -29,6 +29,7 @@ class Analysis {
     for (auto& life : lives_) finish(life);
     report_.base_bytes = record_.base;
     report_.end_us = microseconds(record_.end_ns);
+    report_.resident_before = record_.resident_before;
     if (!report_.phases.empty()) report_.phases.back().end_us = report_.end_us;
     order_blocks();
     find_peak();
@@ -48,6 +49,9 @@ class Analysis {
         return known(event);
       case What::kPhase:
         return phase(event);
+      case What::kResident:
+        report_.resident.push_back({microseconds(event.time_ns), event.bytes});
+        return;
     }
   }
 

@@ -9,6 +9,7 @@
 #include "base/thread_owned.h"
 #include "memory/block.h"
 #include "memory/optimizer_state.h"
+#include "memory/process_memory.h"
 #include "memory/stack.h"
 
 namespace refrain {
@@ -78,20 +79,24 @@ bool TimelineLog::start(TimelineSources sources) {
     record_.thread = ThreadLog::number();
     sources_ = std::move(sources);
     begin_ = std::chrono::steady_clock::now();
+    sampled_ns_.store(0);
   }
   tape::set_running_watch(this);
   const Bytes base = tracking.set_observer(this);
   {
     std::lock_guard lock(mutex_);
     record_.base = base;
+    record_.resident_before = resident_before();
   }
   know_all();
+  sample_resident();
   enter(phase_of(tape::running(), ThreadLog::get()));
   return true;
 }
 
 TimelineRecord TimelineLog::stop() {
   know_all();
+  sample_resident();
   tracking_allocator().set_observer(nullptr);
   tape::set_running_watch(nullptr);
   sources_ = {};
@@ -152,6 +157,7 @@ void TimelineLog::allocated(const void* data, Bytes bytes, Bytes level) noexcept
         .data = data,
         .bytes = bytes,
         .level = level});
+  sample_resident_if_due();
 }
 
 void TimelineLog::released(const void* data, Bytes bytes, Bytes level) noexcept {
@@ -162,6 +168,19 @@ void TimelineLog::released(const void* data, Bytes bytes, Bytes level) noexcept 
         .data = data,
         .bytes = bytes,
         .level = level});
+  sample_resident_if_due();
+}
+
+void TimelineLog::sample_resident() noexcept {
+  const Bytes now = resident_now();
+  if (now > 0) push({.what = TimelineEvent::What::kResident, .bytes = now});
+}
+
+void TimelineLog::sample_resident_if_due() noexcept {
+  constexpr int64_t kApart = 1'000'000;
+  const int64_t now = (std::chrono::steady_clock::now() - begin_).count();
+  int64_t last = sampled_ns_.load(std::memory_order_relaxed);
+  if (now - last >= kApart && sampled_ns_.compare_exchange_strong(last, now)) sample_resident();
 }
 
 // Only an allocation begins another forward: a number read from the loss after backward does not.

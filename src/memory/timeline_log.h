@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <mutex>
 #include <string>
@@ -23,6 +24,7 @@ struct TimelineEvent {
     kShaped,  ///< a tensor of these sizes lies in `data`
     kKnown,   ///< `data` holds what `kind` says, under the name `module`
     kPhase,   ///< the thread comes into this phase
+    kResident,  ///< `bytes` of the process are resident
   };
   What what;
   MemoryPhase phase = MemoryPhase::kForward;
@@ -41,6 +43,7 @@ struct TimelineRecord {
   std::vector<TimelineEvent> events;
   std::vector<int64_t> sizes;
   Bytes base = 0;
+  Bytes resident_before = 0;
   int64_t end_ns = 0;
   uint32_t thread = 0;   ///< that began it
   bool is_full = false;  ///< the system had no memory for more events
@@ -81,12 +84,16 @@ class TimelineLog final : public TrackingAllocator::Observer, public tape::Runni
   void know_gradients();
   void know_all();
   void push(TimelineEvent event, c10::IntArrayRef sizes = {}) noexcept;
+  void sample_resident() noexcept;
+  /// If a millisecond has passed since the last: a look costs 4 us.
+  void sample_resident_if_due() noexcept;
 
   std::mutex mutex_;  // guards record_ and is_recording_
   TimelineRecord record_;
   bool is_recording_ = false;
   TimelineSources sources_;  // of the recording; constant while it runs
   std::chrono::steady_clock::time_point begin_;
+  std::atomic<int64_t> sampled_ns_{0};
 };
 
 /// What `PhaseScope` says on this thread.

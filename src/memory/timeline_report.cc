@@ -86,6 +86,20 @@ std::string levels_json(const MemoryTimelineReport& report) {
   return fmt::format("\"points\":[{}],\n \"kinds\":{{{}}}", points, kinds);
 }
 
+// Of each stretch of samples the highest.
+std::string resident_json(const MemoryTimelineReport& report) {
+  const auto& all = report.resident;
+  const size_t stretch = std::max<size_t>((all.size() + kMostPoints - 1) / kMostPoints, 1);
+  std::vector<std::string> points;
+  for (size_t begin = 0; begin < all.size(); begin += stretch) {
+    const auto first = all.begin() + static_cast<long>(begin);
+    const auto end = all.begin() + static_cast<long>(std::min(begin + stretch, all.size()));
+    const auto highest = std::max_element(first, end, [](const auto& a, const auto& b) { return a.bytes < b.bytes; });
+    points.push_back(fmt::format("[{:.3f},{}]", highest->time_us, highest->bytes));
+  }
+  return fmt::format("[{}]", fmt::join(points, ","));
+}
+
 std::string phases_json(const MemoryTimelineReport& report) {
   std::vector<std::string> spans;
   for (const auto& span : report.phases)
@@ -175,6 +189,12 @@ std::string_view name_of(MemoryKind kind) noexcept {
   return kNames[static_cast<size_t>(kind)];
 }
 
+Bytes MemoryTimelineReport::resident_peak() const {
+  Bytes highest = 0;
+  for (const auto& sample : resident) highest = std::max(highest, sample.bytes);
+  return highest;
+}
+
 Bytes MemoryTimelineReport::highest(MemoryKind kind) const {
   KindLevels levels(*this);
   const auto k = static_cast<size_t>(kind);
@@ -187,9 +207,11 @@ Bytes MemoryTimelineReport::highest(MemoryKind kind) const {
 }
 
 std::string MemoryTimelineReport::text(int top) const {
+  const auto of_system = resident.empty() ? "" : fmt::format("resident {} at the highest, of which {} before any tensor\n",
+                                                             format_bytes(resident_peak()), format_bytes(resident_before));
   std::string text = fmt::format(
-      "peak {} ({} bytes) at {:.1f} ms, in {}; {} before, {} allocations\n{}\n\nat the peak\n", format_bytes(peak_bytes),
-      peak_bytes, peak_us / 1e3, name_of(phase_at(*this, peak_us)), format_bytes(base_bytes), allocations,
+      "peak {} ({} bytes) at {:.1f} ms, in {}; {} before, {} allocations\n{}{}\n\nat the peak\n", format_bytes(peak_bytes),
+      peak_bytes, peak_us / 1e3, name_of(phase_at(*this, peak_us)), format_bytes(base_bytes), allocations, of_system,
       phases_text(*this));
   std::array<size_t, kMemoryKinds> order{};
   for (size_t k = 0; k < order.size(); ++k) order[k] = k;
@@ -216,8 +238,9 @@ std::string MemoryTimelineReport::json() const {
   const auto overhead = measured_overhead ? fmt::format(",\n \"measured_overhead\":{:.6f}", *measured_overhead) : "";
   return fmt::format(
       "{{\"kind\":\"timeline\",\n \"version\":1,\n \"base_bytes\":{},\n \"peak_bytes\":{},\n \"end_us\":{:.3f},\n"
-      " \"allocations\":{}{},\n \"phases\":{},\n {},\n \"peak\":{}}}\n",
-      base_bytes, peak_bytes, end_us, allocations, overhead, phases_json(*this), levels_json(*this), peak_json(*this));
+      " \"allocations\":{}{},\n \"phases\":{},\n \"resident_before_bytes\":{},\n \"resident\":{},\n {},\n \"peak\":{}}}\n",
+      base_bytes, peak_bytes, end_us, allocations, overhead, phases_json(*this), resident_before, resident_json(*this), levels_json(*this),
+      peak_json(*this));
 }
 
 std::string MemoryTimelineReport::trace() const {
@@ -234,6 +257,8 @@ std::string MemoryTimelineReport::trace() const {
     levels.apply(event);
     json += counters(levels.now(), event.time_us);
   }
+  for (const auto& sample : resident)
+    json += fmt::format(",\n{{\"ph\":\"C\",\"name\":\"resident\",\"pid\":1,\"ts\":{:.3f},\"args\":{{\"bytes\":{}}}}}", sample.time_us, sample.bytes);
   for (size_t i = 0; i < blocks.size(); ++i) json += trace_of(blocks[i], i);
   return json + "]}\n";
 }

@@ -704,6 +704,25 @@ class MemoryCapTest(CliTest):
         out = self.succeed("compare", self.dir / "plain.json", self.dir / "auto.json")
         self.assertRegex(out, r"auto +auto .* 5 of 5 equal to the bit")
 
+    def test_a_limit_of_resident_bytes_is_kept_and_changes_no_bit(self):
+        model = ["gptsmall", "--batch", 32, "--threads", 1]
+        args = ["--steps", 3, "--data", f"text:{self.text()}"]
+        plain = TrainTest.train(self, "plain", *args, model=model)
+        self.assertGreater(plain["resident_peak_bytes"], plain["peak_bytes"])
+        if plain["heap"] == "malloc":
+            self.refuse("train", *model, *args, "--strategy", "auto", "--process-limit", "4GiB", code=4, says="libtcmalloc-minimal4")
+            return
+        limit = plain["resident_peak_bytes"] - plain["peak_bytes"] // 3
+        within = TrainTest.train(self, "within", *args, "--strategy", "auto", "--process-limit", limit, model=model)
+        self.assertEqual((within["process_limit_bytes"], within["memory_limit_bytes"]), (limit, None))
+        self.assertLessEqual(within["resident_peak_bytes"], limit)
+        self.assertEqual(within["loss_bits"], plain["loss_bits"])
+        self.refuse("train", *model, *args, "--process-limit", limit, code=3, says=("limit of the process", "raise --process-limit"))
+        self.refuse("train", *model, *args, "--process-limit", "30MiB", code=3, says="are missing before anything runs")
+        free = TrainTest.train(self, "free", *args, "--strategy", "auto", "--available", 0.9, model=model)
+        self.assertGreater(free["process_limit_bytes"], 0)
+        self.assertEqual(free["loss_bits"], plain["loss_bits"])
+
     def test_train_with_everything_else_and_resume(self):
         args = ["--data", f"text:{self.text()}", "--accumulate", 2, "--clip-norm", 1, "--optimizer", "sgd", "--steps"]
         plain = self.train("plain", *args, 6)
@@ -718,6 +737,9 @@ class MemoryCapTest(CliTest):
         self.refuse(*train, "auto", says=("--strategy auto", "found no --memory-limit", "300MiB"))
         self.refuse(*train, "atuo", "--memory-limit", "9MiB", says="strategy 'atuo'")
         self.refuse(*train, "auto", "--memory-limit", "much", says="much")
+        self.refuse(*train, "auto", "--process-limit", "much", says="much")
+        self.refuse(*train, "auto", "--available", 1.5, says="--available")
+        self.refuse(*train, "auto", "--available", 0.5, "--process-limit", "1GiB", says="excludes")
         self.refuse(*train, "auto", "--memory-limit", "1KiB", says=("--memory-limit 1.0 KiB", "weights, gradients and optimizer"))
         self.refuse("verify", *self.MODEL, "--strategy", "auto", says="strategy 'auto'")
         self.refuse("bench", *self.MODEL, "--strategies", "auto", says="strategy 'auto'")

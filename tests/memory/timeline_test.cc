@@ -382,6 +382,12 @@ TEST(Timeline, JsonAndTraceAreWhatTheReportSays) {
   EXPECT_EQ(json["phases"].front()["name"], "forward");
   EXPECT_LE(json["peak"]["top"].size(), 20u);
 
+  ASSERT_GE(report.resident.size(), 2u);
+  EXPECT_EQ(json["resident"].size(), report.resident.size());
+  EXPECT_EQ(json["resident_before_bytes"], memory_stats().resident_before);
+  for (size_t i = 1; i < report.resident.size(); ++i) EXPECT_GE(report.resident[i].time_us, report.resident[i - 1].time_us);
+  EXPECT_GT(report.resident_peak(), report.resident_before);
+
   size_t begun = 0, ended = 0, counters = 0;
   const auto trace = Json::parse(report.trace());
   for (const auto& event : trace["traceEvents"]) {
@@ -391,7 +397,7 @@ TEST(Timeline, JsonAndTraceAreWhatTheReportSays) {
   }
   EXPECT_EQ(begun, report.blocks.size());
   EXPECT_EQ(ended, begun);
-  EXPECT_EQ(counters, report.events.size() + 1);
+  EXPECT_EQ(counters, report.events.size() + 1 + report.resident.size());
   EXPECT_NE(report.text().find("activation_kept"), std::string::npos);
 }
 
