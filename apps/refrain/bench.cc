@@ -22,7 +22,7 @@ std::vector<std::string> offload_cells(const Measurement& seen) {
 
 std::string show(const std::vector<Measurement>& all) {
   const bool any_offload = std::any_of(all.begin(), all.end(), [](const auto& m) { return m.offload.has_value(); });
-  std::vector<std::string> columns{"strategy",   "after forward", "peak",         "peak saved", "ms/step",
+  std::vector<std::string> columns{"strategy",   "after forward", "peak",         "peak saved", "resident", "ms/step",
                                    "added ms",   "overhead",      "replayed ops", "bit-equal"};
   if (any_offload) columns.insert(columns.end(), {"written", "read", "stalls, ms"});
   const bool any_plan = std::any_of(all.begin(), all.end(), [](const auto& m) { return m.planned.has_value(); });
@@ -32,7 +32,7 @@ std::string show(const std::vector<Measurement>& all) {
   for (const auto& seen : all) {
     const double added = median(seen.added_ms);
     std::vector<std::string> row{seen.strategy, format_bytes(seen.after_forward), format_bytes(seen.peak),
-               saved_percent(seen.peak, plain.peak), median_and_spread(seen.step_ms),
+               saved_percent(seen.peak, plain.peak), format_bytes(seen.resident_peak), median_and_spread(seen.step_ms),
                fmt::format("{:.1f}", added), fmt::format("{:.0f} %", 100 * added / median(plain.step_ms)),
                fmt::format("{}", seen.replayed_ops), seen.is_bit_equal ? "yes" : "NO"};
     if (any_offload) {
@@ -72,9 +72,9 @@ int run_bench(const BenchArgs& args) {
   Json document = document_json("bench", model->name(), config);
   document["strategies"] = strategies;
   publish(document,
-          fmt::format("{}, {} {} a step, {} steps each, {} threads; bytes over the level before the step\n{}",
+          fmt::format("{}, {} {} a step, {} steps each, {} threads; bytes over the level before the step; resident: of the process, {} serves tensors\n{}",
                       title(*model), model->units_per_batch(), model->unit(), args.iters, at::get_num_threads(),
-                      show(all)),
+                      tensor_heap(), show(all)),
           args.json, args.html);
   return kOk;
 }

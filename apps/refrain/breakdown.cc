@@ -16,6 +16,7 @@ struct Row {
   int64_t batch = 0;
   MemoryParts estimated, measured;
   Bytes peak = 0;
+  Bytes resident_peak = 0;  ///< of the process, less what it had before any tensor
 };
 
 std::vector<int64_t> choose_batches(const BreakdownArgs& args) {
@@ -61,11 +62,13 @@ Row measure(const BreakdownArgs& args, int64_t size, const ActivationCost& activ
   };
   step();
   drop_gradients(model->module());
+  release_free_memory();  // of a larger batch before
   MemoryTimeline timeline(model->module(), *optimizer);
   timeline.know(MemoryKind::kInput, {batch.input, batch.target});
   step();
   const auto report = timeline.stop();
-  Row row{size, estimate_fixed(model->module(), *optimizer), measured_parts(report), report.peak_bytes};
+  Row row{size, estimate_fixed(model->module(), *optimizer), measured_parts(report), report.peak_bytes,
+          report.resident_peak() - report.resident_before};
   row.estimated.activations = activations.at(size);
   return row;
 }
@@ -79,12 +82,12 @@ std::string show(const std::vector<Row>& rows) {
   fixed.add({"gradients", mib(estimated.gradients), mib(measured.gradients)});
   fixed.add({"optimizer states", mib(estimated.optimizer_states), mib(measured.optimizer_states)});
   fixed.add({"fixed cost", mib(estimated.fixed()), mib(measured.fixed())});
-  Table by_batch({"batch", "activations", "measured", "of total", "temporaries", "peak"});
+  Table by_batch({"batch", "activations", "measured", "of total", "temporaries", "peak", "resident"});
   for (const auto& row : rows) {
     const auto part = static_cast<double>(row.estimated.activations);
     const double share = 100 * part / (part + static_cast<double>(row.estimated.fixed()));
     by_batch.add({fmt::format("{}", row.batch), mib(row.estimated.activations), mib(row.measured.activations),
-                  fmt::format("{:.1f} %", share), mib(row.measured.temporaries), mib(row.peak)});
+                  fmt::format("{:.1f} %", share), mib(row.measured.temporaries), mib(row.peak), mib(row.resident_peak)});
   }
   return fixed.str() + "\n" + by_batch.str();
 }
@@ -104,7 +107,8 @@ Json rows_json(const std::vector<Row>& rows) {
     list.push_back({{"batch", row.batch},
                     {"estimated", parts_json(row.estimated)},
                     {"measured", measured},
-                    {"peak_bytes", row.peak}});
+                    {"peak_bytes", row.peak},
+                    {"resident_peak_bytes", row.resident_peak}});
   }
   return list;
 }

@@ -16,6 +16,7 @@ struct Report {
   std::string name, strategy;
   bool is_done = false;
   Bytes peak = 0, limit = 0;  ///< limit 0: none
+  Bytes resident_peak = 0;    ///< 0 in reports of older versions
   double step_ms = 0.0;
   int64_t first_step = 0;
   std::vector<std::string> loss_bits;
@@ -30,6 +31,7 @@ Report read_report(const std::string& path) {
     report.strategy = json.at("strategy").get<std::string>();
     report.is_done = json.at("status") == "done";
     report.peak = json.at("peak_bytes").get<Bytes>();
+    report.resident_peak = json.value("resident_peak_bytes", Bytes{0});
     report.limit = json.at("memory_limit_bytes").is_null() ? 0 : json.at("memory_limit_bytes").get<Bytes>();
     report.step_ms = json.at("step_ms_median").get<double>();
     report.first_step = json.at("first_step").get<int64_t>();
@@ -82,7 +84,7 @@ int run_compare(const CompareArgs& args) {
     throw InvalidArgument(fmt::format(
         "'{}': found a run that ran out of memory; expected a finished one as reference, first", args.files.front()));
   }
-  Table table({"run", "strategy", "memory limit", "peak", "ms/step", "time", "last loss", "losses"});
+  Table table({"run", "strategy", "memory limit", "peak", "resident", "ms/step", "time", "last loss", "losses"});
   Json rows = Json::array();
   bool is_all_equal = true;
   for (const auto& report : reports) {
@@ -91,7 +93,7 @@ int run_compare(const CompareArgs& args) {
     const bool is_equal = agreement.common > 0 && agreement.first_difference == 0;
     if (report.is_done) is_all_equal = is_all_equal && is_equal;
     table.add({report.name, report.strategy, report.limit == 0 ? "none" : format_bytes(report.limit),
-               format_bytes(report.peak), report.is_done ? fmt::format("{:.1f}", report.step_ms) : "-",
+               format_bytes(report.peak), report.resident_peak > 0 ? format_bytes(report.resident_peak) : "-", report.is_done ? fmt::format("{:.1f}", report.step_ms) : "-",
                report.is_done ? fmt::format("x{:.2f}", report.step_ms / reference.step_ms) : "-",
                report.is_done ? fmt::format("{:.4f}", report.last_loss) : "-",
                is_reference ? "reference" : losses_cell(report, agreement)});
@@ -100,6 +102,7 @@ int run_compare(const CompareArgs& args) {
                     {"status", report.is_done ? "done" : "out_of_memory"},
                     {"memory_limit_bytes", report.limit == 0 ? Json() : Json(report.limit)},
                     {"peak_bytes", report.peak},
+                    {"resident_peak_bytes", report.resident_peak > 0 ? Json(report.resident_peak) : Json()},
                     {"step_ms_median", report.step_ms},
                     {"steps_compared", agreement.common},
                     {"steps_equal", agreement.equal},

@@ -44,6 +44,7 @@ struct Row {
   int percent = 0;
   NamedHeuristic heuristic = kHeuristics.front();
   Bytes limit = 0, peak = 0;
+  Bytes resident_peak = 0;  ///< of the process, over what was resident before with all that is free given back
   std::vector<double> step_ms = {}, added_ms = {};
   MemoryCapStats cost = {};
   bool is_bit_equal = true;
@@ -104,6 +105,7 @@ class Steps {
   struct Seen {
     double ms = 0.0;
     Bytes peak = 0;
+    Bytes resident_peak = 0;
     Result result;
   };
 
@@ -123,6 +125,14 @@ class Steps {
     return seen;
   }
 
+  /// Not for its time: what was kept for later has gone before.
+  Seen run_for_resident() {
+    const ResidentWatch resident;
+    Seen seen = run();
+    seen.resident_peak = resident.growth();
+    return seen;
+  }
+
   /// A step that counts, after one of its own kind that does not, as in training each step follows one.
   Seen run_settled() {
     run();
@@ -135,7 +145,9 @@ class Steps {
     try {
       const MemoryCap cap(memory_stats().current + row.limit,
                           MemoryCapOptions().heuristic(row.heuristic.value).max_overhead(max_overhead));
-      check(row, plain, run());
+      const auto first = run_for_resident();
+      row.resident_peak = std::max(row.resident_peak, first.resident_peak);
+      check(row, plain, first);
       const auto before = cap.stats();
       const auto seen = run();
       row.cost = difference(cap.stats(), before);
@@ -205,12 +217,12 @@ std::string show_table(const Limits& all) {
     if (all.compares) cells.emplace_back(text);
   };
   add_heuristic(columns, "heuristic");
-  for (const char* name : {"bytes", "peak", "ms/step", "overhead", "evictions", "recomputes", "choosing", "bit-equal"})
+  for (const char* name : {"bytes", "peak", "resident", "ms/step", "overhead", "evictions", "recomputes", "choosing", "bit-equal"})
     columns.emplace_back(name);
   Table table(columns);
   std::vector<std::string> first{"none"};
   add_heuristic(first, "");
-  for (const auto& cell : {std::string(), format_bytes(all.plain.peak), median_and_spread(all.plain.step_ms)})
+  for (const auto& cell : {std::string(), format_bytes(all.plain.peak), format_bytes(all.plain.resident_peak), median_and_spread(all.plain.step_ms)})
     first.push_back(cell);
   first.resize(columns.size());
   table.add(first);
@@ -220,6 +232,7 @@ std::string show_table(const Limits& all) {
     cells.push_back(format_bytes(row.limit));
     if (row.fits()) {
       cells.push_back(format_bytes(row.peak) + (row.is_over() ? " OVER" : ""));
+      cells.push_back(format_bytes(row.resident_peak));
       cells.push_back(median_and_spread(row.step_ms));
       cells.push_back(fmt::format("{:.0f} %", 100 * all.overhead(row)));
       cells.push_back(fmt::format("{}", row.cost.evictions));
@@ -256,6 +269,7 @@ Json row_json(const Limits& all, const Row& row) {
     return json;
   }
   json.update({{"peak_bytes", row.peak},
+               {"resident_peak_bytes", row.resident_peak},
                {"step_ms_median", median(row.step_ms)},
                {"step_ms_spread", spread(row.step_ms)},
                {"added_ms_median", median(row.added_ms)},
@@ -314,7 +328,9 @@ int run_limits(const BenchArgs& args) {
   torch::manual_seed(args.model.seed);
   all.base = memory_stats().current;
   Steps steps(*model, batch);
-  all.plain.peak = steps.run().peak;
+  const auto first = steps.run_for_resident();
+  all.plain.peak = first.peak;
+  all.plain.resident_peak = first.resident_peak;
   for (auto& row : all.rows) row.limit = all.plain.peak * row.percent / 100;
   measure_limits(args, steps, all);
   drop_gradients(model->module());
@@ -326,6 +342,7 @@ int run_limits(const BenchArgs& args) {
   Json document = document_json("limits", model->name(), config);
   document["base_bytes"] = all.base;
   document["plain"] = {{"peak_bytes", all.plain.peak},
+                       {"resident_peak_bytes", all.plain.resident_peak},
                        {"step_ms_median", median(all.plain.step_ms)},
                        {"step_ms_spread", spread(all.plain.step_ms)}};
   document["rows"] = Json::array();

@@ -44,7 +44,9 @@ void count_replays(models::TrainableModel& model, const models::Batch& batch, Gr
   set_model_strategy(model, seen.strategy);
   const auto* store = model.offload_store();
   if (store) store->reset_stats();
+  const ResidentWatch resident;
   run_step(model, batch, gradients, seen);
+  seen.resident_peak = resident.growth();
   const TapeStats after = tape_stats();
   set_op_timing(was_timing);
   if (store) seen.offload = store->stats();
@@ -137,6 +139,7 @@ Json strategy_json(const Measurement& seen) {
   Json json{{"name", seen.strategy},
           {"after_forward_bytes", seen.after_forward},
           {"peak_bytes", seen.peak},
+          {"resident_peak_bytes", seen.resident_peak},
           {"step_ms_median", median(seen.step_ms)},
           {"step_ms_min", *std::min_element(seen.step_ms.begin(), seen.step_ms.end())},
           {"step_ms_spread", spread(seen.step_ms)},

@@ -17,6 +17,7 @@ namespace refrain::cli {
 struct Measurement {
   std::string strategy;
   Bytes after_forward = 0, peak = 0;
+  Bytes resident_peak = 0;  ///< of the process in a step of its own, over what was resident before it with all that is free given back
   std::vector<double> step_ms = {}, added_ms = {};
   int64_t replayed_ops = 0;
   double replayed_kernel_ms = 0.0;

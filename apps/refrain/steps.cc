@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "apps/refrain/budget_strategy.h"
+#include "refrain/memory.h"
 
 namespace refrain::cli {
 namespace {
@@ -71,6 +72,14 @@ void set_weight_decay(torch::optim::Optimizer& optimizer, double value) {
 GradScaler make_scaler(const models::TrainableModel& model, GradScalerOptions options) {
   return GradScaler(options.enabled(model.options().amp == torch::kHalf));
 }
+
+ResidentWatch::ResidentWatch() {
+  release_free_memory();
+  reset_peak_memory();
+  start_ = memory_stats().resident;
+}
+
+Bytes ResidentWatch::growth() const { return memory_stats().resident_peak - start_; }
 
 void drop_gradients(torch::nn::Module& module) {
   for (auto& parameter : module.parameters()) parameter.mutable_grad().reset();

@@ -29,6 +29,16 @@ GradScaler make_scaler(const models::TrainableModel& model, GradScalerOptions op
 
 void drop_gradients(torch::nn::Module& module);
 
+/// By how many resident bytes the process grows while it lives, with all that is free given back at its beginning.
+class ResidentWatch {
+ public:
+  ResidentWatch();
+  Bytes growth() const;
+
+ private:
+  Bytes start_;
+};
+
 /// The default CPU generator's state, and back.
 torch::Tensor generator_state();
 void set_generator_state(const torch::Tensor& state);

@@ -133,6 +133,7 @@ Trial Trials::run_under(Bytes limit, const std::string& strategy, int64_t batch)
   const Bytes before = memory_stats().current;
   Trial trial{.batch = batch};
   const StepPlan plan{.batch = [this](int64_t) { return model_.synthetic_batch(seed_); }};
+  release_free_memory();  // of a larger batch before
   reset_peak_memory();
   try {
     const MemoryLimit guard(limit);
@@ -143,6 +144,7 @@ Trial Trials::run_under(Bytes limit, const std::string& strategy, int64_t batch)
   } catch (const std::bad_alloc&) {
   }
   trial.peak = memory_stats().peak;
+  trial.resident_peak = memory_stats().resident_peak;
   drop_gradients(model_.module());
   const Bytes left = memory_stats().current - before;
   if (left != 0) {
@@ -197,6 +199,7 @@ MaxBatch find_max_batch(Trials& trials, const std::string& strategy) {
     if (trial.fits) {
       fits = next;
       found.peak = trial.peak;
+      found.resident_peak = trial.resident_peak;
     } else {
       fails = next;
     }
@@ -225,6 +228,7 @@ Json max_batch_json(const MaxBatch& found, int64_t plain) {
   return {{"strategy", found.strategy},
           {"max_batch", found.batch},
           {"peak_bytes", found.peak},
+          {"resident_peak_bytes", found.resident_peak},
           {"next_peak_bytes", found.next_batch > 0 ? Json(found.next_peak) : Json()},
           {"factor", plain > 0 ? Json(factor) : Json()},
           {"trials", trials}};

@@ -38,6 +38,7 @@ struct Trial {
   int64_t batch = 0;
   bool fits = false;
   Bytes peak = 0;  ///< the level reached before it was refused, if it does not fit
+  Bytes resident_peak = 0;  ///< likewise, of the process with everything
 };
 
 /// Runs single training steps of any strategy, batch and limit, as `refrain train` does once the optimizer's state is
@@ -73,6 +74,7 @@ struct MaxBatch {
   int64_t batch = 0;               ///< 0: not even the least one fits
   int64_t next_batch = 0;          ///< does not fit; 0 if `batch` is the most a model takes
   Bytes peak = 0, next_peak = 0;   ///< of both, the second without the limit
+  Bytes resident_peak = 0;
   std::vector<Trial> trials = {};  ///< in order
 };
 

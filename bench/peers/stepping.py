@@ -73,6 +73,12 @@ class Peer:
             fields = stat.read().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def status_bytes(self, field):
+        """VmRSS or VmHWM, of the process now."""
+        with open(f"/proc/{self.process.pid}/status") as status:
+            line = next(line for line in status if line.startswith(field + ":"))
+        return int(line.split()[1]) * 1024
+
     def close(self):
         if self.process.poll() is None:
             try:
@@ -83,6 +89,18 @@ class Peer:
                 self.process.kill()
                 self.process.wait()
         self.log.close()
+
+
+def resident_growth(start, model, options, mode, steps=5):
+    """By how many resident bytes a process that runs only this plan grows from the built model to its peak."""
+    peer = start(model, options)
+    try:
+        before = peer.status_bytes("VmRSS")
+        for _ in range(steps):
+            peer.ask(f"step {mode}")
+        return peer.status_bytes("VmHWM") - before
+    finally:
+        peer.close()
 
 
 # Statistics ----------------------------------------------------------------------------------------------------------

@@ -84,6 +84,15 @@ void draw_phases(Svg& svg, const AreaChart& chart, const Plot& plot) {
   }
 }
 
+// Over the areas, at their scale: what is between them is fragmentation, and what takes memory past the allocator.
+void draw_resident(Svg& svg, const AreaChart& chart, const Plot& plot) {
+  std::vector<std::pair<double, double>> points;
+  for (const auto& point : chart.resident) points.emplace_back(plot.x(point.t_us), plot.y(static_cast<double>(point.bytes)));
+  if (points.size() < 2) return;
+  svg.path(polyline(points), "resident");
+  svg.text(points.back().first - 4, points.back().second - 5, Anchor::kEnd, "label small halo", "resident");
+}
+
 void draw_peak_line(Svg& svg, const AreaChart& chart, const Plot& plot) {
   const double x = plot.x(chart.peak.t_us), y = plot.y(static_cast<double>(chart.peak.bytes));
   svg.line(x, y, x, plot.bottom, "peak");
@@ -155,6 +164,7 @@ void draw_area_chart(Svg& svg, const AreaChart& chart) {
   svg.set_height(plot.bottom + 42);
   int64_t highest = std::max({chart.peak.bytes, chart.scale_bytes, chart.base_bytes});
   for (const auto& level : chart.levels) highest = std::max(highest, level.total);
+  for (const auto& point : chart.resident) highest = std::max(highest, point.bytes);
 
   const Axis memory = Axis::from_zero(1.04 * chart.unit.of(highest), 6, chart.unit.name);
   const Scale y = svg.y_axis(memory, plot.left, plot.right, plot.top, plot.bottom);
@@ -170,6 +180,7 @@ void draw_area_chart(Svg& svg, const AreaChart& chart) {
     const double base = plot.y(static_cast<double>(chart.base_bytes));
     svg.line(plot.left, base, plot.right, base, "reference");
   }
+  draw_resident(svg, chart, plot);
   draw_peak_line(svg, chart, plot);
   if (!svg.is_narrow()) draw_peak_bar(svg, chart, plot);
   svg.attribute("plot", fmt::format("{} {} {} {}", coordinate(plot.left), coordinate(plot.right), coordinate(plot.top),

@@ -25,6 +25,8 @@ struct Peak {
 struct AreaChart {
   std::vector<Level> levels;
   std::vector<Phase> phases;
+  /// Resident bytes of the process less what it had before any tensor; may be empty.
+  std::vector<LevelPoint> resident;
   Peak peak;
   int64_t base_bytes = 0;   ///< before the step
   int64_t scale_bytes = 0;  ///< the axis reaches at least this far, so that charts can be compared

@@ -5,15 +5,8 @@
 #include "report/kinds.h"
 
 namespace refrain::report {
-namespace {
-
-struct Point {
-  double t_us;
-  int64_t bytes;
-};
-
-std::vector<Point> read_points(const Field& list) {
-  std::vector<Point> points;
+std::vector<LevelPoint> read_points(const Field& list) {
+  std::vector<LevelPoint> points;
   for (const Field& item : list.items()) {
     const auto pair = item.items();
     if (pair.size() != 2) item.refuse("a pair of time in µs and bytes");
@@ -25,10 +18,12 @@ std::vector<Point> read_points(const Field& list) {
   return points;
 }
 
+namespace {
+
 /// Walks along points as time passes.
 class Cursor {
  public:
-  explicit Cursor(const std::vector<Point>& points) : points_(points) {}
+  explicit Cursor(const std::vector<LevelPoint>& points) : points_(points) {}
 
   int64_t at(double t_us) {
     while (next_ < points_.size() && points_[next_].t_us <= t_us) ++next_;
@@ -36,7 +31,7 @@ class Cursor {
   }
 
  private:
-  const std::vector<Point>& points_;
+  const std::vector<LevelPoint>& points_;
   size_t next_ = 0;
 };
 
@@ -44,7 +39,7 @@ class Cursor {
 
 std::vector<Level> read_levels(const Field& document) {
   const auto total = read_points(document["points"]);
-  std::vector<std::vector<Point>> by_kind(kinds().size());
+  std::vector<std::vector<LevelPoint>> by_kind(kinds().size());
   bool is_row_by_row = true;
   for (const auto& [name, list] : document["kinds"].members()) {
     const auto kind = kind_index(name);
@@ -52,7 +47,7 @@ std::vector<Level> read_levels(const Field& document) {
     by_kind[*kind] = read_points(list);
     is_row_by_row =
         is_row_by_row && std::equal(by_kind[*kind].begin(), by_kind[*kind].end(), total.begin(), total.end(),
-                                    [](const Point& a, const Point& b) { return a.t_us == b.t_us; });
+                                    [](const LevelPoint& a, const LevelPoint& b) { return a.t_us == b.t_us; });
   }
 
   std::vector<Level> levels;

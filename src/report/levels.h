@@ -15,6 +15,15 @@ struct Level {
   int64_t total = 0;
 };
 
+/// Bytes at a time.
+struct LevelPoint {
+  double t_us;
+  int64_t bytes;
+};
+
+/// A list of pairs of time in µs and bytes, in order.
+std::vector<LevelPoint> read_points(const Field& list);
+
 /// The levels of a timeline document, by time. If all kinds have the times of `points`, row by row; else at each time that
 /// any of them names, a kind's level being that of its last point until then.
 std::vector<Level> read_levels(const Field& document);

@@ -98,7 +98,7 @@ std::map<std::string, int64_t> timeline_scales(const std::vector<Field>& documen
   for (const Field& document : documents) {
     if (kind_of(document).id != std::string("timeline")) continue;
     int64_t& scale = scales[document["model"].text()];
-    scale = std::max(scale, document["peak_bytes"].bytes());
+    scale = std::max(scale, timeline_reach(document));
   }
   return scales;
 }

@@ -28,6 +28,9 @@ std::string pareto_section(const Field& document, const Place& place);
 std::string max_batch_section(const Field& document, const Place& place);
 std::string advice_section(const Field& document, const Place& place);
 
+/// What the axis of a timeline reaches: its peak, and what was resident over what was before any tensor.
+int64_t timeline_reach(const Field& document);
+
 /// Bytes in a table: in the table's unit, with the exact number beneath.
 std::string bytes_cell(int64_t bytes, const ByteUnit& unit);
 

@@ -58,6 +58,7 @@ text{font-size:12.5px;fill:var(--ink)}
 .mark,.limit{stroke:var(--mark);stroke-width:1.5}
 .mark{stroke-dasharray:2 3}
 .peak{stroke:var(--ink);stroke-width:1.2}
+.resident{fill:none;stroke:var(--ink);stroke-width:1.1;opacity:.8}
 .peak-dot{fill:var(--ink);stroke:var(--paper);stroke-width:1.5}
 .boundary{stroke:var(--ink);stroke-width:.8;opacity:.35}
 .phase.p-forward{fill:var(--quiet);opacity:.35}

@@ -40,6 +40,16 @@ std::vector<Phase> read_phases(const Field& list) {
   return phases;
 }
 
+// A page before there was any tensor may have gone since: never below 0.
+std::vector<LevelPoint> read_resident(const Field& document) {
+  const auto list = document.find("resident");
+  if (!list) return {};
+  const int64_t before = document["resident_before_bytes"].bytes();
+  auto points = read_points(*list);
+  for (auto& point : points) point.bytes = std::max<int64_t>(point.bytes - before, 0);
+  return points;
+}
+
 Peak read_peak(const Field& field) {
   Peak peak{field["t_us"].number(), field["bytes"].bytes(), std::vector<int64_t>(kinds().size(), 0)};
   for (const auto& [name, bytes] : field["by_kind"].members()) peak.by_kind[read_kind(bytes, name)] = bytes.bytes();
@@ -159,9 +169,16 @@ std::string levels_data(const AreaChart& chart) {
 
 }  // namespace
 
+int64_t timeline_reach(const Field& document) {
+  int64_t reach = document["peak_bytes"].bytes();
+  for (const auto& point : read_resident(document)) reach = std::max(reach, point.bytes);
+  return reach;
+}
+
 std::string timeline_section(const Field& document, const Place& place) {
   AreaChart chart{.levels = read_levels(document),
                   .phases = read_phases(document["phases"]),
+                  .resident = read_resident(document),
                   .peak = read_peak(document["peak"]),
                   .base_bytes = document["base_bytes"].bytes(),
                   .scale_bytes = place.scale_bytes,
@@ -180,9 +197,9 @@ std::string timeline_section(const Field& document, const Place& place) {
                      levels_data(chart));
   const auto overhead = document.find("measured_overhead");
   out += fmt::format(
-      "<p class=\"note\">{}Dashed: what is alive before the step, {}. The step made {} allocations{}.</p>\n",
+      "<p class=\"note\">{}Dashed: what is alive before the step, {}. {}The step made {} allocations{}.</p>\n",
       is_recomputing ? "Second row of marks: recomputation. " : "", with_unit(chart.base_bytes, chart.unit),
-      count(document["allocations"].count()).html(),
+      chart.resident.empty() ? "" : "Line: what the process had resident then, less what it had before any tensor. ", count(document["allocations"].count()).html(),
       overhead ? "; recording them changed its time by " + percent_of_one(overhead->number()).html() : "");
   const auto first = std::span(top).first(std::min(top.size(), kTopAtOnce)),
              rest = std::span(top).subspan(first.size());

@@ -95,8 +95,15 @@ def timeline(strategy_name):
            ("head", "aten::_log_softmax", [2048, 256])]
     kind = "recomputed" if per_block else "activation_kept"
     t, total, by_kind = step.top
+    before = 124 * MIB
+    # the first step of a process: pages that were touched stay
+    resident, highest = [], 0
+    for when, level in step.points[::12] + [[t, total], step.points[-1]]:
+        highest = max(highest, level)
+        resident.append([when, before + 6 * MIB + highest])
+    resident.sort()
     write(f"timeline_{strategy_name}", "timeline", "gpt", GPT, strategy=strategy_name, base_bytes=step.points[0][1], peak_bytes=total,
-          phases=step.phases, points=step.points,
+          phases=step.phases, points=step.points, resident_before_bytes=before, resident=resident,
           kinds={k: [[p[0], row.get(k, 0)] for p, row in zip(step.points, step.kinds)] for k in sorted({k for r in step.kinds for k in r})},
           peak={"t_us": t, "bytes": total, "by_kind": {k: v for k, v in by_kind.items() if v},
                 "top": [{"bytes": 4 * n, "kind": kind, "op": op, "module": m, "phase": "recompute" if per_block else "forward", "sizes": s}
