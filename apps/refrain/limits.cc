@@ -145,9 +145,7 @@ class Steps {
     try {
       const MemoryCap cap(memory_stats().current + row.limit,
                           MemoryCapOptions().heuristic(row.heuristic.value).max_overhead(max_overhead));
-      const auto first = run_for_resident();
-      row.resident_peak = std::max(row.resident_peak, first.resident_peak);
-      check(row, plain, first);
+      check(row, plain, run_for_resident());
       const auto before = cap.stats();
       const auto seen = run();
       row.cost = difference(cap.stats(), before);
@@ -163,6 +161,7 @@ class Steps {
  private:
   static void check(Row& row, const Seen& plain, const Seen& seen) {
     row.peak = std::max(row.peak, seen.peak);
+    row.resident_peak = std::max(row.resident_peak, seen.resident_peak);
     for (size_t i = 0; i < plain.result.size(); ++i) {
       // a loss may be a view of something large that has left
       const auto pin = seen.result[i].defined() ? std::make_unique<PinScope>(seen.result[i]) : nullptr;
@@ -328,9 +327,11 @@ int run_limits(const BenchArgs& args) {
   torch::manual_seed(args.model.seed);
   all.base = memory_stats().current;
   Steps steps(*model, batch);
-  const auto first = steps.run_for_resident();
-  all.plain.peak = first.peak;
-  all.plain.resident_peak = first.resident_peak;
+  {
+    const auto first = steps.run_for_resident();
+    all.plain.peak = first.peak;
+    all.plain.resident_peak = first.resident_peak;
+  }
   for (auto& row : all.rows) row.limit = all.plain.peak * row.percent / 100;
   measure_limits(args, steps, all);
   drop_gradients(model->module());

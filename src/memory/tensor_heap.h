@@ -18,7 +18,10 @@ class TensorHeap {
  public:
   static constexpr size_t kLeastBytes = 32 << 10;  ///< what is smaller gains nothing from pages of its own
 
-  /// Bytes held at most if `highest` were given out at once. With less, pages go back and forth: see docs/design/memory.md.
+  /// What tcmalloc keeps at most of freed tensors of up to 256 KiB in its lists by size, which are no free pages: two of each size.
+  static constexpr Bytes kLists = 8 << 20;
+
+  /// Bytes held at most if `highest` were given out at once, as far as free pages go. With less, pages go back and forth: see docs/design/memory.md.
   static constexpr Bytes most_held(Bytes highest) { return highest + highest / 16 + (4 << 20); }
 
   /// Bytes of the pages that a request of `bytes` takes.

@@ -762,7 +762,7 @@ class MemoryCapTest(CliTest):
         peak = report["plain"]["peak_bytes"]
         self.assertGreater(report["plain"]["step_ms_median"], 0)
         self.assertEqual([row["percent"] for row in report["rows"]], [100, 70, 2], "each once")
-        kept = {"percent", "heuristic", "limit_bytes", "fits", "peak_bytes", "step_ms_median", "step_ms_spread", "added_ms_median",
+        kept = {"percent", "heuristic", "limit_bytes", "fits", "peak_bytes", "resident_peak_bytes", "step_ms_median", "step_ms_spread", "added_ms_median",
                 "overhead", "evictions", "evicted_bytes", "recomputes", "recompute_ms", "choosing_ms", "bit_equal"}
         *fitting, refused = report["rows"]
         for row in fitting:
@@ -889,7 +889,7 @@ class VerifyAndBenchTest(CliTest):
         self.assertEqual(page.read_text(), self.succeed("report", path, "--html", "-"))
         self.assertIn(f'<data value="{other["peak_bytes"]}"', page.read_text())
         self.assertEqual(plain["name"], "none")
-        fields = {"name", "after_forward_bytes", "peak_bytes", "step_ms_median", "step_ms_min", "step_ms_spread", "added_ms_median",
+        fields = {"name", "after_forward_bytes", "peak_bytes", "resident_peak_bytes", "step_ms_median", "step_ms_min", "step_ms_spread", "added_ms_median",
                   "replayed_ops", "replayed_kernel_ms", "bit_equal"}
         for strategy in (plain, other):
             self.assertEqual(set(strategy), fields)
