@@ -46,7 +46,8 @@ class Search {
     found_.baseline_ms = median(baseline);
     found_.peak = find_peak();
     found_.limit = find_least();
-    for (const auto limit : limits()) found_.costs.push_back(cost_of(limit));
+    const auto least = cost_of_least();
+    for (const auto limit : limits()) found_.costs.push_back(limit == found_.limit ? least : cost_of(limit));
     return std::move(found_);
   }
 
@@ -111,8 +112,7 @@ class Search {
     Bytes holds = found_.peak, lower = found_.level;
     found_.refused = found_.level;
     while (!try_steps(holds, options_.steps).cost.holds) holds += std::max<Bytes>((holds - found_.level) / 16, 1);
-    const auto least_step = std::max<Bytes>(1, static_cast<Bytes>(options_.tolerance * static_cast<double>(found_.peak - found_.level)));
-    while (holds - lower > least_step) {
+    while (holds - lower > least_step()) {
       const Bytes middle = lower + (holds - lower) / 2;
       const auto trial = try_steps(middle, options_.steps);
       if (trial.cost.holds) {
@@ -123,6 +123,21 @@ class Search {
       }
     }
     return holds;
+  }
+
+  Bytes least_step() const {
+    return std::max<Bytes>(1, static_cast<Bytes>(options_.tolerance * static_cast<double>(found_.peak - found_.level)));
+  }
+
+  // What to evict is a guess by measured times: the steps that are timed may be refused what the search's were not.
+  LimitCost cost_of_least() {
+    auto cost = cost_of(found_.limit);
+    while (!cost.holds) {
+      found_.refused = found_.limit;
+      found_.limit += least_step();
+      cost = cost_of(found_.limit);
+    }
+    return cost;
   }
 
   // In bytes over the level before the step, of which the limits are multiples.
