@@ -40,7 +40,10 @@ build: setup
 	@$(call configure,release)
 	@$(call compile,build)
 
-demo: build
+# builds the tool and nothing else
+demo: setup
+	@$(call configure,release)
+	@$(call compile,build) --target refrain_cli
 	@scripts/demo
 
 test: build

@@ -25,14 +25,14 @@ struct MemoryStats {
 /// Wraps LibTorch's CPU allocator with tracking and limiting, once per process. Without it nothing is slowed.
 /// `MemoryScope` and `MemoryLimit` call it. Threads: any. Idempotent. Cannot be undone; tensors from before stay valid.
 ///
-/// Tensors of 32 KiB and more then come from a heap of their own, beside the program's `malloc`: tcmalloc, loaded if the system has
-/// it (Debian: libtcmalloc-minimal4), else `malloc` serves them. Its pages stay within seventeen sixteenths of what was given out
-/// at once at the highest, and 4 MiB: free ones go back to the system before they would exceed that. A limit begins anew.
+/// Tensors of 32 KiB and more then come from a heap of the library's own, beside the program's `malloc`. Its pages stay within
+/// seventeen sixteenths of what was given out at once at the highest, and 4 MiB: free ones go back to the system before they would
+/// exceed that. A limit begins anew.
 /// REFRAIN_TENSOR_HEAP=malloc in the environment switches the heap off, as AddressSanitizer does.
 void install_memory_tracking();
 bool memory_tracking_installed() noexcept;
 
-/// What serves large tensors: "tcmalloc", or "malloc" where no heap is loaded. Installs memory tracking.
+/// What serves large tensors: "refrain", or "malloc" where the heap is off. Installs memory tracking.
 std::string tensor_heap();
 
 /// Cost: 20 us, for the system's counts.
@@ -70,8 +70,8 @@ class MemoryLimit {
  public:
   /// @param limit bytes >= 0, on the absolute `memory_stats().current`. @throws InvalidArgument if negative.
   explicit MemoryLimit(Bytes limit) : MemoryLimit(Budget::tensors(limit)) {}
-  /// @throws c10::OutOfMemoryError if the process has more resident already than `Budget::process` allows, Error where no tensor heap is
-  ///   loaded: what `malloc` keeps cannot be bounded.
+  /// @throws c10::OutOfMemoryError if the process has more resident already than `Budget::process` allows, Error where the heap for
+  ///   tensors is off: what `malloc` keeps cannot be bounded.
   explicit MemoryLimit(Budget budget);
   ~MemoryLimit();
   MemoryLimit(const MemoryLimit&) = delete;

@@ -114,8 +114,8 @@ void begin_without_limits() { stack().limits.clear(); }
 /// @throws  as `MemoryLimit` of the process.
 void check_process_limit(Bytes limit) {
   if (!stack().pages) {
-    throw Error("[refrain::MemoryLimit] found no heap for tensors, without which a limit of resident bytes cannot be kept; install "
-                "libtcmalloc-minimal4, or limit the bytes of tensors instead (`Budget::tensors`)");
+    throw Error("[refrain::MemoryLimit] the heap for tensors is off (REFRAIN_TENSOR_HEAP=malloc, or AddressSanitizer), without which a limit of "
+                "resident bytes cannot be kept; switch it on, or limit the bytes of tensors instead (`Budget::tensors`)");
   }
   release_free_memory();
   const Bytes resident = resident_now();
@@ -153,7 +153,7 @@ const Block* tracked_block(const at::Tensor& tensor) {
 
 bool memory_tracking_installed() noexcept { return is_installed.load(); }
 
-std::string tensor_heap() { return stack().pages ? "tcmalloc" : "malloc"; }
+std::string tensor_heap() { return stack().pages ? "refrain" : "malloc"; }
 
 MemoryStats memory_stats() {
   if (!memory_tracking_installed()) return {};

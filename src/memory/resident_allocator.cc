@@ -29,10 +29,8 @@ void* ResidentAllocator::allocate(size_t bytes) {
     void* data = below_.allocate(bytes);
     if (limit_.load(std::memory_order_relaxed) == kNoLimit || bytes < TensorHeap::kLeastBytes) return data;
     Bytes missing = over();
-    if (missing > 0) {
-      heap_->hold_at_most(heap_->held() - missing);
-      missing = over();
-    }
+    // more than once: free pages that nobody touched were held for nothing, and what is beside the heap was taken for less
+    for (; missing > 0 && heap_->free() > 0; missing = over()) heap_->hold_at_most(heap_->held() - missing);
     if (missing <= 0) return data;
     below_.deallocate(data, bytes);
     make_room(missing, bytes);

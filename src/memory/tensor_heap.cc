@@ -1,6 +1,7 @@
 #include "memory/tensor_heap.h"
 
-#include <dlfcn.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -9,19 +10,9 @@
 #include "base/fork.h"
 
 namespace refrain {
-
-struct TensorHeap::Functions {
-  void* (*memalign)(size_t alignment, size_t bytes) = nullptr;
-  void (*free)(void* data) = nullptr;
-  int (*get_property)(const char* name, size_t* value) = nullptr;
-  void (*release_to_system)(size_t bytes) = nullptr;
-
-  static const Functions* load();
-};
-
 namespace {
 
-constexpr size_t kAlignment = 64;
+constexpr size_t kChunk = size_t{1} << 30;  ///< of addresses; pages come when they are touched
 
 bool is_wanted() {
 #if defined(__SANITIZE_ADDRESS__)
@@ -32,100 +23,88 @@ bool is_wanted() {
 #endif
 }
 
-template <typename T>
-bool find(void* library, const char* name, T& function) {
-  function = reinterpret_cast<T>(dlsym(library, name));
-  return function != nullptr;
+size_t page_size() {
+  static const auto size = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  return size;
 }
 
-void tune(void* library) {
-  // glibc's heap grows by sbrk, too: in each other's way neither could shrink
-  bool* skips_sbrk = nullptr;
-  if (find(library, "_ZN60FLAG__namespace_do_not_use_directly_use_DECLARE_bool_instead22FLAGS_malloc_skip_sbrkE", skips_sbrk))
-    *skips_sbrk = true;
-  // page faults are what giving back costs, and by default each tensor of 64 MiB that is freed goes back
-  double* release_rate = nullptr;
-  if (find(library, "_ZN62FLAG__namespace_do_not_use_directly_use_DECLARE_double_instead27FLAGS_tcmalloc_release_rateE", release_rate))
-    *release_rate = 0.0;
-  // what threads keep for themselves can neither serve others nor be given back
-  int (*set_property)(const char*, size_t) = nullptr;
-  if (find(library, "MallocExtension_SetNumericProperty", set_property))
-    set_property("tcmalloc.max_total_thread_cache_bytes", 1 << 20);
-}
+size_t in_pages(size_t bytes) { return (bytes + page_size() - 1) / page_size() * page_size(); }
 
 }  // namespace
 
-const TensorHeap::Functions* TensorHeap::Functions::load() {
-  if (!is_wanted()) return nullptr;
-  void* library = nullptr;
-  for (const char* name : {"libtcmalloc_minimal.so.4", "libtcmalloc_minimal.so"}) {
-    library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
-    if (library) break;
-  }
-  if (!library) return nullptr;
-  static Functions found;
-  const bool is_whole = find(library, "tc_memalign", found.memalign) && find(library, "tc_free", found.free) &&
-                        find(library, "MallocExtension_GetNumericProperty", found.get_property) &&
-                        find(library, "MallocExtension_ReleaseToSystem", found.release_to_system);
-  if (!is_whole) return nullptr;
-  // the program's own `malloc` is left as it is, if it is this one
-  if (!dlsym(RTLD_DEFAULT, "tc_malloc")) tune(library);
-  return &found;
+Bytes TensorHeap::rounded(Bytes bytes) {
+  return bytes < static_cast<Bytes>(kLeastBytes) ? bytes : static_cast<Bytes>(in_pages(static_cast<size_t>(bytes)));
 }
 
-TensorHeap::TensorHeap(const Functions& functions) : functions_(functions) {
-  lock_at_fork(ForkOrder::kHeap, mutex_);
-}
+TensorHeap::TensorHeap() { lock_at_fork(ForkOrder::kHeap, mutex_); }
 
 TensorHeap* TensorHeap::get() {
-  static TensorHeap* instance = []() -> TensorHeap* {
-    const auto* functions = Functions::load();
-    return functions ? new TensorHeap(*functions) : nullptr;
-  }();
+  static TensorHeap* const instance = is_wanted() ? new TensorHeap : nullptr;
   return instance;
 }
 
-Bytes TensorHeap::property(const char* name) const {
-  size_t value = 0;
-  functions_.get_property(name, &value);
-  return static_cast<Bytes>(value);
+bool TensorHeap::grow(size_t bytes) {
+  for (const size_t size : {std::max(bytes, kChunk), bytes}) {
+    void* const mapped = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) continue;  // a limit of addresses
+    const auto begin = reinterpret_cast<PageRuns::Address>(mapped);
+    unused_.add(begin, begin + size);
+    return true;
+  }
+  return false;
 }
 
-Bytes TensorHeap::held() const { return property("generic.heap_size") - property("tcmalloc.pageheap_unmapped_bytes"); }
+void TensorHeap::note() {
+  free_.store(static_cast<Bytes>(free_runs_.bytes()), std::memory_order_relaxed);
+  held_.store(given_ + static_cast<Bytes>(free_runs_.bytes()), std::memory_order_relaxed);
+}
 
-Bytes TensorHeap::free() const { return property("tcmalloc.pageheap_free_bytes"); }
+// Exactly as many as must: an allocator that gives back whole pieces makes each step fault for them again.
+void TensorHeap::give_back(Bytes most) {
+  while (!free_runs_.empty() && given_ + static_cast<Bytes>(free_runs_.bytes()) > most) {
+    const auto excess = static_cast<size_t>(given_ + static_cast<Bytes>(free_runs_.bytes()) - std::max<Bytes>(most, 0));
+    const auto run = free_runs_.oldest();
+    const size_t size = std::min(run.size(), in_pages(excess));
+    if (::madvise(reinterpret_cast<void*>(run.end - size), size, MADV_DONTNEED) != 0) break;  // they stay what they are: free pages
+    free_runs_.remove(run.end - size, run.end);
+  }
+  note();
+}
 
 void* TensorHeap::allocate(size_t bytes) {
-  void* data = functions_.memalign(kAlignment, bytes);
-  if (!data) return nullptr;
-  const Bytes pages = rounded(static_cast<Bytes>(bytes));
-  const Bytes given = given_.fetch_add(pages, std::memory_order_relaxed) + pages;
-  Bytes highest = highest_.load(std::memory_order_relaxed);
-  while (given > highest && !highest_.compare_exchange_weak(highest, given, std::memory_order_relaxed)) continue;
+  const size_t size = in_pages(bytes);
+  const std::lock_guard lock(mutex_);
+  auto run = free_runs_.best_fit(size);
+  if (!run) run = unused_.best_fit(size);
+  if (!run && grow(size)) run = unused_.best_fit(size);
+  if (!run) return nullptr;
+  unused_.remove(run->begin, run->begin + size);
+  free_runs_.remove(run->begin, run->begin + size);
+  given_ += static_cast<Bytes>(size);
+  highest_ = std::max(highest_, given_);
   // after, not before: free pages that serve are not given back, and what is new has not been touched yet
-  hold_at_most(most_held(std::max(highest, given)));
-  return data;
+  give_back(most_held(highest_));
+  return reinterpret_cast<void*>(run->begin);
 }
 
 void TensorHeap::release(void* data, size_t bytes) noexcept {
-  given_.fetch_sub(rounded(static_cast<Bytes>(bytes)), std::memory_order_relaxed);
-  functions_.free(data);
-}
-
-void TensorHeap::set_limit(Bytes limit) {
-  const Bytes least = std::max(limit, given_.load());
-  Bytes highest = highest_.load();
-  while (highest > least && !highest_.compare_exchange_weak(highest, least)) continue;
+  const auto begin = reinterpret_cast<PageRuns::Address>(data);
+  const size_t size = in_pages(bytes);
+  const std::lock_guard lock(mutex_);
+  unused_.add(begin, begin + size);
+  free_runs_.add(begin, begin + size);
+  given_ -= static_cast<Bytes>(size);
+  note();
 }
 
 void TensorHeap::hold_at_most(Bytes most) {
-  if (held() <= most) return;
   const std::lock_guard lock(mutex_);
-  const Bytes before = held();
-  const Bytes over = std::min(before - most, free());
-  if (over <= 0) return;
-  functions_.release_to_system(static_cast<size_t>(over + credit_));
-  credit_ = std::max<Bytes>(before - held() - over, 0);
+  give_back(most);
+}
+
+void TensorHeap::set_limit(Bytes limit) {
+  const std::lock_guard lock(mutex_);
+  highest_ = std::min(highest_, std::max(limit, given_));
 }
 
 }  // namespace refrain
