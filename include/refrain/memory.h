@@ -26,8 +26,8 @@ struct MemoryStats {
 /// `MemoryScope` and `MemoryLimit` call it. Threads: any. Idempotent. Cannot be undone; tensors from before stay valid.
 ///
 /// Tensors of 32 KiB and more then come from a heap of the library's own, beside the program's `malloc`. Its pages stay within
-/// seventeen sixteenths of what was given out at once at the highest, and 4 MiB: free ones go back to the system before they would
-/// exceed that. A limit begins anew.
+/// 33/32 of what was given out at once at the highest, and 2 MiB: free ones go back to the system before they would exceed that.
+/// A limit begins anew.
 /// REFRAIN_TENSOR_HEAP=malloc in the environment switches the heap off, as AddressSanitizer does.
 void install_memory_tracking();
 bool memory_tracking_installed() noexcept;

@@ -12,6 +12,7 @@
 #include "memory/block.h"
 #include "memory/stack.h"
 #include "memory/tensor_heap.h"
+#include "refrain/memory.h"
 #include "tape/for_each_tensor.h"
 
 namespace refrain::budget {
@@ -95,7 +96,10 @@ plan::Budget BudgetedStep::budget() const {
 plan::Plan BudgetedStep::timed_plan(const graph::Graph& graph, const plan::PlanOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   check_trace(graph, "MemoryBudget");
+  // A search takes tens of MiB from `malloc`: in the place of the step's free pages, not beside them, and back to the system when it is done.
+  release_free_memory();
   auto plan = plan::plan(of_process_ ? as_heap_rounds(graph) : graph, budget(), options);
+  release_free_memory();
   planning_ms_ += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   return plan;
 }

@@ -19,7 +19,7 @@ class TensorHeap {
   static constexpr size_t kLeastBytes = 32 << 10;  ///< what is smaller gains nothing from pages of its own
 
   /// Bytes held at most if `highest` were given out at once. With less, pages go back and forth: see docs/design/memory.md.
-  static constexpr Bytes most_held(Bytes highest) { return highest + highest / 16 + (4 << 20); }
+  static constexpr Bytes most_held(Bytes highest) { return highest + highest / 32 + (2 << 20); }
 
   /// Bytes of the pages that a request of `bytes` takes; those that are too small for it are as they are.
   static Bytes rounded(Bytes bytes);
