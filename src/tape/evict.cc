@@ -430,7 +430,10 @@ void collect_gone(TapeLock& lock) {
   for (auto* value = gone.exchange(nullptr, std::memory_order_acquire); value;) {
     auto* next = value->next_gone;
     if (next) prefetch(next->producer);
-    if (value->evicted) {
+    if (std::exchange(value->owed, false)) {
+      value->tagged = false;
+      lock.release(value);
+    } else if (value->evicted) {
       value->stale = true;
       unmap_value(lock, value);
       no_longer_evicted(lock, value);

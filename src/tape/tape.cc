@@ -200,6 +200,7 @@ void map_value(TapeLock& lock, Value* value, c10::StorageImpl* storage, bool own
   if (auto* before = tape.map.find(storage)) unmap_value(lock, before);
   tape.map.insert(storage, value);
   value->key = storage;
+  if (!owning && value->map_owns) value->owed = true;  // `disown` left it to the memory
   value->map_owns = owning;
   if (!owning) return;
   retain(value);

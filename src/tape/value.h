@@ -90,6 +90,7 @@ struct Value {
   bool hashed = false;        ///< `hash` is of what recorded operators read; compared before a replay reads it
   bool parked = false;        ///< an input of a region: its bytes are in `offloaded`, and nobody holds them in memory
   bool tagged = false;        ///< the map's reference is its memory's: given back when that is freed; under a cap only
+  bool owed = false;          ///< it has other bytes by now, and what it was mapped for has not told yet that it was freed: with it the map's reference
   bool evicted = false;       ///< its storage lives without bytes, until an operator reads it; see evict.h, also for what follows
   bool fixed = false;         ///< will never be evicted
   bool gradient = false;      ///< a parameter's: not worth the whole step that would bring it back
