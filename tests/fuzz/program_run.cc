@@ -356,6 +356,7 @@ void ProgramRun::iterate(Outcome& outcome) {
     outcome.unpinned = true;
     std::exception_ptr thrown;
     std::thread([&] {
+      at::get_num_threads();  // without it the thread's first convolution may run with OpenMP's own number: docs/guide/pitfalls.md
       try {
         backward(made, i, outcome);
       } catch (...) {

@@ -1,3 +1,4 @@
+#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 
 #include <algorithm>
@@ -242,7 +243,10 @@ void Machine::run_two_threads(const Step& step) {
   std::exception_ptr thrown[2];
   Machine here(*this, turns, 0), there(*this, turns, 1);
   const uint64_t first_serial = serial_;
-  std::thread other([&] { there.run_half(step, thrown[1]); });
+  std::thread other([&] {
+    at::get_num_threads();  // as in `ProgramRun::iterate`
+    there.run_half(step, thrown[1]);
+  });
   here.run_half(step, thrown[0]);
   other.join();
   for (const Machine* machine : {&here, &there}) {
