@@ -87,7 +87,8 @@ std::string show(const std::vector<Row>& rows) {
     const auto part = static_cast<double>(row.estimated.activations);
     const double share = 100 * part / (part + static_cast<double>(row.estimated.fixed()));
     by_batch.add({fmt::format("{}", row.batch), mib(row.estimated.activations), mib(row.measured.activations),
-                  fmt::format("{:.1f} %", share), mib(row.measured.temporaries), mib(row.peak), mib(row.resident_peak)});
+                  fmt::format("{:.1f} %", share), mib(row.measured.temporaries), mib(row.peak),
+                  mib(row.resident_peak)});
   }
   return fixed.str() + "\n" + by_batch.str();
 }

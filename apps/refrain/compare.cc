@@ -16,16 +16,17 @@ struct Report {
   std::string name, strategy;
   bool is_done = false;
   Bytes peak = 0, limit = 0;  ///< limit 0: none
-  Bytes resident_peak = 0, process_limit = 0;  ///< both 0 in reports of older versions, the second also where there is none
+  Bytes resident_peak = 0;    ///< 0 in reports of older versions
+  Bytes process_limit = 0;    ///< 0: none, or as above
+  double step_ms = 0.0;
+  int64_t first_step = 0;
+  std::vector<std::string> loss_bits;
+  double last_loss = 0.0;
 
   std::string limit_cell() const {
     if (process_limit > 0) return format_bytes(process_limit) + " resident";
     return limit == 0 ? "none" : format_bytes(limit);
   }
-  double step_ms = 0.0;
-  int64_t first_step = 0;
-  std::vector<std::string> loss_bits;
-  double last_loss = 0.0;
 };
 
 Report read_report(const std::string& path) {
@@ -38,7 +39,8 @@ Report read_report(const std::string& path) {
     report.peak = json.at("peak_bytes").get<Bytes>();
     report.resident_peak = json.value("resident_peak_bytes", Bytes{0});
     report.limit = json.at("memory_limit_bytes").is_null() ? 0 : json.at("memory_limit_bytes").get<Bytes>();
-    if (const auto found = json.find("process_limit_bytes"); found != json.end() && !found->is_null()) report.process_limit = found->get<Bytes>();
+    if (const auto found = json.find("process_limit_bytes"); found != json.end() && !found->is_null())
+      report.process_limit = found->get<Bytes>();
     report.step_ms = json.at("step_ms_median").get<double>();
     report.first_step = json.at("first_step").get<int64_t>();
     report.loss_bits = json.at("loss_bits").get<std::vector<std::string>>();
@@ -98,8 +100,9 @@ int run_compare(const CompareArgs& args) {
     const auto agreement = agree(reference, report);
     const bool is_equal = agreement.common > 0 && agreement.first_difference == 0;
     if (report.is_done) is_all_equal = is_all_equal && is_equal;
-    table.add({report.name, report.strategy, report.limit_cell(),
-               format_bytes(report.peak), report.resident_peak > 0 ? format_bytes(report.resident_peak) : "-", report.is_done ? fmt::format("{:.1f}", report.step_ms) : "-",
+    table.add({report.name, report.strategy, report.limit_cell(), format_bytes(report.peak),
+               report.resident_peak > 0 ? format_bytes(report.resident_peak) : "-",
+               report.is_done ? fmt::format("{:.1f}", report.step_ms) : "-",
                report.is_done ? fmt::format("x{:.2f}", report.step_ms / reference.step_ms) : "-",
                report.is_done ? fmt::format("{:.4f}", report.last_loss) : "-",
                is_reference ? "reference" : losses_cell(report, agreement)});

@@ -216,12 +216,14 @@ std::string show_table(const Limits& all) {
     if (all.compares) cells.emplace_back(text);
   };
   add_heuristic(columns, "heuristic");
-  for (const char* name : {"bytes", "peak", "resident", "ms/step", "overhead", "evictions", "recomputes", "choosing", "bit-equal"})
+  for (const char* name :
+       {"bytes", "peak", "resident", "ms/step", "overhead", "evictions", "recomputes", "choosing", "bit-equal"})
     columns.emplace_back(name);
   Table table(columns);
   std::vector<std::string> first{"none"};
   add_heuristic(first, "");
-  for (const auto& cell : {std::string(), format_bytes(all.plain.peak), format_bytes(all.plain.resident_peak), median_and_spread(all.plain.step_ms)})
+  for (const auto& cell : {std::string(), format_bytes(all.plain.peak), format_bytes(all.plain.resident_peak),
+                           median_and_spread(all.plain.step_ms)})
     first.push_back(cell);
   first.resize(columns.size());
   table.add(first);

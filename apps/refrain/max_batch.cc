@@ -17,7 +17,8 @@ std::string show(const std::vector<MaxBatch>& all) {
   for (const auto& found : all) {
     const double factor = static_cast<double>(found.batch) / static_cast<double>(std::max<int64_t>(plain, 1));
     table.add({found.strategy, fmt::format("{}", found.batch), plain > 0 ? fmt::format("{:.2f}", factor) : "-",
-               found.batch > 0 ? format_bytes(found.peak) : "-", found.batch > 0 ? format_bytes(found.resident_peak) : "-",
+               found.batch > 0 ? format_bytes(found.peak) : "-",
+               found.batch > 0 ? format_bytes(found.resident_peak) : "-",
                found.next_batch > 0 ? format_bytes(found.next_peak) : "-", fmt::format("{}", found.trials.size())});
   }
   return table.str();

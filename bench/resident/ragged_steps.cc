@@ -23,7 +23,7 @@ using refrain::Bytes;
 struct Options {
   std::string model = "lstm-ragged";
   int64_t steps = 10000;
-  double part = 1.0;     ///< of the first steps' peak over the level before, as the limit of a cap; 1: no cap
+  double part = 1.0;  ///< of the first steps' peak over the level before, as the limit of a cap; 1: no cap
   double most_mib = 4.0;
 };
 
@@ -31,11 +31,16 @@ Options parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i];
-    if (name == "--model") options.model = argv[i + 1];
-    else if (name == "--steps") options.steps = std::stoll(argv[i + 1]);
-    else if (name == "--part") options.part = std::stod(argv[i + 1]);
-    else if (name == "--most") options.most_mib = std::stod(argv[i + 1]);
-    else throw std::invalid_argument(name + ": expected --model, --steps, --part or --most");
+    if (name == "--model")
+      options.model = argv[i + 1];
+    else if (name == "--steps")
+      options.steps = std::stoll(argv[i + 1]);
+    else if (name == "--part")
+      options.part = std::stod(argv[i + 1]);
+    else if (name == "--most")
+      options.most_mib = std::stod(argv[i + 1]);
+    else
+      throw std::invalid_argument(name + ": expected --model, --steps, --part or --most");
   }
   return options;
 }
@@ -65,8 +70,10 @@ Step images() {
 
 Step of_zoo(const std::string& name) {
   refrain::models::ModelOptions sizes;
-  if (name == "treelstm") sizes = {.batch = 16, .width = 64};
-  else sizes = {.batch = 8, .seq = 48, .width = 64};
+  if (name == "treelstm")
+    sizes = {.batch = 16, .width = 64};
+  else
+    sizes = {.batch = 8, .seq = 48, .width = 64};
   std::shared_ptr<refrain::models::TrainableModel> model = refrain::models::make_model(name, sizes);
   auto adam = std::make_shared<torch::optim::Adam>(model->module().parameters());
   return [=](int64_t number) {
@@ -90,8 +97,9 @@ int run(const Options& options) {
     const Bytes level = refrain::memory_stats().current;
     cap.emplace(level + static_cast<Bytes>(options.part * static_cast<double>(refrain::memory_stats().peak - level)));
   }
-  fmt::print("{}, {} steps, heap {}{}\n{:>8}{:>12}{:>12}{:>12}{:>12}  MiB\n", options.model, options.steps, refrain::tensor_heap(),
-             cap ? fmt::format(", cap of {}", refrain::format_bytes(cap->stats().limit)) : "", "steps", "peak", "held", "free", "resident");
+  fmt::print("{}, {} steps, heap {}{}\n{:>8}{:>12}{:>12}{:>12}{:>12}  MiB\n", options.model, options.steps,
+             refrain::tensor_heap(), cap ? fmt::format(", cap of {}", refrain::format_bytes(cap->stats().limit)) : "",
+             "steps", "peak", "held", "free", "resident");
   std::vector<Bytes> resident;
   int64_t refused = 0;
   for (int tenth = 0; tenth < 10; ++tenth) {
@@ -105,8 +113,8 @@ int run(const Options& options) {
     }
     const auto seen = refrain::memory_stats();
     resident.push_back(seen.resident_peak);
-    fmt::print("{:>8}{:>12.1f}{:>12.1f}{:>12.1f}{:>12.1f}\n", options.steps * (tenth + 1) / 10, mib(seen.peak), mib(seen.heap_held), mib(seen.heap_free),
-               mib(seen.resident_peak));
+    fmt::print("{:>8}{:>12.1f}{:>12.1f}{:>12.1f}{:>12.1f}\n", options.steps * (tenth + 1) / 10, mib(seen.peak),
+               mib(seen.heap_held), mib(seen.heap_free), mib(seen.resident_peak));
     std::fflush(stdout);
   }
   const double grown = mib(resident.back() - resident[1]);

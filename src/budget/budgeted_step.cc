@@ -98,7 +98,7 @@ plan::Plan BudgetedStep::timed_plan(const graph::Graph& graph, const plan::PlanO
   check_trace(graph, "MemoryBudget");
   // A search takes tens of MiB from `malloc`: in the place of the step's free pages, not beside them, and back to the system when it is done.
   release_free_memory();
-  auto plan = plan::plan(of_process_ ? as_heap_rounds(graph) : graph, budget(), options);
+  auto plan = of_process_ ? plan::plan(as_heap_rounds(graph), budget(), options) : plan::plan(graph, budget(), options);
   release_free_memory();
   planning_ms_ += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   return plan;

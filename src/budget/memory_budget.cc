@@ -36,8 +36,9 @@ MemoryBudget::MemoryBudget(double fraction)
 MemoryBudget::MemoryBudget(Limit limit) : state_(std::make_unique<State>(limit.bytes, plan::Budget::of_bytes(limit.bytes))) {}
 
 MemoryBudget::MemoryBudget(Budget budget)
-    : state_(budget.kind() == Budget::Kind::kTensors ? std::make_unique<State>(budget.bytes(), plan::Budget::of_bytes(budget.bytes()))
-                                                     : std::make_unique<State>(budget, budget::OfProcess())) {}
+    : state_(budget.kind() == Budget::Kind::kTensors
+                 ? std::make_unique<State>(budget.bytes(), plan::Budget::of_bytes(budget.bytes()))
+                 : std::make_unique<State>(budget, budget::OfProcess())) {}
 
 MemoryBudget::MemoryBudget(const StepPlan& plan) : state_(std::make_unique<State>(kNoLimit, plan)) {}
 

@@ -114,8 +114,9 @@ void begin_without_limits() { stack().limits.clear(); }
 /// @throws  as `MemoryLimit` of the process.
 void check_process_limit(Bytes limit) {
   if (!stack().pages) {
-    throw Error("[refrain::MemoryLimit] the heap for tensors is off (REFRAIN_TENSOR_HEAP=malloc, or AddressSanitizer), without which a limit of "
-                "resident bytes cannot be kept; switch it on, or limit the bytes of tensors instead (`Budget::tensors`)");
+    throw Error(
+        "[refrain::MemoryLimit] the heap for tensors is off (REFRAIN_TENSOR_HEAP=malloc, or AddressSanitizer), without which a limit of "
+        "resident bytes cannot be kept; switch it on, or limit the bytes of tensors instead (`Budget::tensors`)");
   }
   release_free_memory();
   const Bytes resident = resident_now();

@@ -61,11 +61,14 @@ void TensorHeap::note() {
 
 // Exactly as many as must: an allocator that gives back whole pieces makes each step fault for them again.
 void TensorHeap::give_back(Bytes most) {
-  while (!free_runs_.empty() && given_ + static_cast<Bytes>(free_runs_.bytes()) > most) {
-    const auto excess = static_cast<size_t>(given_ + static_cast<Bytes>(free_runs_.bytes()) - std::max<Bytes>(most, 0));
+  most = std::max<Bytes>(most, 0);
+  while (!free_runs_.empty()) {
+    const Bytes excess = given_ + static_cast<Bytes>(free_runs_.bytes()) - most;
+    if (excess <= 0) break;
     const auto run = free_runs_.oldest();
-    const size_t size = std::min(run.size(), in_pages(excess));
-    if (::madvise(reinterpret_cast<void*>(run.end - size), size, MADV_DONTNEED) != 0) break;  // they stay what they are: free pages
+    const size_t size = std::min(run.size(), in_pages(static_cast<size_t>(excess)));
+    if (::madvise(reinterpret_cast<void*>(run.end - size), size, MADV_DONTNEED) != 0)
+      break;  // they stay what they are: free pages
     free_runs_.remove(run.end - size, run.end);
   }
   note();

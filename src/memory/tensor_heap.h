@@ -50,11 +50,11 @@ class TensorHeap {
   void give_back(Bytes most);
   void note();
 
-  std::mutex mutex_;  // guards what follows
-  PageRuns unused_;   ///< mapped and not given out
+  std::mutex mutex_;    // guards what follows
+  PageRuns unused_;     ///< mapped and not given out
   PageRuns free_runs_;  ///< of them, those with pages
   Bytes given_ = 0;
-  Bytes highest_ = 0;  ///< `given_` at the most
+  Bytes highest_ = 0;                     ///< `given_` at the most
   std::atomic<Bytes> held_{0}, free_{0};  ///< written under the mutex
 };
 

@@ -21,9 +21,9 @@ struct TimelineEvent {
   enum class What : uint8_t {
     kAllocated,
     kFreed,
-    kShaped,  ///< a tensor of these sizes lies in `data`
-    kKnown,   ///< `data` holds what `kind` says, under the name `module`
-    kPhase,   ///< the thread comes into this phase
+    kShaped,    ///< a tensor of these sizes lies in `data`
+    kKnown,     ///< `data` holds what `kind` says, under the name `module`
+    kPhase,     ///< the thread comes into this phase
     kResident,  ///< `bytes` of the process are resident
   };
   What what;

@@ -207,12 +207,13 @@ Bytes MemoryTimelineReport::highest(MemoryKind kind) const {
 }
 
 std::string MemoryTimelineReport::text(int top) const {
-  const auto of_system = resident.empty() ? "" : fmt::format("resident {} at the highest, of which {} before any tensor\n",
-                                                             format_bytes(resident_peak()), format_bytes(resident_before));
-  std::string text = fmt::format(
-      "peak {} ({} bytes) at {:.1f} ms, in {}; {} before, {} allocations\n{}{}\n\nat the peak\n", format_bytes(peak_bytes),
-      peak_bytes, peak_us / 1e3, name_of(phase_at(*this, peak_us)), format_bytes(base_bytes), allocations, of_system,
-      phases_text(*this));
+  const auto of_system = resident.empty() ? ""
+                                          : fmt::format("resident {} at the highest, of which {} before any tensor\n",
+                                                        format_bytes(resident_peak()), format_bytes(resident_before));
+  std::string text =
+      fmt::format("peak {} ({} bytes) at {:.1f} ms, in {}; {} before, {} allocations\n{}{}\n\nat the peak\n",
+                  format_bytes(peak_bytes), peak_bytes, peak_us / 1e3, name_of(phase_at(*this, peak_us)),
+                  format_bytes(base_bytes), allocations, of_system, phases_text(*this));
   std::array<size_t, kMemoryKinds> order{};
   for (size_t k = 0; k < order.size(); ++k) order[k] = k;
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return peak_by_kind[a] > peak_by_kind[b]; });
@@ -239,8 +240,8 @@ std::string MemoryTimelineReport::json() const {
   return fmt::format(
       "{{\"kind\":\"timeline\",\n \"version\":1,\n \"base_bytes\":{},\n \"peak_bytes\":{},\n \"end_us\":{:.3f},\n"
       " \"allocations\":{}{},\n \"phases\":{},\n \"resident_before_bytes\":{},\n \"resident\":{},\n {},\n \"peak\":{}}}\n",
-      base_bytes, peak_bytes, end_us, allocations, overhead, phases_json(*this), resident_before, resident_json(*this), levels_json(*this),
-      peak_json(*this));
+      base_bytes, peak_bytes, end_us, allocations, overhead, phases_json(*this), resident_before, resident_json(*this),
+      levels_json(*this), peak_json(*this));
 }
 
 std::string MemoryTimelineReport::trace() const {
@@ -258,7 +259,8 @@ std::string MemoryTimelineReport::trace() const {
     json += counters(levels.now(), event.time_us);
   }
   for (const auto& sample : resident)
-    json += fmt::format(",\n{{\"ph\":\"C\",\"name\":\"resident\",\"pid\":1,\"ts\":{:.3f},\"args\":{{\"bytes\":{}}}}}", sample.time_us, sample.bytes);
+    json += fmt::format(",\n{{\"ph\":\"C\",\"name\":\"resident\",\"pid\":1,\"ts\":{:.3f},\"args\":{{\"bytes\":{}}}}}",
+                        sample.time_us, sample.bytes);
   for (size_t i = 0; i < blocks.size(); ++i) json += trace_of(blocks[i], i);
   return json + "]}\n";
 }

@@ -87,7 +87,8 @@ void draw_phases(Svg& svg, const AreaChart& chart, const Plot& plot) {
 // Over the areas, at their scale: what is between them is fragmentation, and what takes memory past the allocator.
 void draw_resident(Svg& svg, const AreaChart& chart, const Plot& plot) {
   std::vector<std::pair<double, double>> points;
-  for (const auto& point : chart.resident) points.emplace_back(plot.x(point.t_us), plot.y(static_cast<double>(point.bytes)));
+  for (const auto& point : chart.resident)
+    points.emplace_back(plot.x(point.t_us), plot.y(static_cast<double>(point.bytes)));
   if (points.size() < 2) return;
   svg.path(polyline(points), "resident");
   svg.text(points.back().first - 4, points.back().second - 5, Anchor::kEnd, "label small halo", "resident");

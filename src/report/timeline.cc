@@ -199,7 +199,8 @@ std::string timeline_section(const Field& document, const Place& place) {
   out += fmt::format(
       "<p class=\"note\">{}Dashed: what is alive before the step, {}. {}The step made {} allocations{}.</p>\n",
       is_recomputing ? "Second row of marks: recomputation. " : "", with_unit(chart.base_bytes, chart.unit),
-      chart.resident.empty() ? "" : "Line: what the process had resident then, less what it had before any tensor. ", count(document["allocations"].count()).html(),
+      chart.resident.empty() ? "" : "Line: what the process had resident then, less what it had before any tensor. ",
+      count(document["allocations"].count()).html(),
       overhead ? "; recording them changed its time by " + percent_of_one(overhead->number()).html() : "");
   const auto first = std::span(top).first(std::min(top.size(), kTopAtOnce)),
              rest = std::span(top).subspan(first.size());

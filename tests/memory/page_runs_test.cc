@@ -25,14 +25,17 @@ class BruteForce {
     return removed;
   }
   bool has_any(size_t begin, size_t end) const {
-    return std::any_of(there_.begin() + static_cast<long>(begin), there_.begin() + static_cast<long>(end), [](uint64_t n) { return n != 0; });
+    return std::any_of(there_.begin() + static_cast<long>(begin), there_.begin() + static_cast<long>(end),
+                       [](uint64_t n) { return n != 0; });
   }
   std::vector<PageRuns::Run> runs() const {
     std::vector<PageRuns::Run> runs;
     for (size_t i = 0; i < there_.size(); ++i) {
       if (there_[i] == 0) continue;
-      if (i > 0 && there_[i - 1] != 0) ++runs.back().end;
-      else runs.push_back({i, i + 1});
+      if (i > 0 && there_[i - 1] != 0)
+        ++runs.back().end;
+      else
+        runs.push_back({i, i + 1});
     }
     return runs;
   }
@@ -74,7 +77,9 @@ TEST(PageRuns, AreThoseOfBruteForce) {
       }
       if (all.empty()) continue;
       // pieces of a run that was cut are as old as it was: the lowest of them
-      const auto oldest = *std::min_element(all.begin(), all.end(), [&](const auto& a, const auto& b) { return expected.age(a.begin) < expected.age(b.begin); });
+      const auto oldest = *std::min_element(all.begin(), all.end(), [&](const auto& a, const auto& b) {
+        return expected.age(a.begin) < expected.age(b.begin);
+      });
       ASSERT_EQ(runs.oldest().begin, oldest.begin);
     }
   }

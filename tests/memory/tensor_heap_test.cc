@@ -19,6 +19,15 @@ namespace {
 
 at::Tensor touched(Bytes n) { return at::ones({n}, at::kByte); }
 
+/// A step of 40 layers of 4 MiB; its gradient.
+at::Tensor run_step() {
+  auto x = at::ones({1_MiB}, at::kFloat).requires_grad_(true);
+  auto y = x;
+  for (int i = 0; i < 40; ++i) y = (y * 1.01).sin();
+  y.sum().backward();
+  return x.grad().clone();
+}
+
 class TensorHeapTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -135,43 +144,29 @@ TEST_F(TensorHeapTest, ProcessLimitIsKeptByGivingBackAndThenRefuses) {
 TEST_F(TensorHeapTest, ProcessLimitIsKeptByEvicting) {
   release_free_memory();
   const Bytes limit = resident_now() + 80_MiB;
-  const auto run = [] {
-    auto x = at::ones({1_MiB}, at::kFloat).requires_grad_(true);
-    auto y = x;
-    for (int i = 0; i < 40; ++i) y = (y * 1.01).sin();
-    y.sum().backward();
-    return x.grad().clone();
-  };
   at::Tensor limited;
   {
     const MemoryCap cap(Budget::process(limit));
     reset_peak_memory();
-    limited = run();
+    limited = run_step();
     EXPECT_GT(cap.stats().evictions, 0);
     EXPECT_EQ(cap.stats().process_limit, limit);
     EXPECT_LE(memory_stats().resident_peak, limit);
   }
   reset_peak_memory();
-  EXPECT_TRUE(at::equal(limited, run()));
+  EXPECT_TRUE(at::equal(limited, run_step()));
   EXPECT_GT(memory_stats().resident_peak, limit);  // without the cap it takes more
 }
 
 TEST_F(TensorHeapTest, ABudgetOfTheProcessIsPlannedForAndKept) {
   release_free_memory();
   const Bytes limit = resident_now() + 80_MiB;
-  const auto run = [] {
-    auto x = at::ones({1_MiB}, at::kFloat).requires_grad_(true);
-    auto y = x;
-    for (int i = 0; i < 40; ++i) y = (y * 1.01).sin();
-    y.sum().backward();
-    return x.grad().clone();
-  };
-  const auto expected = run();
+  const auto expected = run_step();
   release_free_memory();
   {
     MemoryBudget budget(Budget::process(limit));
     reset_peak_memory();
-    for (int i = 0; i < 4; ++i) EXPECT_TRUE(at::equal(run(), expected)) << i;
+    for (int i = 0; i < 4; ++i) EXPECT_TRUE(at::equal(run_step(), expected)) << i;
     EXPECT_EQ(budget.stats().traced_steps, 1);
     EXPECT_EQ(budget.stats().planned_steps, 3);
     EXPECT_EQ(budget.stats().mismatched_steps, 0) << budget.stats().first_mismatch;
@@ -187,7 +182,8 @@ TEST_F(TensorHeapTest, RoundsAsItSays) {
     std::vector<at::Tensor> alive;
     for (int i = 0; i < 200; ++i) alive.push_back(at::empty({size}, at::kByte));
     const auto grown = static_cast<double>(memory_stats().heap_held - memory_stats().heap_free - before);
-    const auto expected = 200.0 * static_cast<double>(TensorHeap::rounded(size + 64));  // what is before a tensor's bytes
+    const auto expected =
+        200.0 * static_cast<double>(TensorHeap::rounded(size + 64));  // what is before a tensor's bytes
     EXPECT_EQ(grown, expected) << size;
   }
 }

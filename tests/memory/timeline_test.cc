@@ -385,7 +385,8 @@ TEST(Timeline, JsonAndTraceAreWhatTheReportSays) {
   ASSERT_GE(report.resident.size(), 2u);
   EXPECT_EQ(json["resident"].size(), report.resident.size());
   EXPECT_EQ(json["resident_before_bytes"], memory_stats().resident_before);
-  for (size_t i = 1; i < report.resident.size(); ++i) EXPECT_GE(report.resident[i].time_us, report.resident[i - 1].time_us);
+  for (size_t i = 1; i < report.resident.size(); ++i)
+    EXPECT_GE(report.resident[i].time_us, report.resident[i - 1].time_us);
   EXPECT_GT(report.resident_peak(), report.resident_before);
 
   size_t begun = 0, ended = 0, counters = 0;

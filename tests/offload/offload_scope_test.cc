@@ -165,7 +165,10 @@ TEST_F(PlainOffload, AWriteByAnOperatorThatSavesItsArgumentsGivesTheOldBytes) {
   const auto values = torch::full({16, 16}, 0.6F);
   using Write = std::function<void(Tensor&, const Tensor&)>;
   const std::vector<std::pair<const char*, Write>> writes = {
-      {"index_put_", [&](Tensor& h, const Tensor&) { h.index_put_({at::indexing::Slice(), columns}, torch::full({1}, 0.6F)); }},
+      {"index_put_",
+       [&](Tensor& h, const Tensor&) {
+         h.index_put_({at::indexing::Slice(), columns}, torch::full({1}, 0.6F));
+       }},
       {"index_add_", [&](Tensor& h, const Tensor& y) { h.index_add_(0, rows, y.slice(0, 0, 4)); }},
       {"mul_", [&](Tensor& h, const Tensor& y) { h.mul_(y); }},
       {"addcmul_", [&](Tensor& h, const Tensor& y) { h.addcmul_(y, y, 0.3); }},
@@ -201,7 +204,8 @@ struct Squash : torch::autograd::Function<Squash> {
     ctx->save_for_backward({y});
     return y;
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list g) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list g) {
     const auto y = ctx->get_saved_variables()[0];
     return {g[0] * (1 - y * y)};
   }
