@@ -151,6 +151,7 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
   int32_t add(Place* place, const at::Tensor& tensor);
   void remove(size_t index);
   at::Tensor get(size_t index);
+  void forward_ended();
 
   void add_input(const at::Tensor& tensor) {
     const ParkingScope parking(work.get(), tensor);
@@ -192,7 +193,15 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
     std::vector<Entry> entries;
   };
 
+  /// What a backward inside the function has saved: at hand until that is over. To call the function again for it would run the same
+  /// backward again, through nodes that are at work and hold their locks.
+  struct SavedInside {
+    size_t index;
+    at::Tensor tensor;
+  };
+
   static void refuse_overwritten(const Expected& expected, const Version& version);
+  const SavedInside* find_saved_inside(size_t index) const;
   at::Tensor take(int32_t task, size_t index);
   void fill(int32_t task, size_t asked);
   void drop_after(int32_t task);
@@ -211,6 +220,8 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
   std::mutex mutex_;  ///< guards what follows
   std::vector<Expected> expected_;
   std::map<int32_t, Filled> filled_;
+  const int32_t task_outside_ = torch::autograd::get_current_graph_task_id();
+  std::vector<SavedInside> saved_inside_;  ///< by index; let go of at the next save in forward, and at its end
 };
 
 /// What autograd keeps instead of a tensor.
@@ -238,7 +249,8 @@ class Refilling final : public Saver {
     if (open_) stop.runs_on = [this] { copy_filled(); };
     std::lock_guard lock(rerun_.mutex_);
     wanted_.reserve(rerun_.expected_.size());
-    for (const auto& expected : rerun_.expected_) wanted_.push_back(expected.place != nullptr);
+    for (const auto& expected : rerun_.expected_)
+      wanted_.push_back(expected.place != nullptr && !rerun_.find_saved_inside(wanted_.size()));
     filled.entries.resize(wanted_.size());
   }
 
@@ -434,7 +446,12 @@ Rerun::~Rerun() {
 std::unique_ptr<torch::autograd::SavedVariableHooks> Rerun::hooks() { return std::make_unique<Place>(shared_from_this()); }
 
 int32_t Rerun::add(Place* place, const at::Tensor& tensor) {
+  std::vector<SavedInside> dead;  // freed after the lock
   std::lock_guard lock(mutex_);
+  if (open && torch::autograd::get_current_graph_task_id() != task_outside_)
+    saved_inside_.push_back({expected_.size(), data_of(tensor)});
+  else
+    dead.swap(saved_inside_);
   auto& expected = expected_.emplace_back(
       Expected{place, tensor.sizes().vec(), tensor.scalar_type(), tensor.device(), no_storage(), Version(tensor)});
   if (has_plain_storage(tensor)) expected.storage = tensor.storage().getWeakStorageImpl();
@@ -445,14 +462,32 @@ void Rerun::remove(size_t index) {
   std::vector<at::Tensor> dead;  // freed after the lock
   std::lock_guard lock(mutex_);
   expected_[index].place = nullptr;
+  if (const auto* saved = find_saved_inside(index)) {
+    dead.push_back(saved->tensor);
+    saved_inside_.erase(saved_inside_.begin() + (saved - saved_inside_.data()));
+  }
   for (auto& [task, filled] : filled_)
     if (index < filled.entries.size()) dead.push_back(std::exchange(filled.entries[index], Filled::Entry()).tensor);
+}
+
+void Rerun::forward_ended() {
+  std::vector<SavedInside> dead;  // freed after the lock
+  std::lock_guard lock(mutex_);
+  open = false;
+  dead.swap(saved_inside_);
+}
+
+const Rerun::SavedInside* Rerun::find_saved_inside(size_t index) const {
+  const auto found = std::lower_bound(saved_inside_.begin(), saved_inside_.end(), index,
+                                      [](const SavedInside& saved, size_t wanted) { return saved.index < wanted; });
+  return found != saved_inside_.end() && found->index == index ? &*found : nullptr;
 }
 
 at::Tensor Rerun::get(size_t index) {
   {
     std::lock_guard lock(mutex_);
     refuse_overwritten(expected_[index], expected_[index].version);
+    if (const auto* saved = find_saved_inside(index)) return saved->tensor;
   }
   const int32_t task = torch::autograd::get_current_graph_task_id();
   if (auto tensor = take(task, index); tensor.defined()) return tensor;
@@ -497,7 +532,7 @@ void Rerun::fill(int32_t task, size_t asked) {
   {
     std::lock_guard lock(mutex_);
     for (size_t i = asked; i < expected_.size(); ++i)
-      if (expected_[i].place) last = i;
+      if (expected_[i].place && !find_saved_inside(i)) last = i;
   }
   std::vector<at::Tensor> tensors;
   tensors.reserve(inputs.size());
@@ -747,7 +782,7 @@ RerunScope::~RerunScope() {
   thread.closed(state_.get());
   state_->rerun->draws().ended(thread.open);
   tape::leave_dispatch();
-  state_->rerun->open = false;
+  state_->rerun->forward_ended();
 }
 
 }  // namespace refrain::detail

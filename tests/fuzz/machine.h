@@ -239,7 +239,7 @@ class Machine {
   void run_region(const Step& step);
   void run_pure_region(const Step& step);
   void run_two_threads(const Step& step);
-  void run_half(const Step& step, std::exception_ptr& thrown);
+  void run_half(const Step& step, bool under_cap, std::exception_ptr& thrown);
   std::vector<Tensor> run_body(const Step& step, std::vector<SlotPtr>& returned);
   std::vector<SlotPtr> choose_inputs(const Step& step);
   void keep_survivors(const Step& step, uint64_t first_serial);

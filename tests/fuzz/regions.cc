@@ -20,6 +20,10 @@ namespace {
 
 struct UserStop {};
 
+bool runs_backward(const Step& step) {
+  return std::string_view(step.kind) == "inner_grad" || std::any_of(step.body.begin(), step.body.end(), runs_backward);
+}
+
 class Autocast {
  public:
   Autocast() : was_enabled_(at::autocast::is_autocast_enabled(at::kCPU)) {
@@ -219,9 +223,11 @@ void Machine::keep_survivors(const Step& step, uint64_t first_serial) {
 
 // --- two threads ------------------------------------------------------------------------------------------------------
 
-void Machine::run_half(const Step& step, std::exception_ptr& thrown) {
+void Machine::run_half(const Step& step, bool under_cap, std::exception_ptr& thrown) {
   turns_->begin(thread_);
   try {
+    std::optional<CapThreadScope> scope;
+    if (under_cap) scope.emplace();
     for (const Step& each : step.body)
       if (each.number % 2 == thread_) run_step(each);
   } catch (...) {
@@ -231,12 +237,15 @@ void Machine::run_half(const Step& step, std::exception_ptr& thrown) {
 }
 
 void Machine::run_two_threads(const Step& step) {
-  // What another thread reads from under a cap must be pinned.
+  // What another thread reads from under a cap must be pinned, or the thread be under it. What a graph has saved cannot be pinned.
   std::vector<std::unique_ptr<PinScope>> pins;
-  if (uses_library() && mix(step.seed, 4) % 4 > 0) {
+  const auto how = mix(step.seed, 4) % 4;
+  const bool joins = uses_library() && how > 1;
+  if (uses_library() && how == 1) {
+    notes_->unpinned |= runs_backward(step);
     for (const SlotPtr& slot : pool_) pins.push_back(std::make_unique<PinScope>(slot->t));
     for (const auto& [name, slot] : given_) pins.push_back(std::make_unique<PinScope>(slot->t));
-  } else {
+  } else if (!joins) {
     notes_->unpinned = true;
   }
   Turns turns;
@@ -245,9 +254,9 @@ void Machine::run_two_threads(const Step& step) {
   const uint64_t first_serial = serial_;
   std::thread other([&] {
     at::get_num_threads();  // as in `ProgramRun::iterate`
-    there.run_half(step, thrown[1]);
+    there.run_half(step, joins, thrown[1]);
   });
-  here.run_half(step, thrown[0]);
+  here.run_half(step, false, thrown[0]);
   other.join();
   for (const Machine* machine : {&here, &there}) {
     for (const SlotPtr& slot : machine->pool_)

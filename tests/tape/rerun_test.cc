@@ -505,6 +505,41 @@ TEST_F(Rerun, ABackwardInsideAFunctionThatCannotBeStoppedReadsWhatIsOverwrittenL
   expect_bit_equal(gradient, torch::autograd::grad({y.sum()}, {x})[0]);
 }
 
+/// Its backward runs a backward of its own, as a layer does that solves or differentiates inside.
+struct DifferentiatesInBackward : torch::autograd::Function<DifferentiatesInBackward> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& a) {
+    ctx->save_for_backward({a});
+    return a.sin();
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list gradients) {
+    const auto a = ctx->get_saved_variables()[0];
+    const at::AutoGradMode grad_mode(true);
+    const auto inner = a.detach().requires_grad_();
+    const auto slope = torch::autograd::grad({inner.cos().tanh().sum()}, {inner}, {}, /*retain_graph=*/true, /*create_graph=*/true)[0];
+    const auto curve = torch::autograd::grad({slope.sum()}, {inner})[0];
+    return {gradients[0] * (a.cos() + 0.1 * slope.detach() + 0.1 * curve)};
+  }
+};
+
+// Found by random programs. Its node is at work, and locked, when what it has saved is asked for: to call the function again would run
+// into that lock.
+TEST_F(Rerun, ABackwardInsideReadsWhatItHasSavedItself) {
+  const auto outside = DifferentiatesInBackward::apply(x);
+  const auto fn = [&](const Tensor& a) {
+    const auto inside = torch::autograd::grad({(outside * a).sum()}, {a, x}, {}, /*retain_graph=*/true, /*create_graph=*/true);
+    const auto y = (inside[0] * inside[1]).tanh();
+    return y + torch::autograd::grad({y.sum()}, {a}, {}, /*retain_graph=*/true)[0];
+  };
+  const auto a = torch::rand({3, 4}).requires_grad_();
+  const auto expected = fn(a);
+  const auto gradient = torch::autograd::grad({expected.sum()}, {a}, {}, /*retain_graph=*/true)[0];
+  for (const auto& options : {rerun, loose, CheckpointOptions(rerun).early_stop(false)}) {
+    const auto y = refrain::checkpoint(options, fn, a);
+    expect_bit_equal(expected, y);
+    expect_bit_equal(gradient, torch::autograd::grad({y.sum()}, {a}, {}, /*retain_graph=*/true)[0]);
+  }
+}
+
 // The operator may have drawn from the state before, or from the seeded one.
 TEST_F(Rerun, AnOperatorThatDrawsWhileAnotherThreadSeedsIsRefusedByName) {
   auto generator = at::make_generator<at::CPUGeneratorImpl>(3);
