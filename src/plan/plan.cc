@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <functional>
+#include <limits>
 #include <numeric>
 #include <optional>
 
@@ -59,10 +61,12 @@ double default_seconds(const graph::Graph& graph, double asked) {
 }
 
 /// 0.8 s of a machine at rest from 200 to 5,000 operators, 10 s for 50,000.
+std::atomic<int64_t> most_default_steps{std::numeric_limits<int64_t>::max()};
+
 int64_t default_steps(const graph::Graph& graph) {
   const auto ops = static_cast<int64_t>(graph.ops.size());
-  return std::max(std::min<int64_t>(64'000'000, 300'000 * ops),
-                  std::min<int64_t>(12'000 * ops, 200'000'000 + 2'000 * ops));
+  const auto steps = std::max(std::min<int64_t>(64'000'000, 300'000 * ops), std::min<int64_t>(12'000 * ops, 200'000'000 + 2'000 * ops));
+  return std::min(steps, most_default_steps.load(std::memory_order_relaxed));
 }
 
 /// Of bounds.
@@ -71,6 +75,8 @@ double bound_seconds(const graph::Graph& graph, double asked) {
 }
 
 }  // namespace
+
+int64_t limit_default_steps(int64_t most) { return most_default_steps.exchange(most); }
 
 std::string_view solver_name(Solver solver) {
   for (const Named& named : kNames)

@@ -66,6 +66,10 @@ struct PlanOptions {
   int64_t tiny_bytes = -1;
 };
 
+/// At most so many steps of work where neither `time_limit_s` nor `step_limit` is given: for tests that plan for thousands of small graphs.
+/// Process-wide. @return the old number. Default: no limit. Threads: any.
+int64_t limit_default_steps(int64_t most);
+
 /// What one part of the work took.
 struct Phase {
   std::string name;

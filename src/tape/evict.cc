@@ -353,8 +353,10 @@ bool evict(TapeLock& lock, Value* value) {
   auto storage = value->storage.lock();
   if (!storage || cap().closing || value->offloaded || value->version_moved()) return false;
   auto& data = storage->_mutable_data_ptr_no_checks();
-  if (value->armed) disarm(value, storage.get());
+  const bool was_armed = value->armed;
+  if (was_armed) disarm(value, storage.get());
   if (has_barrier(storage.get()) || !is_tracked(data) || !secure(lock, value->producer)) {
+    if (was_armed) arm(value, storage.get());
     value->fixed = true;
     return false;
   }

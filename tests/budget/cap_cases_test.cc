@@ -89,6 +89,26 @@ TEST_F(CapTest, RawFillsOfEmptyTensorsAreSeen) {
   EXPECT_EQ(y.sum().item<float>(), 6 * 2048);
 }
 
+// Found by random programs. What cannot be evicted, as what it was computed from is gone, is read by what is recomputed.
+TEST_F(CapTest, RawWritesIntoWhatCannotBeEvictedAreSeen) {
+  const auto policy = refrain::set_leaf_write_policy(refrain::LeafWritePolicy::kError);
+  auto x = numbers();
+  const auto want = (x * 2).sin();
+  {
+    MemoryCap cap(kNoLimit);
+    auto y = x * 2;
+    const auto z = y.sin();
+    x.zero_();
+    evict_all();
+    EXPECT_NO_THROW(y.const_data_ptr()) << "stays: `x` is overwritten";
+    EXPECT_THROW(z.const_data_ptr(), c10::Error) << "is evicted";
+    std::fill_n(y.data_ptr<float>(), 2048, 3.0F);
+    EXPECT_TRUE(z.equal(want));
+    EXPECT_EQ(y.sum().item<float>(), 3 * 2048);
+  }
+  refrain::set_leaf_write_policy(policy);
+}
+
 TEST_F(CapTest, AnOperatorThatTheTapeDoesNotSeeMustAskForAPointer) {
   const auto x = numbers();
   const auto want = x * 2;

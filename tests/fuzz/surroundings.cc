@@ -1,9 +1,11 @@
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <thread>
 
 #include "budget/room_maker.h"
 #include "machine.h"
+#include "plan/plan.h"
 #include "refrain/memory_budget.h"
 #include "refrain/memory_cap.h"
 #include "tests/budget/torture.h"
@@ -112,8 +114,13 @@ class Budgets final : public Caps {
         has_caps_(rng_.chance(0.35)),
         caps_first_(rng_.chance(0.5)),
         stores_(rng_.chance(0.2)),
-        fraction_(static_cast<double>(rng_.below(5)) * 0.25) {}
-  ~Budgets() override { Budgets::end(); }
+        fraction_(static_cast<double>(rng_.below(5)) * 0.25),
+        plans_fully_(mix(seed, 11) % 16 == 0),
+        steps_before_(plan::limit_default_steps(plans_fully_ ? std::numeric_limits<int64_t>::max() : kFewSteps)) {}
+  ~Budgets() override {
+    Budgets::end();
+    plan::limit_default_steps(steps_before_);
+  }
 
   bool may_refuse() const override { return (has_caps_ && Caps::may_refuse()) || how_ == kBytes; }
 
@@ -138,7 +145,7 @@ class Budgets final : public Caps {
     }
     done(thrown);
     ++coverage().profiled;
-    budget_.emplace(plan_step(*trace, fraction_, 0.05));
+    budget_.emplace(plan_step(*trace, fraction_, plans_fully_ ? 0.05 : 0.002));
     opened();
   }
 
@@ -159,6 +166,7 @@ class Budgets final : public Caps {
 
  private:
   enum How { kFraction, kBytes, kProfile };
+  static constexpr int64_t kFewSteps = 300'000;
 
   void open_budget() {
     how_ == kBytes ? budget_.emplace(tight()) : budget_.emplace(fraction_);
@@ -181,6 +189,8 @@ class Budgets final : public Caps {
   const How how_;
   const bool has_caps_, caps_first_, stores_;
   const double fraction_;
+  const bool plans_fully_;  ///< the others as well as 6 ms allow: what is tried here is how plans run
+  const int64_t steps_before_;
   std::optional<OffloadScope> scope_;
   std::optional<MemoryBudget> budget_;
 };
