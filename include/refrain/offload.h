@@ -170,8 +170,8 @@ void reset_offload_store();
 /// declines. What an operator was given is stored when that has returned. Memory falls with the last handle of yours.
 /// A saved tensor that is changed in place afterwards: if it is in the store, backward gets its old bytes, where plain
 /// autograd refuses; else the same error (`CheckpointError`). Changed by an operator that bumps no version (`data()`, a
-/// fused optimizer) it is kept in memory from then on, and backward gets the new bytes, as in plain autograd. A change
-/// without a version on another thread, or through a pointer, is seen only as long as the tensor lives.
+/// fused optimizer) or through a pointer that is asked for afterwards, it is kept in memory from then on, and backward gets the new
+/// bytes, as in plain autograd. A change through a pointer kept from before is seen only as long as the tensor lives.
 /// Does nothing inside a region, whose policy decides, nor with gradients disabled. Nests: the innermost store is used. Scopes may end
 /// in any order.
 /// Threads: its own; backward may run on any, before or after the scope ends.

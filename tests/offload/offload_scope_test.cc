@@ -127,6 +127,30 @@ TEST_F(PlainOffload, AWriteOnAnotherThreadIsNoticed) {
   expect_bit_equal(x.grad(), 2 * torch::cos(torch::full({8}, 2.0F)));
 }
 
+// Found by random programs: the tensor dies between the write and backward.
+TEST_F(PlainOffload, AWriteThroughAPointerGivesTheNewBytes) {
+  using Operator = Tensor (*)(const Tensor&);
+  const Operator saves_its_result = [](const Tensor& t) { return t.tanh(); }, in_place = [](const Tensor& t) { return (t * 2).tanh_(); };
+  for (const auto op : {saves_its_result, in_place}) {
+    auto x = torch::ones({8}).requires_grad_();
+    const auto gradient = [&](bool scoped) {
+      Tensor y;
+      {
+        std::optional<OffloadScope> scope;
+        if (scoped) scope.emplace(store);
+        y = op(x);
+      }
+      std::fill_n(y.data_ptr<float>(), 4, 0.5F);
+      auto loss = y.sum();
+      y.reset();
+      return torch::autograd::grad({loss}, {x})[0];
+    };
+    const auto stored = store.stats().values;
+    expect_bit_equal(gradient(false), gradient(true));
+    EXPECT_EQ(store.stats().values, stored + 1);
+  }
+}
+
 // Autograd saves the noise of rrelu before the operator draws it. A negative view is resolved by an operator in between.
 TEST_F(PlainOffload, WhatAnOperatorWritesAfterItWasSavedIsStoredAsThatLeavesIt) {
   expect_same_in_scope([](Trial& run) {
