@@ -58,7 +58,7 @@ Value* stored(const at::Tensor& tensor, RegionWork& work, const Region* region) 
     work.add_input(value->nbytes);
     if (!in_store) bytes = work.store(tensor.storage());
   } catch (const c10::OutOfMemoryError&) {
-    // No memory for the copy: declined. An error out of a hook would make autograd keep what a custom function saves, for good.
+    // no memory for the copy: declined
   } catch (...) {
     TapeLock lock;
     lock.release(value);
@@ -99,31 +99,14 @@ class Parked final : public Slot {
     tensor_ = tensor.tensor_data();
   }
 
+  /// Without memory to bring the bytes back, or for the copy, it stays as it is. An error out of a hook would make autograd keep what a custom
+  /// function saves, for good.
   void store(RegionWork& work, bool is_input) {
     if (!may_park_ || version_bumped()) return;  // autograd refuses a new version
-    const auto tensor = tensor_;
-    at::Tensor let_go;  // after the lock
-    const Pinned bytes(tensor);
-    auto* stored_value = stored(tensor, work, nullptr);
-    if (!stored_value) return;
-    TapeLock lock;
-    if (stored_value->parked) {
-      meta_.assign(tensor);
-      stored_ = stored_value->offloaded;
-      watch_pointers(stored_value);
-      if (is_input) {
-        input_ = stored_value;
-        retain(input_);
-      } else {
-        attach(lock, stored_value, false);
-      }
-      is_parked_ = true;
-      let_go = std::move(tensor_);
-      // the watch must see what is written to its storage
-      Tape::get().pending_slots.fetch_add(1, std::memory_order_relaxed);
-      set_tape_included(true);
+    try {
+      store_resident(work, is_input);
+    } catch (const c10::OutOfMemoryError&) {
     }
-    lock.release(stored_value);
   }
 
   at::Tensor call_unpack_hook() override {
@@ -153,6 +136,32 @@ class Parked final : public Slot {
   }
 
  private:
+  void store_resident(RegionWork& work, bool is_input) {
+    const auto tensor = tensor_;
+    at::Tensor let_go;  // after the lock
+    const Pinned bytes(tensor);
+    auto* stored_value = stored(tensor, work, nullptr);
+    if (!stored_value) return;
+    TapeLock lock;
+    if (stored_value->parked) {
+      meta_.assign(tensor);
+      stored_ = stored_value->offloaded;
+      watch_pointers(stored_value);
+      if (is_input) {
+        input_ = stored_value;
+        retain(input_);
+      } else {
+        attach(lock, stored_value, false);
+      }
+      is_parked_ = true;
+      let_go = std::move(tensor_);
+      // the watch must see what is written to its storage
+      Tape::get().pending_slots.fetch_add(1, std::memory_order_relaxed);
+      set_tape_included(true);
+    }
+    lock.release(stored_value);
+  }
+
   at::Tensor tensor_;  ///< until it is parked; guarded by the tape's lock once others see this
   Value* input_ = nullptr;  ///< owned
   /// The bytes that were saved. `value` may have gone on to others: a kernel of a thread that the tape does not watch asks for a pointer, and

@@ -52,6 +52,8 @@ SlotPtr Machine::given_leaf() { return leaves_[static_cast<size_t>(rng.below(sta
 
 Tensor& Machine::writable(const SlotPtr& slot) {
   Tensor& t = slot->t;
+  is_leaf_written_ = t.is_leaf();
+  if (turns_ != nullptr) return t;  // the other thread, or who started both, may have a view of it
   if (mode_ != Mode::kTwin || t.is_conj() || t.is_neg() || (t.is_leaf() && t.requires_grad())) return t;
   for (const auto& others : {pool_, buffers_, leaves_}) {
     for (const SlotPtr& other : others) {
@@ -110,6 +112,7 @@ void Machine::emit_some(const char* op, Operands operands, const std::vector<Ten
 }
 
 void Machine::wrote(const char* op, const SlotPtr& target, Operands operands) {
+  notes_->leaf_got_history |= is_leaf_written_ && !target->t.is_leaf();
   if (text_ == nullptr) return;
   std::string args;
   for (const SlotPtr& operand : operands) {

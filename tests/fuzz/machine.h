@@ -97,6 +97,9 @@ struct Notes {
   uint64_t picks = 0;
   std::vector<int> failed_steps;
   bool made_cycle = false;
+  /// A leaf was overwritten by what requires a gradient. Autograd saves leaves as they are, so what was saved before has that history too: a
+  /// backward goes on into an iteration before, and a rerun region, which keeps the graph of its inputs, may be part of a cycle.
+  bool leaf_got_history = false;
   bool unpinned = false;  ///< there were two threads, and what the other one reads was not pinned
   std::vector<Watched> read_by_rerun;
   std::vector<Watched> cut_unsafely;
@@ -247,6 +250,7 @@ class Machine {
 
   std::string detail_;
   int step_number_ = 0;
+  bool is_leaf_written_ = false;
   int outputs_of_step_ = 0;
   std::map<uint64_t, uint64_t> born_;  // slot id -> serial
   uint64_t serial_ = 0;

@@ -381,7 +381,7 @@ void ProgramRun::move_leaves(Outcome& outcome) {
   rerun_input_changed_ |=
       std::any_of(notes_->read_by_rerun.begin(), notes_->read_by_rerun.end(), [](const Watched& t) { return t.changed(); });
   outcome.has_rerun |= !notes_->read_by_rerun.empty();
-  notes_->read_by_rerun.clear();
+  if (!notes_->leaf_got_history) notes_->read_by_rerun.clear();
   notes_->cut_unsafely.clear();
   notes_->made_by_rerun.clear();
   notes_->captured.clear();
@@ -437,6 +437,7 @@ void ProgramRun::run(Outcome& outcome) {
   outcome.failed_steps = notes_->failed_steps;
   outcome.picks = notes_->picks;
   outcome.made_cycle = notes_->made_cycle;
+  outcome.leaf_got_history = notes_->leaf_got_history;
   outcome.threads_changed = *threads_changed_;
   outcome.unpinned |= notes_->unpinned;
   outcome.has_rerun |= !notes_->read_by_rerun.empty();

@@ -216,7 +216,7 @@ Judgement judge_once(const Program& program, Kind kind) {
   const std::string differs = difference(baseline, ours);
   if (!differs.empty()) return failed(differs);
   Judgement judgement;
-  judgement.cycles = baseline.leaked_bytes != 0 || (surroundings && ours.made_cycle);
+  judgement.cycles = baseline.leaked_bytes != 0 || (surroundings && ours.made_cycle) || (ours.has_rerun && ours.leaf_got_history);
   if (!judgement.cycles && !leak(ours).empty()) return failed("ours " + leak(ours));
   coverage().leaks_compared += !judgement.cycles;
   if (!baseline.has_loss) judgement.verdict = Verdict::kNoGradient;

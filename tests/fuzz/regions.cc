@@ -86,6 +86,7 @@ void Notes::add(const Notes& other) {
   const auto append = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
   picks = mix(picks, other.picks);
   made_cycle |= other.made_cycle;
+  leaf_got_history |= other.leaf_got_history;
   unpinned |= other.unpinned;
   append(failed_steps, other.failed_steps);
   append(read_by_rerun, other.read_by_rerun);

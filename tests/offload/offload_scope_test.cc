@@ -1,6 +1,7 @@
 // `OffloadScope`: plain code, without a region.
 #include <thread>
 
+#include "tests/budget/cap_support.h"
 #include "tests/offload/offload_fixture.h"
 
 namespace refrain_test {
@@ -151,6 +152,30 @@ TEST_F(PlainOffload, AWriteThroughAPointerGivesTheNewBytes) {
   }
 }
 
+// Found by random programs: what a region computed is nowhere else, and nothing is replayed for what the scope saved.
+TEST_F(PlainOffload, AWriteWithoutAVersionInsideARegionIsKept) {
+  auto x = torch::ones({8}).requires_grad_();
+  const auto gradient = [&](bool ours) {
+    std::optional<refrain::MemoryCap> cap;
+    std::optional<OffloadScope> scope;
+    if (ours) {
+      cap.emplace(refrain::Bytes{1} << 40);
+      scope.emplace(store);
+    }
+    auto y = x.tanh();
+    const auto write = [&] { y.variable_data().mul_(0.5); };
+    if (ours)
+      refrain::checkpoint(write);
+    else
+      write();
+    auto loss = y.sum();
+    y.reset();
+    return torch::autograd::grad({loss}, {x})[0];
+  };
+  expect_bit_equal(gradient(false), gradient(true));
+  EXPECT_EQ(store.stats().values, 1);
+}
+
 // Autograd saves the noise of rrelu before the operator draws it. A negative view is resolved by an operator in between.
 TEST_F(PlainOffload, WhatAnOperatorWritesAfterItWasSavedIsStoredAsThatLeavesIt) {
   expect_same_in_scope([](Trial& run) {
@@ -247,6 +272,38 @@ TEST_F(PlainOffload, WhereThereIsNoMemoryForACopyTheTensorIsKept) {
       const refrain::MemoryLimit limit(refrain::memory_stats().current + (20 << 10));
       y = Squash::apply(x);
     }
+    expect_bit_equal(expected, torch::autograd::grad({y.sum()}, {x})[0]);
+  }
+  EXPECT_EQ(memory.current(), 0);
+}
+
+/// Its result is evicted by the time that autograd saves it, and there is no room to bring it back.
+struct EvictedSquash : torch::autograd::Function<EvictedSquash> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, std::optional<refrain::MemoryLimit>* limit) {
+    auto y = x.tanh();
+    evict_all();
+    limit->emplace(refrain::memory_stats().current);
+    ctx->save_for_backward({y});
+    return y;
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list gradients) {
+    const auto y = ctx->get_saved_variables()[0];
+    return {gradients[0] * (1 - y * y), Tensor()};
+  }
+};
+
+// Found by random programs.
+TEST_F(PlainOffload, WhereThereIsNoMemoryToBringItBackTheTensorIsKept) {
+  refrain::install_memory_tracking();
+  auto x = torch::randn({64, 64}).requires_grad_();
+  const auto expected = torch::autograd::grad({Squash::apply(x).sum()}, {x})[0];
+  const refrain::MemoryScope memory;
+  {
+    const refrain::MemoryCap cap(refrain::Bytes{1} << 40, every_byte());
+    const OffloadScope scope(store);
+    std::optional<refrain::MemoryLimit> limit;
+    const auto y = EvictedSquash::apply(x, &limit);
+    limit.reset();
     expect_bit_equal(expected, torch::autograd::grad({y.sum()}, {x})[0]);
   }
   EXPECT_EQ(memory.current(), 0);
