@@ -78,7 +78,7 @@ class DiskStore final : public Store, public std::enable_shared_from_this<DiskSt
   void flush() override {
     {
       Lock lock(mutex_);
-      changed_.wait(lock, [&] { return in_flight_ == 0; });
+      changed_.wait(lock, [&] { return in_flight_ == 0 && !is_reading_ahead_; });
     }
     throw_if_failed();
   }
@@ -128,6 +128,7 @@ class DiskStore final : public Store, public std::enable_shared_from_this<DiskSt
   std::mutex mutex_;  ///< guards what follows
   std::condition_variable to_write_, to_read_;
   std::condition_variable changed_;  ///< an entry was written or read
+  bool is_reading_ahead_ = false;    ///< holds memory that no entry has
   std::deque<EntryPtr> queue_;       ///< to be written, in order
   std::deque<EntryPtr> ahead_;       ///< that should be in memory, as they will be fetched next; in order
   std::unordered_map<int64_t, EntryPtr> live_;  ///< by place
@@ -363,6 +364,7 @@ void DiskStore::read_ahead() {
       return stopping_ || next;
     });
     if (stopping_) return;
+    is_reading_ahead_ = true;
     HostBytes memory;
     try {
       read_block(*next, lock, memory);
@@ -370,11 +372,14 @@ void DiskStore::read_ahead() {
     } catch (const std::exception&) {
       next->failed_ahead = true;
     }
-    if (!memory && !next->is_dropped) continue;
-    lock.unlock();
-    memory = {};
-    next = nullptr;
-    lock.lock();
+    if (memory || next->is_dropped) {
+      lock.unlock();
+      memory = {};
+      next = nullptr;
+      lock.lock();
+    }
+    is_reading_ahead_ = false;
+    changed_.notify_all();
   }
 }
 

@@ -120,12 +120,8 @@ class Parked final : public Slot {
         return tensor_;
       }
       const auto& parked = input_ ? *input_ : *value;
-      if (version_bumped()) {
-        offloaded = stored_;
-      } else {
-        bytes = resident(parked);
-        offloaded = parked.offloaded;
-      }
+      if (!version_bumped()) bytes = resident(parked);
+      offloaded = parked.offloaded;
     }
     const bool first_bytes = static_cast<bool>(bytes);
     if (!bytes && !offloaded) throw_modified(counter, version);
@@ -145,7 +141,6 @@ class Parked final : public Slot {
     TapeLock lock;
     if (stored_value->parked) {
       meta_.assign(tensor);
-      stored_ = stored_value->offloaded;
       watch_pointers(stored_value);
       if (is_input) {
         input_ = stored_value;
@@ -164,9 +159,6 @@ class Parked final : public Slot {
 
   at::Tensor tensor_;  ///< until it is parked; guarded by the tape's lock once others see this
   Value* input_ = nullptr;  ///< owned
-  /// The bytes that were saved. `value` may have gone on to others: a kernel of a thread that the tape does not watch asks for a pointer, and
-  /// bumps the version when it has written.
-  std::shared_ptr<Offloaded> stored_;
   bool may_park_ = false;
   bool is_parked_ = false;
 };

@@ -457,6 +457,7 @@ void ProgramRun::run(Outcome& outcome) {
 
 Outcome run(const Program& program, Mode mode, std::string* text, Surroundings* surroundings) {
   Outcome outcome;
+  scope_store().flush();  // what its threads hold still
   const TapeStats before = tape_stats();
   const MemoryScope memory;
   {
@@ -473,6 +474,7 @@ Outcome run(const Program& program, Mode mode, std::string* text, Surroundings* 
   };
   note([] { at::ones({1}).requires_grad_().sum().backward(); });
   if (surroundings != nullptr) note([&] { surroundings->end(); });
+  scope_store().flush();
   const TapeStats after = tape_stats();
   outcome.leaked_bytes = memory.current();
   outcome.leaked_ops = after.live_ops - before.live_ops;

@@ -179,13 +179,15 @@ Judgement judge_out_of_memory(const Program& program, const Outcome& ours) {
   Judgement judgement;
   judgement.verdict = Verdict::kEqualWhereItRan;
   // a step that was refused in the middle may have made a cycle by then that LibTorch makes too
-  judgement.cycles = baseline.leaked_bytes != 0 || ours.made_cycle || run(program, Mode::kPlain).leaked_bytes != 0;
+  judgement.cycles = baseline.leaked_bytes != 0 || ours.made_cycle || (ours.has_rerun && ours.leaf_got_history) ||
+                     run(program, Mode::kPlain).leaked_bytes != 0;
   if (!ours.ran_out && !baseline.error.empty()) return judge_refused(same, baseline, ours);
   if (!ours.ran_out && !ours.error.empty()) return judge_thrown(baseline, ours);
   const bool comparable = !ours.ran_out || ours.forward_ended;
   const std::string differs = comparable ? difference(baseline, ours, ours.ran_out) : "";
   if (!differs.empty()) return failed("after a refusal of memory: " + differs);
   if (!judgement.cycles && !leak(ours).empty()) return failed("after a refusal of memory, ours " + leak(ours));
+  coverage().leaks_compared += !judgement.cycles;
   return judgement;
 }
 
