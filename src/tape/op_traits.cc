@@ -216,6 +216,9 @@ OpTraits::OpTraits(const c10::OperatorHandle& op)
   view_only = (all_alias_read && writes.empty()) || metadata_in_place || metadata_ops().count(qualified);
   if (view_only) writes.clear();
   pure_inplace = all_alias_written && !writes.empty();
+  moves_once = std::any_of(writes.begin(), writes.end(), [](const auto& write) {
+    return write.replay == ReplayArg::kScratch || write.replay == ReplayArg::kUndefined;
+  });
   random = op.hasTag(at::Tag::nondeterministic_seeded);
   maybe_random = !random && space != "aten" && space != "prims" && space != "prim";
   {

@@ -34,6 +34,7 @@ struct OpTraits {
   uint16_t num_returns = 0;
   c10::SmallVector<WriteTrait, 3> writes;
   c10::SmallVector<uint16_t, 3> tensor_lists;  ///< positions of arguments that take lists of tensors, ascending
+  bool moves_once = false;      ///< among `writes` are statistics that a replay must not move again
   bool view_only = false;       ///< every return is a non-written alias, or only metadata changes: nothing to record
   bool metadata_in_place = false;  ///< changes the shape of argument 0 in place: bumps its version, writes no bytes
   bool pure_inplace = false;    ///< every return aliases a written argument: no new storage

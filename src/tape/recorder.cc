@@ -160,7 +160,7 @@ void watch(const OpTraits& traits, torch::jit::Stack* stack, Below below) {
     run_watched(traits, stack, [&] { run_drawing(traits, *stack, below, thread); }, thread);
   else
     run_watched(traits, stack, below, thread);
-  if (thread.offloads && !may_help) thread.offloads->returned(!thread.unsettled.empty());
+  if (thread.offloads && !may_help) thread.offloads->returned(!traits.writes.empty());
 }
 
 // --- record -----------------------------------------------------------------------------------------------------------
@@ -605,6 +605,19 @@ void fix_results(TapeLock& lock, const OpTraits& traits, const torch::jit::Stack
   });
 }
 
+// Statistics that move once (`ReplayArg::kScratch`, `kUndefined`) in the memory of what it reads too: the kernel may read what it has just
+// written, and a replay, which has other memory for the one, would not.
+bool reads_what_moves_once(const OpTraits& traits, const Arguments& arguments) {
+  if (!traits.moves_once) return false;
+  const auto moves = [](const Argument& argument) {
+    return argument.write && (argument.write->replay == ReplayArg::kScratch || argument.write->replay == ReplayArg::kUndefined);
+  };
+  for (const auto& written : arguments)
+    for (const auto& read : arguments)
+      if (moves(written) && !moves(read) && written.storage && read.storage == written.storage) return true;
+  return false;
+}
+
 // In a region, or under a cap, or both.
 void run_under_tape(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below, ThreadState& thread,
                     Region* cap) {
@@ -615,7 +628,7 @@ void run_under_tape(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit
   std::optional<Recording> recording;
   const bool in_cap = !thread.region;
   // sparse, quantized and other tensors that the tape cannot name
-  if (!traits.effect && (in_cap ? arguments.all_plain() : arguments.written_plain()))
+  if (!traits.effect && !reads_what_moves_once(traits, arguments) && (in_cap ? arguments.all_plain() : arguments.written_plain()))
     recording.emplace(traits, keys, stack, arguments, thread, in_cap ? cap : thread.region).prepare();
   bool is_ready = true;
   {

@@ -559,11 +559,16 @@ c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t ta
     for (const auto& planned : plan.values()) {
       if (!planned.target) continue;
       auto* value = planned.value;
-      install_bytes(lock, value, planned.bytes);
-      if (value == output) brought = planned.bytes;
+      auto bytes = planned.bytes;
+      // what was fetched with all ranks, and is here too: autograd, and who writes to it, have the tensor
+      if (auto own = value->parked && value->key && !value->stale ? value->storage.lock() : nullptr)
+        bytes = c10::Storage(std::move(own));
+      else
+        install_bytes(lock, value, bytes);
+      if (value == output) brought = bytes;
       for (auto* slot = value->slots; slot; slot = slot->in_value.next)
-        if (slot->region == region && (slot == asked || (task >= 0 && slot->read_task != task)))
-          slot->fill(planned.bytes);
+        if (slot->region == region && (slot == asked || (task >= 0 && slot->read_task != task))) slot->fill(bytes);
+      lock.discard(std::move(bytes));
     }
     for (auto* child : region->children) {
       if (child->live_slots == 0) continue;

@@ -272,7 +272,7 @@ Machine::Machine(const Machine& parent, Turns& turns, int thread)
       mode_(parent.mode_),
       text_(parent.text_),
       surroundings_(thread == 0 ? parent.surroundings_ : nullptr),
-      may_be_refused_(parent.may_be_refused_),
+      may_be_refused_(parent.may_be_refused_ || thread == 1),  // what it reads may be an error
       pool_(parent.pool_),
       given_(parent.given_),
       leaves_(parent.leaves_),

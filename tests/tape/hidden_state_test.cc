@@ -557,5 +557,20 @@ TEST_F(HiddenState, SettingChangedAndPutBackIsFine) {
   });
 }
 
+// Found by random programs: the kernel moves the statistics first, and then reads its input in the same memory. A replay, which gives it other memory
+// for the statistics, would not.
+TEST_F(HiddenState, ABatchNormOfItsOwnRunningVariance) {
+  expect_same([](Trial& run) {
+    auto weight = run.param({4});
+    auto mean = torch::zeros({4}), var = torch::full({4}, 0.5);
+    const auto y = run.region([&] {
+      const auto x = var.expand({2, 4});
+      return torch::batch_norm(x, weight, {}, mean, var, true, 0.1, 1e-5, false).norm(2, 1, true);
+    });
+    run.note("var", var);
+    return (y * y).sum();
+  });
+}
+
 }  // namespace
 }  // namespace refrain_test
