@@ -17,6 +17,7 @@ namespace refrain {
 
 namespace tape {
 class Observer;
+class SavedObserver;
 }
 
 /// A tensor that autograd saved, or one that a region holds for its replay alone (generator states too).
@@ -59,7 +60,7 @@ class SavedObserver {
 
  private:
   std::unique_ptr<tape::Observer> observer_;
-  tape::Observer* before_;
+  tape::SavedObserver* before_;
 };
 
 void print(const SavedReport& report);

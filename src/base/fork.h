@@ -14,7 +14,7 @@ void lock_at_fork(ForkOrder order, std::mutex& mutex);
 std::mutex& make_mutex_for_forks(ForkOrder order);
 
 /// Calls `call` in each forked child, after the mutexes are free. Calls come in the order of their numbers here. Not under any lock.
-enum class ForkCall { kLimits, kRoom, kTape, kCount };
+enum class ForkCall { kLimits, kRoom, kTape, kListener, kCount };
 void call_in_forked_child(ForkCall number, void (*call)());
 
 }  // namespace refrain

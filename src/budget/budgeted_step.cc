@@ -13,7 +13,7 @@
 #include "memory/stack.h"
 #include "memory/tensor_heap.h"
 #include "refrain/memory.h"
-#include "tape/for_each_tensor.h"
+#include "intercept/for_each_tensor.h"
 
 namespace refrain::budget {
 namespace {

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "budget/step_state.h"
-#include "tape/planned_step.h"
-#include "tape/step_tracer.h"
+#include "budget/planned_step.h"
+#include "trace/step_tracer.h"
 
 namespace refrain::budget {
 

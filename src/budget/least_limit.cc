@@ -6,7 +6,7 @@
 #include <chrono>
 #include <optional>
 
-#include "budget/room_maker.h"
+#include "evict/room_maker.h"
 #include "memory/stack.h"
 #include "refrain/error.h"
 #include "refrain/memory.h"

@@ -12,8 +12,9 @@
 #include "plan/plan_file.h"
 #include "refrain/error.h"
 #include "refrain/memory.h"
-#include "tape/evict.h"
-#include "tape/step_tracer.h"
+#include "evict/evict.h"
+#include "evict/open_cap.h"
+#include "trace/step_tracer.h"
 
 namespace refrain {
 namespace {

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "refrain/error.h"
-#include "tape/trace_scopes.h"
+#include "trace/trace_scopes.h"
 
 namespace refrain::detail {
 namespace {

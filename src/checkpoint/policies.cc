@@ -9,7 +9,7 @@
 #include "base/suggest.h"
 #include "refrain/error.h"
 #include "refrain/selective.h"
-#include "tape/op_names.h"
+#include "intercept/op_names.h"
 
 namespace refrain {
 namespace {

@@ -15,8 +15,8 @@
 
 #include "refrain/error.h"
 #include "refrain/tape.h"
-#include "tape/graph_leaves.h"
-#include "tape/rng.h"
+#include "intercept/graph_leaves.h"
+#include "intercept/rng.h"
 
 namespace refrain::detail {
 namespace {

@@ -10,7 +10,7 @@
 #include <mutex>
 #include <utility>
 
-#include "tape/storage_copy.h"
+#include "intercept/storage_copy.h"
 
 namespace refrain::offload {
 namespace {

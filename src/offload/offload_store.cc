@@ -4,7 +4,7 @@
 #include "offload/store.h"
 #include "refrain/checkpoint.h"
 #include "refrain/error.h"
-#include "tape/offload_scope.h"
+#include "offload/offload_scope.h"
 
 namespace refrain {
 namespace {

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "plan/closure_cut.h"
+#include "plan/must_be_there.h"
 #include "plan/stage_program.h"
 #include "plan/state.h"
 
@@ -129,13 +130,6 @@ class PlaceBound {
 };
 
 }  // namespace
-
-int64_t must_be_there(const Problem& problem, OpId place) {
-  const int64_t bytes = problem.fixed[static_cast<size_t>(2 * place + 1)];
-  if (place == problem.ends) return bytes;
-  return std::max(bytes + std::max<int64_t>(0, problem.made[static_cast<size_t>(place)] + problem.op(place).workspace),
-                  problem.fixed[static_cast<size_t>(2 * place + 2)]);
-}
 
 int64_t floor_bytes(const Problem& problem) {
   int64_t most = *std::max_element(problem.fixed.begin(), problem.fixed.end());

@@ -15,9 +15,6 @@ struct Bound {
   bool is_infeasible = false;  ///< no schedule fits the budget
 };
 
-/// Bytes that are there while the operator at `place` runs, and in the gap after it, whatever a schedule does.
-int64_t must_be_there(const Problem& problem, OpId place);
-
 /// No schedule has a lower peak: most of what must be there while an operator of the step runs. `problem` must have
 /// been made with no tiny values.
 int64_t floor_bytes(const Problem& problem);

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "plan/bound.h"
+#include "plan/must_be_there.h"
 
 namespace refrain::plan {
 namespace {

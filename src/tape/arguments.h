@@ -7,10 +7,10 @@
 #include <span>
 #include <vector>
 
-#include "tape/for_each_tensor.h"
-#include "tape/inner_tensors.h"
-#include "tape/op_traits.h"
-#include "tape/pointer_index.h"
+#include "intercept/for_each_tensor.h"
+#include "intercept/inner_tensors.h"
+#include "intercept/op_traits.h"
+#include "intercept/pointer_index.h"
 #include "tape/value.h"
 
 namespace refrain::tape {

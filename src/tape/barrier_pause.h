@@ -2,7 +2,7 @@
 
 #include <c10/util/SmallVector.h>
 
-#include "tape/tape.h"
+#include "tape/barrier.h"
 
 namespace refrain::tape {
 

@@ -8,7 +8,7 @@
 #include <algorithm>
 
 #include "refrain/error.h"
-#include "tape/storage_copy.h"
+#include "intercept/storage_copy.h"
 
 namespace refrain::tape {
 namespace {

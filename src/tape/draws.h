@@ -6,9 +6,9 @@
 #include <mutex>
 #include <vector>
 
-#include "tape/op_traits.h"
+#include "intercept/op_traits.h"
 #include "tape/open_scopes.h"
-#include "tape/rng.h"
+#include "intercept/rng.h"
 
 namespace refrain::tape {
 

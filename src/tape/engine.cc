@@ -1,6 +1,5 @@
 #include "tape/engine.h"
 
-#include <ATen/SavedTensorHooks.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/sum.h>
 #include <torch/csrc/autograd/engine.h>
@@ -12,12 +11,13 @@
 #include <mutex>
 #include <typeinfo>
 
+#include "intercept/graph_leaves.h"
+#include "intercept/key.h"
+#include "intercept/saved_hooks.h"
 #include "refrain/backward.h"
-#include "tape/evict.h"
-#include "tape/graph_leaves.h"
-#include "tape/key.h"
-#include "tape/observer.h"
-#include "tape/step_listener.h"
+#include "tape/cap.h"
+#include "tape/registration.h"
+#include "tape/thread_state.h"
 
 namespace refrain::tape {
 namespace {
@@ -30,7 +30,7 @@ class GradientHook final : public torch::autograd::PostAccumulateGradHook {
  public:
   explicit GradientHook(std::unique_ptr<PostAccumulateGradHook> next) : next_(std::move(next)) {}
   void operator()(const at::Tensor& parameter) override {
-    note_gradient(parameter);
+    cap_hooks().accumulated(parameter);
     if (next_) (*next_)(parameter);
   }
 
@@ -80,10 +80,11 @@ class TapeEngine final : public torch::autograd::Engine {
     if (depth > ours)
       if (auto hooks = inner_.get_default_saved_variable_hooks()) return hooks;
     if (thread.saver) return thread.saver->hooks();
-    if (thread.region) return std::make_unique<Slot>(thread.region);
+    const auto saved_hooks = Tape::get().saved_hooks.load(std::memory_order_relaxed);
+    if (thread.region) return saved_hooks(thread.region);
     if (thread.observer) return thread.observer->hooks();
     if (auto hooks = inner_.get_default_saved_variable_hooks()) return hooks;
-    if (Tape::get().discardable.load(std::memory_order_relaxed) > 0) return std::make_unique<Slot>(nullptr);
+    if (Tape::get().discardable.load(std::memory_order_relaxed) > 0) return saved_hooks(nullptr);
     return nullptr;
   }
 
@@ -136,8 +137,6 @@ void drain() noexcept {
 
 }  // namespace
 
-size_t saved_hook_depth() { return at::SavedTensorDefaultHooks::get_tls_state().stack.size(); }
-
 void install() {
   auto& engine = torch::autograd::Engine::get_default_engine();
   if (&engine != leading.load(std::memory_order_relaxed)) install_over(engine);
@@ -161,8 +160,7 @@ void EngineRun::end() {
   has_ended_ = true;
   --ThreadState::get().engine_runs;
   if (!has_cap_ || !is_outermost_) return;
-  if (auto* listener = step_listener()) listener->step_ended();
-  end_step();
+  cap_hooks().step_ended();
 }
 
 }  // namespace refrain::tape

@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include "tape/running.h"
+#include "intercept/running.h"
 
 namespace refrain::tape {
 
@@ -32,8 +32,5 @@ class EngineRun {
   bool is_outermost_;
   bool has_ended_ = false;
 };
-
-/// How many saved-tensor hooks of others (`at::SavedTensorDefaultHooks`, which Python sets) are on this thread.
-size_t saved_hook_depth();
 
 }  // namespace refrain::tape

@@ -8,7 +8,7 @@
 namespace refrain::tape {
 
 class Draws;
-class OpTrace;
+class OpWatch;
 class Saver;
 struct Region;
 
@@ -31,7 +31,7 @@ struct OpenScope {
   const void* owner = nullptr;  ///< its identity
   Region* region = nullptr;
   Saver* saver = nullptr;
-  OpTrace* trace = nullptr;
+  OpWatch* trace = nullptr;
   Draws* draws = nullptr;
   bool is_rerun = false;        ///< the forward of a rerun region
 };

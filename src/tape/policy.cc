@@ -5,19 +5,14 @@
 #include <optional>
 
 #include "refrain/selective.h"
-#include "tape/evict.h"
-#include "tape/for_each_tensor.h"
-#include "tape/key.h"
-#include "tape/step_listener.h"
-#include "tape/tape.h"
+#include "intercept/for_each_tensor.h"
+#include "intercept/key.h"
+#include "tape/lifetime.h"
+#include "tape/pin.h"
+#include "tape/thread_state.h"
 
 namespace refrain {
 namespace {
-
-std::string& scope_path() {
-  static thread_local std::string path;
-  return path;
-}
 
 TensorInfo info(const at::Tensor& tensor) { return {tensor.sizes().vec(), tensor.scalar_type(), tensor.device()}; }
 
@@ -87,22 +82,8 @@ int64_t OpContext::output_bytes() const {
   return sum;
 }
 
-std::string_view OpContext::scope() const { return scope_path(); }
+std::string_view OpContext::scope() const { return module_scope(); }
 std::string_view OpContext::checkpoint_name() const { return call_->checkpoint_name(); }
-
-ModuleScope::ModuleScope(std::string_view name) : length_(scope_path().size()) {
-  auto& path = scope_path();
-  if (!path.empty()) path += '.';
-  path += name;
-  tape::tell_scope_changed();
-}
-
-ModuleScope::~ModuleScope() {
-  if (scope_path().size() > length_) scope_path().resize(length_);  // else an enclosing one ended first
-  tape::tell_scope_changed();
-}
-
-std::string_view module_scope() noexcept { return scope_path(); }
 
 }  // namespace refrain
 

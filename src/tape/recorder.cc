@@ -5,19 +5,19 @@
 #include <chrono>
 #include <optional>
 
+#include "intercept/ambient.h"
+#include "intercept/for_each_tensor.h"
+#include "intercept/running.h"
+#include "intercept/saving.h"
+#include "intercept/storage_barrier.h"
+#include "intercept/storage_copy.h"
 #include "tape/arguments.h"
 #include "tape/barrier_pause.h"
+#include "tape/cap.h"
+#include "tape/capped_op.h"
 #include "tape/draws.h"
-#include "tape/evict.h"
-#include "tape/for_each_tensor.h"
-#include "tape/observer.h"
-#include "tape/offload_scope.h"
-#include "tape/op_trace.h"
 #include "tape/policy.h"
-#include "tape/running.h"
-#include "tape/step_listener.h"
-#include "tape/storage_copy.h"
-#include "tape/tape.h"
+#include "tape/thread_state.h"
 
 namespace refrain::tape {
 namespace {
@@ -68,7 +68,7 @@ void forget_written(c10::SmallVectorImpl<W>& writes, BarrierPause& pause) {
   TapeLock lock;
   for (auto& write : writes)
     if (auto* value = find_value(lock, write.storage.unsafeGetStorageImpl()))
-      overwritten(lock, value, std::move(write.copy), nullptr);
+      overwritten(lock, value, std::move(write.copy), nullptr, ThreadState::get().unsettled);
   pause.restore(lock);
 }
 
@@ -115,7 +115,7 @@ void run_unrecorded(Below below, const Arguments& arguments) {
     auto* value = find_value(lock, write.storage.unsafeGetStorageImpl());
     if (!value) continue;
     if (value->unknown && !write.moved()) continue;
-    overwritten(lock, value, std::move(write.copy), nullptr);
+    overwritten(lock, value, std::move(write.copy), nullptr, thread.unsettled);
   }
   pause.restore(lock);
 }
@@ -296,15 +296,11 @@ class Recording {
     }
     pause_.restore(lock);
     settle_unknown(lock, thread_);
-    if (region_->cap) {
-      add_time(lock, op_->forward_ns);
-      op_->forward_ns = least_ns(lock, *op_, op_->forward_ns);
-    }
+    if (region_->cap) cap_hooks().recorded(lock, *op_);
     if (!op_->outs.empty()) {
       ++stats.recorded_ops;
       stats.recorded_ns += op_->forward_ns;
     }
-    if (auto* listener = region_->cap ? step_listener() : nullptr) listener->recorded(lock, *op_);
     lock.release(std::exchange(op_, nullptr));
     lock.tape().ops.prefetch();
     lock.tape().values.prefetch();
@@ -348,7 +344,7 @@ class Recording {
     auto copy = clone_storage(storage);
     TapeLock lock;
     if (auto* known = find_value(lock, storage.unsafeGetStorageImpl()); known && known->private_copy)
-      overwritten(lock, known, {}, nullptr);
+      overwritten(lock, known, {}, nullptr, thread_.unsettled);
     auto* value = stay(value_of(lock, tensor));
     lock.discard(std::exchange(value->held, std::move(copy)));
     value->private_copy = true;
@@ -372,7 +368,7 @@ class Recording {
     if (is_made_here(lock)) return;
     auto* value = value_of(lock, tensor);
     if (value->hashed && value->hash != hash) {
-      overwritten(lock, value, {}, nullptr);
+      overwritten(lock, value, {}, nullptr, thread_.unsettled);
       value = value_of(lock, tensor);
     }
     stay(value)->hashed = true;
@@ -422,7 +418,7 @@ class Recording {
       noted.ref = static_cast<int32_t>(op_->refs_in.size() - 1);
       ref.written = true;
     }
-    // what `Operands` found is alive, and still there if it says so
+    // what `CapHooks::begin` found is alive, and still there if it says so
     const bool is_known = argument.value && argument.value->key == argument.storage;
     auto* value = is_known ? argument.value : find_value(lock, argument.storage);
     const bool lifted = value && pause_.lift(value);
@@ -502,7 +498,7 @@ class Recording {
     value->region_index = static_cast<uint32_t>(region->values.size());
     region->values.push_back(value);
     value->last_use = op_->seq;
-    if (region->cap) note_made(lock, value);
+    if (region->cap) cap_hooks().made(lock, value);
     value->counter = counter;
     if (counter.enabled()) value->version = counter.current_version();
     return value;
@@ -543,7 +539,7 @@ class Recording {
     const bool too_long = region_->cap && before->rewrites == kMostRewrites;
     if (!write.produces || write.moved() || too_long) {
       if (before->unknown && !write.moved()) return;
-      overwritten(lock, before, std::move(write.copy), nullptr);
+      overwritten(lock, before, std::move(write.copy), nullptr, thread_.unsettled);
       return;
     }
     auto* after = new_value(lock, write.counter, write.storage);
@@ -553,7 +549,7 @@ class Recording {
     after->pins = before->pins;
     after->saved |= before->saved;  // the bytes kept are now these: the same memory, and more of the work in them
     retain(after);
-    overwritten(lock, before, std::move(write.copy), after);
+    overwritten(lock, before, std::move(write.copy), after, thread_.unsettled);
     map_value(lock, after, impl, true);
     arm(after, impl);
     lock.release(after);
@@ -621,10 +617,9 @@ bool reads_what_moves_once(const OpTraits& traits, const Arguments& arguments) {
 // In a region, or under a cap, or both.
 void run_under_tape(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below, ThreadState& thread,
                     Region* cap) {
-  auto* const listener = cap ? step_listener() : nullptr;
-  if (listener) listener->before(traits, *stack);
+  std::optional<CappedOp> capped;
+  if (cap) capped.emplace(cap_hooks(), traits, *stack);
   Arguments arguments(traits, *stack);
-  std::optional<Operands> operands;
   std::optional<Recording> recording;
   const bool in_cap = !thread.region;
   // sparse, quantized and other tensors that the tape cannot name
@@ -633,17 +628,13 @@ void run_under_tape(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit
   bool is_ready = true;
   {
     TapeLock lock;
-    if (cap) {
-      operands.emplace(lock, traits, arguments);
-      is_ready = !operands->are_missing() && !has_before_operator() && !listener;
-    }
+    if (cap) is_ready = capped->begin(lock, arguments);
     if (is_ready && recording) recording->read_arguments(lock);
   }
   if (!is_ready) {
-    operands->bring_back();
-    before_operator();
+    capped->materialize();
     TapeLock lock;
-    if (listener) listener->begins(lock, traits, operands->values());
+    capped->begun(lock);
     if (recording) recording->read_arguments(lock);
   }
   if (recording)
@@ -658,8 +649,7 @@ void run_under_tape(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit
       recording->note_results(lock);
     else if (cap)
       fix_results(lock, traits, *stack);
-    if (listener) listener->ends(lock);
-    if (operands) operands->release(lock);
+    if (capped) capped->end(lock);
   }
   if (recording)
     recording->rethrow_failure();
@@ -689,12 +679,12 @@ void run_seen(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stac
 
 // Of a function of a rerun region.
 void run_compared(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below, ThreadState& thread) {
-  if (thread.stop) stop_function(*thread.stop, traits, *stack);
+  if (thread.stop) thread.stop->before(traits, *stack);
   auto* const trace = thread.trace;
-  if (trace) trace->note(traits, *stack);
+  if (trace) trace->before(traits, *stack);
   run_seen(traits, keys, stack, below, thread);
-  if (trace) trace->note_results(traits, *stack);
-  if (thread.stop) note_results(*thread.stop, traits, *stack);
+  if (trace) trace->after(traits, *stack);
+  if (thread.stop) thread.stop->after(traits, *stack);
 }
 
 }  // namespace

@@ -4,10 +4,8 @@
 #include <c10/core/DispatchKeySet.h>
 #include <c10/util/FunctionRef.h>
 
-#include <unordered_set>
-
-#include "tape/key.h"
-#include "tape/op_traits.h"
+#include "intercept/key.h"
+#include "intercept/op_traits.h"
 
 /// Sees every operator that runs below autograd while a region is open (*record*) or slots are pending (*watch*).
 namespace refrain::tape {
@@ -21,10 +19,6 @@ void look_at(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack
 
 /// The tape's kernel for all operators.
 void look_at_boxed(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack);
-
-/// Registers the kernels for the operators of `REFRAIN_TYPED_OPS` on the tape's key, but for `except`. @throws c10::Error.
-void add_typed_ops(const std::unordered_set<c10::OperatorName>& except);
-bool is_typed_op(const c10::OperatorName& name);
 
 /// Whether somebody on this thread wants to hear of operators with `view_only`, or switches the tape off.
 bool looks_at_views();

@@ -1,3 +1,5 @@
+#include "tape/region.h"
+
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
@@ -5,72 +7,21 @@
 
 #include <exception>
 
+#include "intercept/key.h"
+#include "intercept/saved_hooks.h"
 #include "refrain/error.h"
 #include "tape/engine.h"
-#include "tape/key.h"
-#include "tape/observer.h"
-#include "tape/region_inputs.h"
+#include "tape/lifetime.h"
+#include "tape/region_end.h"
+#include "tape/region_work.h"
 #include "tape/slots.h"
 #include "tape/step_listener.h"
+#include "tape/thread_state.h"
 
 namespace refrain::tape {
 namespace {
 
 std::atomic<bool> checkpointing_enabled{true};
-
-bool is_there(const Value& value) { return value.parked || (!value.stale && static_cast<bool>(resident(value))); }
-
-// Gives `lock.tape().plan_number` as mark to what operators of regions outside still need computed: what was overwritten, or is a bound (see `needs_hold`),
-// and all behind it that has no bytes.
-void mark_replayed_by_others(TapeLock& lock, const Region* region) {
-  const uint64_t number = ++lock.tape().plan_number;
-  std::vector<const Region*> regions{region};
-  std::vector<Value*> todo;
-  const auto mark = [&](Value* value) {
-    if (value->mark == number) return;
-    value->mark = number;
-    todo.push_back(value);
-  };
-  for (size_t i = 0; i < regions.size(); ++i) {
-    regions.insert(regions.end(), regions[i]->children.begin(), regions[i]->children.end());
-    for (auto* value : regions[i]->values) {
-      const bool is_bound = value->storage.expired() && value->producer && value->producer->traits->cast;
-      if (value->op_refs > 0 && (value->replaced || is_bound)) mark(value);
-    }
-  }
-  while (!todo.empty()) {
-    const auto* op = todo.back()->producer;
-    todo.pop_back();
-    if (!op) continue;
-    for (const auto& ref : op->refs_in)
-      if (ref.value && ref.value->producer && !is_there(*ref.value)) mark(ref.value);
-  }
-}
-
-// Once no slot is left under the outermost region, what others hold becomes a leaf, so that the operators behind it can
-// go, and nothing lives on only because its storage does. Under a cap all does but what is marked, as what its operators read of a region need not be
-// held to be a source.
-void end_values(TapeLock& lock, Region* region, bool in_cap, uint64_t marked) {
-  for (auto* value : region->values) {
-    const bool is_held = value->holds > 0 && (value->parked || (value->held && !value->stale));
-    if ((is_held || (in_cap && value->mark != marked)) && value->producer && !value->discard) {
-      value->producer->outs[value->out].value = nullptr;
-      lock.release(std::exchange(value->producer, nullptr));
-    }
-    disown(lock, value);
-  }
-  release_marked(lock, region);
-  release_bound_holds(lock, region);
-  for (auto& bound : std::exchange(region->bounds, {})) lock.release(bound.value);
-  for (auto* child : region->children) end_values(lock, child, in_cap, marked);
-}
-
-void close_if_done(TapeLock& lock, Region* region) {
-  if (region->top->active || region->top->live_slots > 0) return;
-  const bool in_cap = lock.tape().cap.load() != nullptr;
-  if (in_cap) mark_replayed_by_others(lock, region);
-  end_values(lock, region, in_cap, lock.tape().plan_number);
-}
 
 // Whether something that requires a gradient went into what is left of a region.
 bool reads_gradient(TapeLock& lock, const Region* region) {
@@ -89,6 +40,48 @@ bool reads_gradient(TapeLock& lock, const Region* region) {
   return false;
 }
 
+// Lets go of what policies saved under `top`, which is closing, and no pending slot can need.
+void release_unneeded(TapeLock& lock, Region* top) {
+  std::vector<Region*> regions{top};
+  for (size_t i = 0; i < regions.size(); ++i)
+    regions.insert(regions.end(), regions[i]->children.begin(), regions[i]->children.end());
+
+  // What a replay for the pending slots would run, stopping at saved values: those are needed.
+  const uint64_t number = ++lock.tape().plan_number;
+  std::vector<Value*> todo;
+  const auto reach = [&](Value* value) {
+    if (value->mark == number) return;
+    value->mark = number;
+    todo.push_back(value);
+  };
+  for (auto* region : regions) {
+    for (auto* slot = region->slots; slot; slot = slot->in_region.next)
+      if (slot->value && !slot->holds) reach(slot->value);
+    for (auto& bound : region->bounds) reach(bound.value);
+  }
+  while (!todo.empty()) {
+    auto* value = todo.back();
+    todo.pop_back();
+    if (!value->producer || value->offloaded || (value->saved && value->held)) continue;
+    for (auto& ref : value->producer->refs_in)
+      if (ref.value) reach(ref.value);
+  }
+  for (auto* region : regions) {
+    for (auto* value : region->values) {
+      auto* op = value->producer;
+      if (!op || op->mark == number) continue;
+      op->mark = number;
+      for (auto& ref : op->refs_in) {
+        if (!ref.value || ref.value->mark == number) continue;
+        if (!ref.value->parked) lock.discard(std::move(ref.value->offloaded));
+        if (!ref.holds || !ref.value->saved) continue;
+        ref.holds = false;
+        unhold(lock, ref.value);
+      }
+    }
+  }
+}
+
 // All is recorded that will be, here and inside.
 void end_region(TapeLock& lock, Region* region) {
   region->active = false;
@@ -102,6 +95,8 @@ void end_region(TapeLock& lock, Region* region) {
 }
 
 }  // namespace
+
+bool set_regions_enabled(bool value) { return checkpointing_enabled.exchange(value); }
 
 bool plain_call() {
   const auto& thread = ThreadState::get();
@@ -205,116 +200,4 @@ void close_region(Region* region) {
   }
 }
 
-void slot_added(TapeLock& lock, Region* region) {
-  for (auto* at = region; at; at = at->parent) ++at->live_slots;
-  ++lock.tape().stats.live_slots;
-  lock.tape().pending_slots.fetch_add(1, std::memory_order_relaxed);
-}
-
-void slot_removed(TapeLock& lock, Region* region) {
-  for (auto* at = region; at; at = at->parent) {
-    if (--at->live_slots == 0) close_if_done(lock, at);
-  }
-  --lock.tape().stats.live_slots;
-  lock.tape().pending_slots.fetch_sub(1, std::memory_order_relaxed);
-}
-
-void release_bound_holds(TapeLock& lock, Region* region) {
-  for (auto& bound : region->bounds)
-    if (std::exchange(bound.holds, false)) unhold(lock, bound.value);
-}
-
-void release_unneeded(TapeLock& lock, Region* top) {
-  std::vector<Region*> regions{top};
-  for (size_t i = 0; i < regions.size(); ++i)
-    regions.insert(regions.end(), regions[i]->children.begin(), regions[i]->children.end());
-
-  // What a replay for the pending slots would run, stopping at saved values: those are needed.
-  const uint64_t number = ++lock.tape().plan_number;
-  std::vector<Value*> todo;
-  const auto reach = [&](Value* value) {
-    if (value->mark == number) return;
-    value->mark = number;
-    todo.push_back(value);
-  };
-  for (auto* region : regions) {
-    for (auto* slot = region->slots; slot; slot = slot->in_region.next)
-      if (slot->value && !slot->holds) reach(slot->value);
-    for (auto& bound : region->bounds) reach(bound.value);
-  }
-  while (!todo.empty()) {
-    auto* value = todo.back();
-    todo.pop_back();
-    if (!value->producer || value->offloaded || (value->saved && value->held)) continue;
-    for (auto& ref : value->producer->refs_in)
-      if (ref.value) reach(ref.value);
-  }
-  for (auto* region : regions) {
-    for (auto* value : region->values) {
-      auto* op = value->producer;
-      if (!op || op->mark == number) continue;
-      op->mark = number;
-      for (auto& ref : op->refs_in) {
-        if (!ref.value || ref.value->mark == number) continue;
-        if (!ref.value->parked) lock.discard(std::move(ref.value->offloaded));
-        if (!ref.holds || !ref.value->saved) continue;
-        ref.holds = false;
-        unhold(lock, ref.value);
-      }
-    }
-  }
-}
-
-void release_marked(TapeLock& lock, Region* region) {
-  for (auto* value : std::exchange(region->marked, {})) {
-    unhold(lock, value);
-    lock.release(value);
-  }
-}
-
 }  // namespace refrain::tape
-
-namespace refrain {
-
-bool is_checkpointing() noexcept {
-  const auto& thread = tape::ThreadState::get();
-  return thread.region || thread.open_reruns > 0 || thread.planned_regions > 0;
-}
-
-bool is_recomputing() noexcept { return tape::ThreadState::get().recomputing; }
-
-bool set_checkpointing_enabled(bool value) { return tape::checkpointing_enabled.exchange(value); }
-
-NoCheckpointGuard::NoCheckpointGuard() { ++tape::ThreadState::get().disabled; }
-
-NoCheckpointGuard::~NoCheckpointGuard() { --tape::ThreadState::get().disabled; }
-
-}  // namespace refrain
-
-namespace refrain::detail {
-
-RegionScope::RegionScope(const CheckpointOptions& options) {
-  if (tape::plain_call()) return;
-  is_planned_ = tape::plan_chooses(options);
-  if (is_planned_) {
-    ++tape::ThreadState::get().planned_regions;
-    return;
-  }
-  region_ = tape::open_region(options);
-  tape::set_tape_included(true);
-}
-
-RegionScope::~RegionScope() {
-  if (is_planned_) --tape::ThreadState::get().planned_regions;
-  if (!region_) return;
-  auto* region = static_cast<tape::Region*>(region_);
-  if (region->work) region->work->forward_ended();
-  tape::close_region(region);
-  tape::leave_dispatch();
-}
-
-void RegionScope::add_input(const at::Tensor& tensor) {
-  if (region_) tape::add_input(static_cast<tape::Region*>(region_), tensor);
-}
-
-}  // namespace refrain::detail

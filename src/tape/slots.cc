@@ -1,57 +1,16 @@
 #include "tape/slots.h"
 
-#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
-#include <torch/csrc/autograd/graph_task.h>
 
 #include "refrain/error.h"
-#include "tape/observer.h"
-#include "tape/replayer.h"
-#include "tape/storage_copy.h"
 
 namespace refrain::tape {
-namespace {
-
-// Stays alive until the slot joins it: `tensor` holds its value.
-Region* region_of_discarded(const at::Tensor& tensor, ThreadState& thread) {
-  if (!has_plain_storage(tensor)) return nullptr;
-  TapeLock lock;
-  settle_writes(lock, thread);
-  const auto* value = find_value(lock, tensor.storage().unsafeGetStorageImpl());
-  return value && value->discard && value->producer ? value->region : nullptr;
-}
-
-}  // namespace
 
 void throw_modified(const c10::VariableVersion& counter, uint32_t version) {
   throw CheckpointError(fmt::format(
       "[refrain::checkpoint] a saved tensor was modified in place: it is at version {}, expected version {}. "
       "Modify a clone, or move the change after backward.",
       counter.current_version(), version));
-}
-
-Slot::Slot(Region* r) : region(r) {}
-
-void Slot::join(TapeLock& lock) {
-  joined_ = true;
-  ++region->refs;
-  in_region.next = region->slots;
-  if (region->slots) region->slots->in_region.prev = this;
-  region->slots = this;
-  slot_added(lock, region);
-}
-
-Slot::~Slot() {
-  if (!joined_) return;
-  TapeLock lock;
-  auto& thread = ThreadState::get();
-  settle_writes(lock, thread);
-  if (value) detach(lock);
-  lock.discard(std::move(filled));
-  (in_region.prev ? in_region.prev->in_region.next : region->slots) = in_region.next;
-  if (in_region.next) in_region.next->in_region.prev = in_region.prev;
-  slot_removed(lock, region);
-  lock.release(region);
 }
 
 void Slot::attach(TapeLock& lock, Value* to, bool holding) {
@@ -76,79 +35,6 @@ void Slot::remember_version(const at::Tensor& tensor) {
   if (tensor.is_inference()) return;
   counter = tensor.unsafeGetTensorImpl()->version_counter();
   version = counter.current_version();
-}
-
-void Slot::call_pack_hook(const at::Tensor& tensor) {
-  if (auto* observer = ThreadState::get().observer) observer->packed(this, tensor);
-  remember_version(tensor);
-  auto& thread = ThreadState::get();
-  if (!region) region = region_of_discarded(tensor, thread);
-  if (!region || !has_plain_storage(tensor) || is_borrowed(tensor.storage())) {
-    kept_ = without_history(tensor);
-    // what backward does to it must show in what else autograd saved of the same memory
-    if (counter.enabled()) kept_.unsafeGetTensorImpl()->set_version_counter(counter);
-    if (!region) return;
-    TapeLock lock;
-    return join(lock);
-  }
-  meta_.assign(tensor);
-  TapeLock lock;
-  join(lock);
-  settle_writes(lock, thread);
-  auto* known = value_of(lock, tensor);
-  attach(lock, known, needs_hold(lock, known, region));
-  if (known->unknown) {
-    retain(known);
-    hold(lock, known);  // its tensor may be gone before it is decided
-    thread.unknown_slots.push_back(known);
-  }
-}
-
-at::Tensor Slot::call_unpack_hook() {
-  if (kept_.defined()) {
-    if (version_bumped()) throw_modified(counter, version);
-    return kept_;
-  }
-  TapeLock lock;
-  settle(lock, ThreadState::get());
-  if (value->is_leaf() && version_bumped()) {
-    const auto sizes = c10::IntArrayRef(meta_.sizes_and_strides.sizes_data(), meta_.sizes_and_strides.size()).vec();
-    throw CheckpointError(fmt::format(
-        "[refrain::checkpoint] one of the variables needed for gradient computation has been modified by an inplace "
-        "operation: a {} tensor of size {} is at version {}, expected version {}. It was read from outside the "
-        "checkpointed function; modify a clone, or move the change after backward.",
-        c10::toString(meta_.dtype.toScalarType()), c10::str(sizes), counter.current_version(), version));
-  }
-  const int32_t task = torch::autograd::get_current_graph_task_id();
-  auto bytes = std::move(filled);
-  const bool written = bytes && value->key == bytes.unsafeGetStorageImpl() && value->version_moved();
-  if (bytes && (written || !filled_is_whole())) lock.discard(std::move(bytes));
-  if (!bytes) bytes = value->evicted ? value->held : resident(*value);  // the operator that reads it brings it back
-  if (!bytes) {
-    refill(lock, *this);
-    bytes = std::move(filled);
-  }
-  filled = {};
-  if (task >= 0) read_task = task;
-  auto tensor = meta_.build(bytes);
-  // What a backward with `create_graph` saves again, or a custom function's backward writes, is the tensor that was saved, and whoever
-  // saved it too sees its version. Replayed for slots whose tensor was overwritten, it is another, which they share.
-  const bool same_bytes = value->key == bytes.unsafeGetStorageImpl();
-  if (value->is_leaf() && value->private_copy) return tensor;
-  const bool is_another = version_bumped();
-  if (!is_another)
-    tensor.unsafeGetTensorImpl()->set_version_counter(counter);
-  else if (same_bytes && value->counter.enabled())
-    tensor.unsafeGetTensorImpl()->set_version_counter(value->counter);
-  if (!same_bytes) return tensor;
-  if (counter.enabled() && !value->counter.enabled()) {
-    value->counter = tensor.unsafeGetTensorImpl()->version_counter();
-    value->version = (is_another ? 0 : version) - value->metadata_bumps;
-  }
-  if (is_another) return tensor;
-  // Only then is it asked for again after somebody has written to it through a pointer.
-  if (task >= 0 && torch::autograd::get_current_graph_task_keep_graph()) arm(value, value->key);
-  return tensor;
 }
 
 }  // namespace refrain::tape

@@ -9,12 +9,7 @@ namespace refrain::tape {
 /// What autograd keeps instead of a tensor: a value, the view of it, and the version it was packed at.
 class Slot : public torch::autograd::SavedVariableHooks {
  public:
-  /// @param region the innermost open one of this thread; the slot joins it when it packs. Null outside regions: it joins that
-  ///        of a discarded output, and keeps any other tensor as it is.
-  explicit Slot(Region* region);
-  ~Slot() override;
-  void call_pack_hook(const at::Tensor& tensor) override;
-  at::Tensor call_unpack_hook() override;
+  explicit Slot(Region* r) : region(r) {}
 
   // Guarded by the tape's lock.
   Value* value = nullptr;      ///< owned; null if `kept` is set
@@ -32,7 +27,8 @@ class Slot : public torch::autograd::SavedVariableHooks {
   void attach(TapeLock& lock, Value* to, bool holding);
   void detach(TapeLock& lock);
   const TensorMeta& meta() const { return meta_; }  ///< if `value` is set
-  const at::Tensor& kept() const { return kept_; }  ///< else
+  /// Else the tensor itself: without a plain storage, or over borrowed memory, where backward reads what is there then.
+  const at::Tensor& kept() const { return kept_; }
   /// Bytes that a replay pass made for it.
   void fill(c10::Storage bytes) {
     filled = std::move(bytes);
@@ -42,14 +38,7 @@ class Slot : public torch::autograd::SavedVariableHooks {
  protected:
   void remember_version(const at::Tensor& tensor);
   TensorMeta meta_;
-
- private:
-  void join(TapeLock& lock);
-  /// Whether `filled` is as the pass left it, as far as the version tells: backward may write into what it has unpacked, on any thread.
-  bool filled_is_whole() const { return !counter.enabled() || counter.current_version() == filled_at; }
-
-  bool joined_ = false;        ///< its region knows it
-  at::Tensor kept_;            ///< tensors without a plain storage, and over borrowed memory: backward reads what is there then
+  at::Tensor kept_;
 };
 
 /// A tensor that autograd saved, at `version`, was changed since. @throws CheckpointError

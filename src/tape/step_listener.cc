@@ -1,5 +1,7 @@
 #include "tape/step_listener.h"
 
+#include "base/fork.h"
+#include "intercept/module_scope.h"
 #include "refrain/error.h"
 
 namespace refrain::tape {
@@ -17,6 +19,11 @@ std::atomic<StepListener*> current_listener{nullptr};
 bool listens_here() { return own_scope != 0 && own_scope == open_scope.load(std::memory_order_acquire); }
 
 ListenerScope::ListenerScope(StepListener& listener) {
+  [[maybe_unused]] static const bool is_set_up = [] {
+    call_in_forked_child(ForkCall::kListener, &forget_listener);
+    on_module_scope_change(&tell_scope_changed);
+    return true;
+  }();
   static std::atomic<uint64_t> scopes{0};
   number_ = ++scopes;
   uint64_t none = 0;

@@ -1,6 +1,5 @@
+#include "intercept/op_traits.h"
 #include "refrain/error.h"
-#include "tape/evict.h"
-#include "tape/op_traits.h"
 #include "tape/tape.h"
 
 namespace refrain {

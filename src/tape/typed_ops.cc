@@ -1,6 +1,8 @@
 /// A way in for the operators that models run most, beside the boxed fallback that serves all: LibTorch's own boxing and unboxing allocates
 /// twice a call and costs as much as the tape. What the tape does is the same.
 
+#include "tape/typed_ops.h"
+
 #include <torch/library.h>
 
 #include <tuple>
@@ -8,9 +10,10 @@
 #include <unordered_set>
 #include <vector>
 
+#include "intercept/key.h"
 #include "tape/recorder.h"
-#include "tape/tape.h"
-#include "tape/typed_ops.h"
+#include "tape/thread_state.h"
+#include "tape/typed_op_list.h"
 
 namespace refrain::tape {
 namespace {

@@ -1,21 +1,20 @@
 #pragma once
 
-#include <ATen/ThreadLocalState.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 #include <c10/core/Storage.h>
 #include <c10/core/TensorImpl.h>
-#include <c10/core/impl/SizesAndStrides.h>
 #include <c10/util/SmallVector.h>
 
 #include <cstdint>
 #include <memory>
 #include <vector>
 
-#include "tape/ambient.h"
+#include "intercept/ambient.h"
 #include "tape/offload.h"
-#include "tape/op_traits.h"
-#include "tape/rng.h"
+#include "intercept/op_traits.h"
+#include "intercept/rng.h"
+#include "intercept/tensor_meta.h"
 #include "tape/storage_map.h"
 
 /// The data model of the tape. Every field is guarded by the tape's lock (`TapeLock`) unless it says otherwise.
@@ -28,34 +27,6 @@ namespace refrain::tape {
 struct Op;
 struct Region;
 class Slot;
-
-/// A tensor minus its bytes: enough to build it again over a storage.
-struct TensorMeta {
-  c10::impl::SizesAndStrides sizes_and_strides;
-  int64_t offset = 0;
-  c10::DispatchKeySet keys;  ///< conj and neg bits live here
-  caffe2::TypeMeta dtype;
-  bool wrapped_number = false;
-  bool requires_grad = false;
-
-  void assign(const at::Tensor& tensor);
-  at::Tensor build(const c10::Storage& storage) const;
-};
-
-/// Whether the tape can name `tensor` by storage and metadata. Sparse, quantized, nested, mkldnn, meta, zero and Python
-/// tensors cannot be; they are kept as they are.
-inline bool has_plain_storage(const at::Tensor& tensor) {
-  using c10::DispatchKey;
-  constexpr c10::DispatchKeySet kNotPlain({DispatchKey::Sparse, DispatchKey::SparseCsr, DispatchKey::Quantized, DispatchKey::NestedTensor,
-                                           DispatchKey::ZeroTensor, DispatchKey::Python, DispatchKey::FuncTorchBatched,
-                                           DispatchKey::FuncTorchGradWrapper, DispatchKey::Functionalize, DispatchKey::MkldnnCPU});
-  const auto* impl = tensor.unsafeGetTensorImpl();
-  const auto keys = impl->key_set();
-  return !keys.has_any(kNotPlain) && impl->has_storage() && !keys.has_backend(c10::BackendComponent::MetaBit);
-}
-
-/// The same memory, with a version counter of its own: a tensor with history would close a cycle through what it saved.
-at::Tensor without_history(const at::Tensor& tensor);
 
 template <typename T>
 struct ListLink {

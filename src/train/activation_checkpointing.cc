@@ -10,7 +10,7 @@
 #include "refrain/distributed.h"
 #include "refrain/error.h"
 #include "refrain/selective.h"
-#include "tape/region_inputs.h"
+#include "offload/region_inputs.h"
 #include "train/input_arena.h"
 #include "train/partitioned_inputs.h"
 

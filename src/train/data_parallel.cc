@@ -11,8 +11,8 @@
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 #include <unordered_set>
 
-#include "tape/after_backward.h"
-#include "tape/op_trace.h"
+#include "intercept/after_backward.h"
+#include "rerun/op_trace.h"
 #include "train/errors.h"
 #include "train/model_agreement.h"
 

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "tape/storage_copy.h"
+#include "intercept/storage_copy.h"
 
 namespace refrain {
 

@@ -6,7 +6,7 @@
 
 #include <cstring>
 
-#include "tape/storage_copy.h"
+#include "intercept/storage_copy.h"
 
 namespace refrain {
 namespace {

@@ -1,7 +1,7 @@
 #include <thread>
 
 #include "memory/testing.h"
-#include "tape/step_history.h"
+#include "evict/step_history.h"
 #include "tests/budget/cap_support.h"
 
 /// What an eviction could get wrong, one case each.

@@ -1,7 +1,7 @@
 #pragma once
 
-#include "budget/room_maker.h"
-#include "tape/evict.h"
+#include "evict/room_maker.h"
+#include "evict/cap_state.h"
 
 namespace refrain_test {
 

@@ -7,7 +7,7 @@
 #include "refrain/memory_budget.h"
 #include "refrain/nn.h"
 #include "refrain/sequential.h"
-#include "tape/step_tracer.h"
+#include "trace/step_tracer.h"
 #include "tests/tape/support.h"
 
 /// Operators of a traced step say in which module they ran, or that of the operator whose gradient they compute.

@@ -21,7 +21,7 @@
 #include "refrain/memory.h"
 #include "refrain/tape.h"
 #include "tape/offload.h"
-#include "tape/storage_copy.h"
+#include "intercept/storage_copy.h"
 #include "tape/tape.h"
 #include "tests/fuzz/trials.h"
 

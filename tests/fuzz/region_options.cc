@@ -5,8 +5,8 @@
 
 #include "machine.h"
 #include "refrain/selective.h"
-#include "tape/region_inputs.h"
-#include "tape/storage_copy.h"
+#include "offload/region_inputs.h"
+#include "intercept/storage_copy.h"
 
 namespace refrain::fuzz {
 namespace {

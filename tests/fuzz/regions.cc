@@ -6,7 +6,7 @@
 #include <optional>
 #include <thread>
 
-#include "budget/room_maker.h"
+#include "evict/room_maker.h"
 #include "machine.h"
 #include "refrain/memory_budget.h"
 #include "refrain/memory_cap.h"

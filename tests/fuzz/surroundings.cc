@@ -3,7 +3,7 @@
 #include <optional>
 #include <thread>
 
-#include "budget/room_maker.h"
+#include "evict/room_maker.h"
 #include "machine.h"
 #include "plan/plan.h"
 #include "refrain/memory_budget.h"

@@ -14,7 +14,7 @@
 #include "refrain/memory.h"
 #include "refrain/memory_cap.h"
 #include "refrain/tape.h"
-#include "tape/key.h"
+#include "intercept/key.h"
 
 namespace {
 

@@ -6,7 +6,7 @@
 
 #include "offload/store.h"
 #include "refrain/memory.h"
-#include "tape/storage_copy.h"
+#include "intercept/storage_copy.h"
 #include "tests/offload/fake_disk.h"
 #include "tests/tape/support.h"
 

@@ -2,7 +2,7 @@
 // (host memory already), so a store of the test's own stands in for a device's.
 #include "refrain/memory.h"
 #include "tape/offload.h"
-#include "tape/storage_copy.h"
+#include "intercept/storage_copy.h"
 #include "tests/tape/support.h"
 
 namespace refrain_test {

@@ -4,7 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tape/offload.h"
-#include "tape/storage_copy.h"
+#include "intercept/storage_copy.h"
 #include "tests/tape/sources.h"
 
 namespace refrain_test {

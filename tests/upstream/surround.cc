@@ -7,13 +7,13 @@
 #include <optional>
 #include <string>
 
-#include "budget/room_maker.h"
+#include "evict/room_maker.h"
 #include "refrain/memory.h"
 #include "refrain/memory_budget.h"
 #include "refrain/memory_cap.h"
 #include "refrain/offload.h"
-#include "tape/evict.h"
-#include "tape/tape.h"
+#include "evict/evict.h"
+#include "tape/thread_state.h"
 
 namespace {
 

@@ -1,0 +1,153 @@
+#include "budget/planned_step.h"
+
+#include <fmt/format.h>
+
+#include "refrain/error.h"
+#include "evict/evict.h"
+#include "replay/run_again.h"
+#include "trace/step_tracer.h"
+
+namespace refrain::tape {
+
+PlannedStep::PlannedStep(const graph::Graph& graph, const graph::Schedule& schedule)
+    : graph_(graph), schedule_(schedule), names_(graph.ops.size()), values_(graph.values.size()), ops_(graph.ops.size()) {}
+
+PlannedStep::~PlannedStep() { forget(); }
+
+void PlannedStep::forget() {
+  place_ = 0;
+  acted_ = lost_ = inside_ = false;
+  auto temporaries = std::exchange(temporaries_, {});
+  TapeLock lock;
+  for (auto& [id, bytes] : temporaries) lock.discard(std::move(bytes));
+  for (auto*& value : values_)
+    if (value) lock.release(std::exchange(value, nullptr));
+  for (auto*& op : ops_)
+    if (op) lock.release(std::exchange(op, nullptr));
+}
+
+void PlannedStep::mismatch(std::string what) {
+  const bool planned_something = acted_;
+  forget();
+  if (!planned_something) return;  // it had not begun
+  lost_ = true;
+  ++counters_.mismatched;
+  if (counters_.first_mismatch.empty()) counters_.first_mismatch = std::move(what);
+}
+
+bool PlannedStep::is_next(const OpTraits& traits) {
+  const auto at = static_cast<size_t>(place_);
+  if (at >= names_.size()) return false;
+  if (names_[at]) return names_[at] == &traits;
+  if (graph_.ops[at].name != traits.name()) return false;
+  names_[at] = &traits;
+  return true;
+}
+
+void PlannedStep::before(const OpTraits& traits, const torch::jit::Stack&) {
+  inside_ = false;
+  if (lost_) return;
+  if (!is_next(traits)) {
+    if (place_ == 0) return;
+    mismatch(fmt::format("operator {} is `{}`, planned `{}`", place_, traits.name(),
+                         static_cast<size_t>(place_) < graph_.ops.size() ? graph_.ops[static_cast<size_t>(place_)].name : "the end"));
+    if (lost_ || !is_next(traits)) return;
+  }
+  if (!act_at(static_cast<size_t>(place_))) return;
+  inside_ = true;
+  was_recorded_ = false;
+}
+
+// What is evicted can always be recomputed; what a plan recomputes for itself, after its death, may turn out to read something that is gone.
+bool PlannedStep::act_at(size_t place) {
+  try {
+    for (const auto& action : schedule_.places[place]) act(action);
+    return true;
+  } catch (const CheckpointError& error) {
+    mismatch(fmt::format("at operator {} the plan recomputes what cannot be recomputed: {}", place, error.what()));
+    return false;
+  }
+}
+
+void PlannedStep::begins(TapeLock&, const OpTraits&, c10::ArrayRef<Value*>) {}
+
+void PlannedStep::recorded(TapeLock&, const Op& op) {
+  if (!inside_ || !op.region || !op.region->cap) return;
+  was_recorded_ = true;
+  const auto& planned = graph_.ops[static_cast<size_t>(place_)];
+  size_t made = 0;
+  for (const auto& out : op.outs) {
+    if (!out.value) continue;
+    if (made == planned.outputs.size()) return void(was_recorded_ = false);
+    const auto id = static_cast<size_t>(planned.outputs[made++]);
+    if (graph_.values[id].bytes != static_cast<int64_t>(out.value->nbytes)) return void(was_recorded_ = false);
+    retain(out.value);
+    values_[id] = out.value;
+  }
+  was_recorded_ = made == planned.outputs.size();
+  auto* kept = const_cast<Op*>(&op);
+  ++kept->refs;
+  ops_[static_cast<size_t>(place_)] = kept;
+}
+
+void PlannedStep::ends(TapeLock&) {
+  if (!std::exchange(inside_, false)) return;
+  if (was_recorded_ || graph_.ops[static_cast<size_t>(place_)].outputs.empty()) {
+    ++place_;
+    return;
+  }
+  lost_ = true;  // found out under the lock: `before` tidies up
+}
+
+void PlannedStep::step_ended() {
+  const bool is_whole = !lost_ && static_cast<size_t>(place_) + 1 == graph_.ops.size() && graph_.ops.back().name == StepTracer::kEnd;
+  if (is_whole) {
+    const auto end = schedule_.places.size();
+    if (act_at(end - 2) && act_at(end - 1)) ++counters_.planned;
+  } else if (place_ > 0 && acted_) {
+    ++counters_.mismatched;
+    if (counters_.first_mismatch.empty())
+      counters_.first_mismatch = fmt::format("the step left the plan at operator {} of {}", place_, graph_.ops.size());
+  }
+  forget();
+}
+
+void PlannedStep::act(const graph::Action& action) {
+  acted_ = true;
+  if (action.kind == graph::Action::Kind::kDrop) return drop(action.id);
+  recompute(action.id, action.kind == graph::Action::Kind::kRecomputeInPlace);
+}
+
+void PlannedStep::drop(graph::ValueId id) {
+  if (const auto temporary = temporaries_.find(id); temporary != temporaries_.end()) {
+    const auto bytes = std::move(temporary->second);
+    temporaries_.erase(temporary);
+    return;
+  }
+  TapeLock lock;
+  auto* value = values_[static_cast<size_t>(id)];
+  if (value && is_evictable(*value)) (void)evict(lock, value);
+}
+
+void PlannedStep::recompute(graph::OpId id, bool in_place) {
+  auto* op = ops_[static_cast<size_t>(id)];
+  if (!op) return;
+  Value* consumed = nullptr;
+  c10::Storage bytes;
+  if (in_place)
+    for (const auto out : graph_.ops[static_cast<size_t>(id)].outputs) {
+      const auto overwritten = graph_.values[static_cast<size_t>(out)].overwrites;
+      const auto temporary = temporaries_.find(overwritten);
+      if (temporary == temporaries_.end()) continue;
+      consumed = values_[static_cast<size_t>(overwritten)];
+      bytes = std::move(temporary->second);
+      temporaries_.erase(temporary);
+      break;
+    }
+  std::unordered_map<const Value*, graph::ValueId> ids;
+  for (const auto out : graph_.ops[static_cast<size_t>(id)].outputs) ids[values_[static_cast<size_t>(out)]] = out;
+  for (auto& made : run_again(*op, consumed, std::move(bytes)))
+    if (const auto known = ids.find(made.value); known != ids.end()) temporaries_[known->second] = std::move(made.bytes);
+}
+
+}  // namespace refrain::tape

@@ -1,0 +1,110 @@
+#include "evict/open_cap.h"
+
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include "evict/cap_state.h"
+#include "evict/composite_ops.h"
+#include "evict/eviction_hooks.h"
+#include "evict/securing.h"
+#include "intercept/key.h"
+#include "memory/block.h"
+#include "replay/run_again.h"
+#include "tape/engine.h"
+#include "tape/region.h"
+#include "tape/thread_state.h"
+
+namespace refrain::tape {
+namespace {
+
+// What cannot come back stays as it is.
+void try_bring_back_one(Value* value) {
+  try {
+    bring_back({value});
+  } catch (...) {
+  }
+}
+
+}  // namespace
+
+void open_cap() {
+  install();
+  add_composite_ops();
+  Block::owner_died.store(&memory_died);
+  install_cap_hooks();
+  {
+    TapeLock lock;
+    if (cap().open++ == 0) {
+      cap().history.clear();
+      cap().step = {};
+      cap().passes.clear();
+      cap().last_operators_ns = 0;
+      auto& counters = cap().counters;
+      counters.evictions = counters.evicted_bytes = counters.recomputes = counters.recompute_ns = 0;
+      auto* region = new Region;
+      region->cap = true;
+      region->refs = 1;
+      region->top = region;
+      ++lock.tape().stats.live_regions;
+      lock.tape().cap.store(region);
+    }
+  }
+  set_tape_included(true);
+}
+
+void close_cap() {
+  std::vector<Value*> left;
+  {
+    TapeLock lock;
+    if (cap().open > 1) {
+      --cap().open;
+      return;
+    }
+    collect_gone(lock);
+    cap().closing = true;
+    left = cap().evicted;
+    for (auto* value : left) retain(value);
+  }
+  try {
+    bring_back(left);
+  } catch (...) {
+    // not all at once: there may be no room, even without the limit
+    for (auto* value : left) try_bring_back_one(value);
+  }
+  release_all(left);
+  {
+    TapeLock lock;
+    settle(lock, ThreadState::get());
+    cap().open = 0;
+    cap().closing = false;
+    auto* region = lock.tape().cap.exchange(nullptr);
+    region->active = false;
+    for (auto* value : region->values) {
+      if (value->evicted) continue;
+      make_source(lock, value);
+      disown(lock, value);
+    }
+    lock.tape().map.for_each([&](Value* value) {
+      if (value->gradient && !value->region) disown(lock, value);
+    });
+    if (auto* candidates = std::exchange(lock.tape().candidates, nullptr)) candidates->clear();
+    for (auto* value : std::exchange(lock.tape().touched, {}))
+      if (value) value->touched = false;
+    lock.release(region);
+  }
+  leave_dispatch();
+}
+
+bool join_cap() {
+  if (!Tape::get().cap.load() || c10::impl::tls_is_dispatch_key_included(kTapeKey)) return false;
+  set_tape_included(true);
+  return true;
+}
+
+void leave_cap() {
+  auto& thread = ThreadState::get();
+  TapeLock lock;
+  settle(lock, thread);
+  set_tape_included(false);
+}
+
+}  // namespace refrain::tape

@@ -1,0 +1,114 @@
+#include "evict/securing.h"
+
+#include <algorithm>
+
+namespace refrain::tape {
+namespace {
+
+// Whether a source still has the bytes that `ref` read.
+bool is_readable(const Value& source, const ArgRef& ref) {
+  if (source.unknown || source.gradient || source.writers > 0 || source.exposed) return false;
+  if (ref.version_moved() && !source.private_copy) return false;
+  return static_cast<bool>(resident(source));
+}
+
+// The operators behind `op` that nobody has secured yet, and itself. @return whether all of them can be replayed.
+bool find_unsecured(TapeLock& lock, Op* op, c10::SmallVectorImpl<Op*>& found) {
+  const uint64_t number = ++lock.tape().plan_number;
+  bool is_whole = true;
+  found.assign(1, op);
+  op->mark = number;
+  for (size_t i = 0; i < found.size(); ++i) {
+    for (const auto& ref : found[i]->refs_in) {
+      if (!ref.value) continue;
+      if (is_source(*ref.value)) {
+        is_whole &= is_readable(*ref.value, ref);
+        continue;
+      }
+      auto* producer = ref.value->producer;
+      is_whole &= !producer->lost;
+      if (producer->lost || producer->secured > 0 || producer->mark == number) continue;
+      producer->mark = number;
+      found.push_back(producer);
+    }
+  }
+  return is_whole;
+}
+
+}  // namespace
+
+bool is_earlier(const Op* a, const Op* b) { return a->seq < b->seq; }
+
+bool is_source(const Value& value) { return !value.producer || !value.region || !value.region->cap; }
+
+bool is_resident(const Value& value) { return !value.evicted && !value.stale && !value.storage.expired(); }
+
+bool seems_resident(const Value& value) { return !value.evicted && !value.stale && value.key && (value.tagged || !value.storage.expired()); }
+
+void make_source(TapeLock& lock, Value* value) {
+  if (!value->producer || value->producer->secured > 0) return;
+  value->producer->outs[value->out].value = nullptr;
+  lock.release(std::exchange(value->producer, nullptr));
+  if (!value->gradient) disown(lock, value);
+}
+
+void forget_lost(TapeLock& lock, c10::ArrayRef<Op*> ops) {
+  for (auto* op : ops) {
+    if (op->secured > 0) continue;
+    for (const auto& ref : op->refs_in)
+      op->lost |= ref.value && (is_source(*ref.value) ? !is_readable(*ref.value, ref) : ref.value->producer->lost);
+    if (!op->lost) continue;
+    for (auto& out : op->outs)
+      if (out.value && is_resident(*out.value)) make_source(lock, out.value);
+  }
+}
+
+bool secure(TapeLock& lock, Op* op) {
+  if (op->secured == 0) {
+    c10::SmallVector<Op*, 16> found;
+    if (!op->lost && !find_unsecured(lock, op, found)) {
+      // what lies between the loss and `op` may still be in memory, and serve as a source
+      std::sort(found.begin(), found.end(), is_earlier);
+      ++op->refs;
+      forget_lost(lock, found);
+      const bool is_lost = op->lost || op->refs == 1;
+      lock.release(op);
+      if (is_lost) return false;
+      if (!find_unsecured(lock, op, found)) return false;
+    }
+    if (op->lost) return false;
+    for (auto* each : found) {
+      for (const auto& ref : each->refs_in) {
+        if (!ref.value) continue;
+        if (is_source(*ref.value)) {
+          hold(lock, ref.value);
+          ++ref.value->needed;
+        } else {
+          ++ref.value->producer->secured;
+        }
+      }
+    }
+  }
+  ++op->secured;
+  return true;
+}
+
+void release_op(TapeLock& lock, Op* op) {
+  c10::SmallVector<Op*, 16> todo{op};
+  while (!todo.empty()) {
+    auto* at = todo.back();
+    todo.pop_back();
+    if (--at->secured > 0) continue;
+    for (const auto& ref : at->refs_in) {
+      if (!ref.value) continue;
+      if (is_source(*ref.value)) {
+        --ref.value->needed;
+        unhold(lock, ref.value);
+      } else {
+        todo.push_back(ref.value->producer);
+      }
+    }
+  }
+}
+
+}  // namespace refrain::tape

@@ -1,0 +1,75 @@
+#include "rerun/stop_request.h"
+
+#include <ATen/SequenceNumber.h>
+#include <torch/csrc/autograd/graph_task.h>
+
+#include <algorithm>
+
+#include "intercept/for_each_tensor.h"
+#include "intercept/saving.h"
+#include "intercept/tensor_meta.h"
+#include "intercept/throw_path.h"
+
+namespace refrain::tape {
+namespace {
+
+using WeakStorages = std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>>;
+
+bool contains(const WeakStorages& storages, const c10::StorageImpl* storage) {
+  return std::any_of(storages.begin(), storages.end(), [&](const auto& known) { return known._unsafe_get_target() == storage; });
+}
+
+void forget(WeakStorages& storages, const c10::StorageImpl* storage) {
+  std::erase_if(storages, [&](const auto& known) { return known._unsafe_get_target() == storage; });
+}
+
+bool covers_storage(const at::Tensor& tensor) {
+  return tensor.is_non_overlapping_and_dense() && tensor.nbytes() == tensor.storage().nbytes();
+}
+
+}  // namespace
+
+void StopRequest::saved(const at::Tensor& tensor, bool argument) {
+  if (!has_plain_storage(tensor)) return;
+  const auto* storage = tensor.storage().unsafeGetStorageImpl();
+  if (contains(fresh, storage)) raw.push_back(tensor.storage().getWeakStorageImpl());
+  const auto newest = at::sequence_number::peek();
+  if (std::exchange(node, newest) != newest) arguments.clear();
+  if (argument) arguments.push_back(tensor.storage().getWeakStorageImpl());
+}
+
+void StopRequest::before(const OpTraits& op, const torch::jit::Stack& stack) {
+  if (torch::autograd::get_current_graph_task_id() != graph_task) return;
+  const auto* args = stack.data() + (stack.size() - op.num_args);
+  bool writes_saved = false;
+  if (!op.writes.empty() && !(fresh.empty() && arguments.empty())) {
+    for_each_tensor(args, op.num_args, [&](const at::Tensor& tensor, size_t position, int32_t) {
+      if (!has_plain_storage(tensor) || !write_trait(op, position, args)) return;
+      const auto* storage = tensor.storage().unsafeGetStorageImpl();
+      writes_saved |= contains(arguments, storage) || contains(raw, storage);
+      if (!covers_storage(tensor)) return;
+      forget(fresh, storage);
+      forget(raw, storage);
+    });
+  }
+  if (!due) return;
+  if (!arguments.empty() && !writes_saved && may_be_helper(op, stack)) return;
+  arguments.clear();
+  writing = writes_saved;
+  if (writes_saved || !raw.empty()) return;
+  if (can_throw_to(frame)) {
+    due = false;
+    throw EarlyStop();
+  }
+  if (const auto call = std::exchange(runs_on, nullptr)) call();
+}
+
+void StopRequest::after(const OpTraits& op, const torch::jit::Stack& stack) {
+  writing = false;
+  if (!op.uninitialized) return;
+  for_each_tensor(stack.data() + (stack.size() - op.num_returns), op.num_returns, [&](const at::Tensor& tensor, size_t, int32_t) {
+    if (has_plain_storage(tensor)) fresh.push_back(tensor.storage().getWeakStorageImpl());
+  });
+}
+
+}  // namespace refrain::tape

@@ -1,0 +1,81 @@
+#include "tape/region_end.h"
+
+namespace refrain::tape {
+namespace {
+
+bool is_there(const Value& value) { return value.parked || (!value.stale && static_cast<bool>(resident(value))); }
+
+// Gives `lock.tape().plan_number` as mark to what operators of regions outside still need computed: what was overwritten, or is a bound (see `needs_hold`),
+// and all behind it that has no bytes.
+void mark_replayed_by_others(TapeLock& lock, const Region* region) {
+  const uint64_t number = ++lock.tape().plan_number;
+  std::vector<const Region*> regions{region};
+  std::vector<Value*> todo;
+  const auto mark = [&](Value* value) {
+    if (value->mark == number) return;
+    value->mark = number;
+    todo.push_back(value);
+  };
+  for (size_t i = 0; i < regions.size(); ++i) {
+    regions.insert(regions.end(), regions[i]->children.begin(), regions[i]->children.end());
+    for (auto* value : regions[i]->values) {
+      const bool is_bound = value->storage.expired() && value->producer && value->producer->traits->cast;
+      if (value->op_refs > 0 && (value->replaced || is_bound)) mark(value);
+    }
+  }
+  while (!todo.empty()) {
+    const auto* op = todo.back()->producer;
+    todo.pop_back();
+    if (!op) continue;
+    for (const auto& ref : op->refs_in)
+      if (ref.value && ref.value->producer && !is_there(*ref.value)) mark(ref.value);
+  }
+}
+
+// Once no slot is left under the outermost region, what others hold becomes a leaf, so that the operators behind it can
+// go, and nothing lives on only because its storage does. Under a cap all does but what is marked, as what its operators read of a region need not be
+// held to be a source.
+void end_values(TapeLock& lock, Region* region, bool in_cap, uint64_t marked) {
+  for (auto* value : region->values) {
+    const bool is_held = value->holds > 0 && (value->parked || (value->held && !value->stale));
+    if ((is_held || (in_cap && value->mark != marked)) && value->producer && !value->discard) {
+      value->producer->outs[value->out].value = nullptr;
+      lock.release(std::exchange(value->producer, nullptr));
+    }
+    disown(lock, value);
+  }
+  release_marked(lock, region);
+  release_bound_holds(lock, region);
+  for (auto& bound : std::exchange(region->bounds, {})) lock.release(bound.value);
+  for (auto* child : region->children) end_values(lock, child, in_cap, marked);
+}
+
+}  // namespace
+
+void close_if_done(TapeLock& lock, Region* region) {
+  if (region->top->active || region->top->live_slots > 0) return;
+  const bool in_cap = lock.tape().cap.load() != nullptr;
+  if (in_cap) mark_replayed_by_others(lock, region);
+  end_values(lock, region, in_cap, lock.tape().plan_number);
+}
+
+void slot_added(TapeLock& lock, Region* region) {
+  for (auto* at = region; at; at = at->parent) ++at->live_slots;
+  ++lock.tape().stats.live_slots;
+  lock.tape().pending_slots.fetch_add(1, std::memory_order_relaxed);
+}
+
+void slot_removed(TapeLock& lock, Region* region) {
+  for (auto* at = region; at; at = at->parent) {
+    if (--at->live_slots == 0) close_if_done(lock, at);
+  }
+  --lock.tape().stats.live_slots;
+  lock.tape().pending_slots.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void release_bound_holds(TapeLock& lock, Region* region) {
+  for (auto& bound : region->bounds)
+    if (std::exchange(bound.holds, false)) unhold(lock, bound.value);
+}
+
+}  // namespace refrain::tape
