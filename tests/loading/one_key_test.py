@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 KEY = "DispatchKey::Fake"
-HOME = "src/tape/key.h"
+HOME = "src/intercept/key.h"
 
 
 def main():

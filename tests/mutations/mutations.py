@@ -1,4 +1,5 @@
-"""Ways to break the tape. `rule` is the number in docs/design/tape.md, "policy", "offload", "amp", "cap", "budget" or "rerun"; `edits` are (file under src, text, replacement);
+"""Ways to break the tape. `rule` is the number in docs/design/tape.md, "policy", "offload", "amp", "cap", "budget" or "rerun"; `edits` are (file under src, text, replacement):
+the text is looked for in that file, and if it has moved, in all;
 `tests`, each a test program or "program:filter", run first."""
 
 
@@ -6,17 +7,17 @@ def m(rule, name, *edits, tests=()):
     return {"rule": rule, "name": name, "edits": list(edits), "tests": list(tests)}
 
 
-REPLAYER, RECORDER, TAPE = "tape/replayer.cc", "tape/recorder.cc", "tape/tape.cc"
-SLOTS, REGION, AMBIENT = "tape/slots.cc", "tape/region.cc", "tape/ambient.cc"
-RNG, VALUE, TRAITS = "tape/rng.cc", "tape/value.cc", "tape/op_traits.cc"
+REPLAYER, RECORDER, TAPE = "replay/pass.cc", "tape/recorder.cc", "tape/tape.cc"
+SLOTS, REGION, AMBIENT = "replay/replay_slot.cc", "tape/region.cc", "intercept/ambient.cc"
+RNG, VALUE, TRAITS = "intercept/rng.cc", "intercept/tensor_meta.cc", "intercept/op_traits.cc"
 TAPE_H = "tape/tape.h"
-POLICY, RERUN, SURROUNDINGS, TRACE = "tape/policy.cc", "tape/rerun.cc", "tape/surroundings.cc", "tape/op_trace.cc"
-DRAWS, OFFLOAD_SCOPE, THROW_PATH = "tape/draws.cc", "tape/offload_scope.cc", "tape/throw_path.cc"
+POLICY, RERUN, SURROUNDINGS, TRACE = "tape/policy.cc", "rerun/rerun.cc", "intercept/surroundings.cc", "rerun/op_trace.cc"
+DRAWS, OFFLOAD_SCOPE, THROW_PATH = "tape/draws.cc", "offload/offload_scope.cc", "intercept/throw_path.cc"
 DISK = "offload/disk_store.cc"
 AUTOCAST, SCALER = "train/autocast_scope.cc", "train/grad_scaler.cc"
-INPUTS, PARTITION, ARENA = "tape/region_inputs.cc", "train/partitioned_inputs.cc", "train/input_arena.cc"
-EVICT, HISTORY, QUEUE, ROOM = "tape/evict.cc", "tape/step_history.cc", "budget/eviction_queue.cc", "budget/room_maker.cc"
-TRACER, PLANNED, BARRIER = "tape/step_tracer.cc", "tape/planned_step.cc", "tape/barrier_pause.h"
+INPUTS, PARTITION, ARENA = "offload/region_inputs.cc", "train/partitioned_inputs.cc", "train/input_arena.cc"
+EVICT, HISTORY, QUEUE, ROOM = "evict/evict.cc", "evict/step_history.cc", "evict/eviction_queue.cc", "evict/room_maker.cc"
+TRACER, PLANNED, BARRIER = "trace/step_tracer.cc", "budget/planned_step.cc", "tape/barrier_pause.h"
 CAP = ["memory_cap_test", "random_programs_test:*UnderCaps*"]
 BUDGET = ["memory_budget_test"]
 
@@ -57,7 +58,7 @@ MUTATIONS = [
       (AMBIENT, "if (float_control_now() != recorded.float_control) set_float_control(recorded.float_control);", ""), tests=["hidden_state_test"]),
     m(1, "a leaf's bytes are not held", (TAPE, "if (value->is_leaf() || value->saved) return true;", "if (value->saved) return true;\n  if (value->is_leaf()) return false;")),
 
-    m(2, "a list without a defined tensor is its length at replay", (REPLAYER, "      if (stack[arg].isInt())\n", "      if (false)\n"), tests=["operators_test"]),
+    m(2, "a list without a defined tensor is its length at replay", (REPLAYER, "    if (stack[arg].isInt())", "    if (false)"), tests=["operators_test"]),
     m(2, "a replayed write takes bytes that a slot wants",
       (REPLAYER, "planned.ours && !planned.target", "planned.ours"),
       tests=["inplace_test"]),
@@ -74,7 +75,7 @@ MUTATIONS = [
       (RECORDER, "write.produces = !write.once && value && (value->producer || (value->unknown && write.scratch));",
        "write.produces = false;"), tests=["inplace_test"]),
     m(2, "an in-place result keeps the old value",
-      (RECORDER, "    overwritten(lock, before, std::move(write.copy), after);\n", ""), tests=["inplace_test"]),
+      (RECORDER, "    overwritten(lock, before, std::move(write.copy), after, thread_.unsettled);\n", ""), tests=["inplace_test"]),
 
     m(3, "a slot never follows a write without a bump",
       (TAPE, "if (!slot->version_bumped()) {", "if (false) {"), tests=["inplace_test"]),
@@ -107,13 +108,13 @@ MUTATIONS = [
     m(4, "unmarked writes are not in the table",
       (TRAITS, "if (row.op != qualified) continue;", "continue;"), tests=["hidden_state_test"]),
     m(4, "requires_grad of inputs is not rebuilt",
-      (REPLAYER, "    if (ref.meta.requires_grad) tensor.unsafeGetTensorImpl()->set_requires_grad(true);\n", ""),
+      (REPLAYER, "  if (ref.meta.requires_grad) tensor.unsafeGetTensorImpl()->set_requires_grad(true);\n", ""),
       tests=["hidden_state_test"]),
     m(4, "the wrapped-number flag is lost",
       (VALUE, "  if (wrapped_number) impl->set_wrapped_number(true);\n", ""), tests=["hidden_state_test"]),
 
     m(5, "operators with effects are replayed",
-      (RECORDER, "if (!traits.effect && (in_cap", "if ((in_cap"), tests=["unknown_bytes_test"]),
+      (RECORDER, "if (!traits.effect && !reads_what_moves_once(traits, arguments)", "if (!reads_what_moves_once(traits, arguments)"), tests=["unknown_bytes_test"]),
     m(5, "storage that moved under a write is not noticed",
       (RECORDER, "if (!write.produces || write.moved() || too_long) {", "if (!write.produces || too_long) {"), tests=["unknown_bytes_test"]),
     m(5, "an exception leaves the old value in place",
@@ -131,7 +132,7 @@ MUTATIONS = [
     m(6, "saved unknown bytes are never decided",
       (SLOTS, "if (known->unknown) {", "if (false) {"), tests=["unknown_bytes_test"]),
     m(6, "no barrier against raw writes",
-      (TAPE, "if (!HasMaterializer<c10::StorageImpl> || value->armed", "if (true || value->armed"),
+      (TAPE, "if (!kHasStorageBarrier || value->armed", "if (true || value->armed"),
       tests=["unknown_bytes_test"]),
     m(6, "operators trip over the barrier themselves",
       (BARRIER, "    if (!value->armed) return false;\n    disarm", "    return false;\n    disarm"), tests=["unknown_bytes_test", "regions_test"]),
@@ -153,7 +154,7 @@ MUTATIONS = [
       (REPLAYER, "const bool unread = task >= 0 && slot->read_task != task;", "const bool unread = false;"),
       tests=["regions_test"]),
     m(8, "temporaries live to the end of the pass",
-      (REPLAYER, "      let_go(planned);\n    }\n", "    }\n"), tests=["regions_test"]),
+      (REPLAYER, "    let_go(planned);\n  }\n", "  }\n"), tests=["regions_test"]),
     m(8, "replay in another order than forward",
       (REPLAYER, "return a->seq < b->seq;", "return a->seq > b->seq;"), tests=["regions_test"]),
     m(8, "live values are replayed all the same",
@@ -168,7 +169,7 @@ MUTATIONS = [
     m(9, "enclosing regions are not filled first",
       (REPLAYER, "    fill_enclosing(lock, region, task);\n", ""), tests=["regions_test"]),
     m(9, "an outer refill leaves out what inner regions read",
-      (REPLAYER, "      if (bound.value->is_leaf() || resident(*bound.value)) continue;\n      plan.want(bound.value);\n      any = true;",
+      (REPLAYER, "      if (bound.value->is_leaf() || resident(*bound.value)) continue;\n      pass.want(bound.value);\n      any = true;",
        "      continue;"), tests=["regions_test"]),
 
     m(10, "dropped bytes leave no weak pointer",
@@ -264,7 +265,7 @@ MUTATIONS = [
       tests=["rerun_test:DiscardOutput.*"]),
 
     m("rerun", "inputs changed since are used",
-      (RERUN, "    if (version_.moved())\n", "    if (false)\n"), tests=["rerun_test", "conformance_test"]),
+      ("rerun/saved_input.cc", "  if (version_.moved())\n", "  if (false)\n"), tests=["rerun_test", "conformance_test"]),
     m("rerun", "outside tensors changed since are used",
       (RERUN, "    if (same_memory && expected->version.moved())\n", "    if (false)\n"),
       (TRACE, "    if (mine.outside && read.version != mine.version)\n", "    if (false)\n"), tests=["rerun_test", "conformance_test"]),
@@ -329,7 +330,7 @@ MUTATIONS = [
       (RERUN, "  std::lock_guard one_at_a_time(calling_);\n", "  static std::recursive_mutex all;\n  std::lock_guard one_at_a_time(all);\n"), tests=["rerun_test"]),
     m("rerun", "the stop is thrown through what is noexcept", (THROW_PATH, "  return walk.arrived && walk.lets_by;\n", "  return true;\n"), tests=["rerun_test"]),
     m("rerun", "an operator that resolves a view stops the function", (RERUN, "may_be_helper(op, stack)) return;", "false) return;"), tests=["rerun_test"]),
-    m("rerun", "the function is stopped before it fills what was saved", (RERUN, "  if (writes_saved || !request.raw.empty()) return;\n", "  if (writes_saved) return;\n"), tests=["rerun_test"]),
+    m("rerun", "the function is stopped before it fills what was saved", (RERUN, "  if (writes_saved || !raw.empty()) return;\n", "  if (writes_saved) return;\n"), tests=["rerun_test"]),
     m("offload", "arguments are stored before their operator has run",
       (OFFLOAD_SCOPE, "  if (is_result) return store_parked(*parked, work_);\n", "  return store_parked(*parked, work_);\n"), tests=["offload_test"]),
     m("offload", "an operator that resolves a view counts as the one that follows",
@@ -393,8 +394,6 @@ MUTATIONS = [
       tests=["activation_checkpointing_test"]),
     m("offload", "what a write in place saves is stored before its version is there",
       ("tape/offload_scope.cc", "  if (wrote)\n    is_due_ = true;\n  else\n    store_late();", "  store_late();"), tests=["offload_test"]),
-    m("offload", "a store without memory throws out of a hook",
-      ("tape/region_inputs.cc", "} catch (const c10::OutOfMemoryError&) {", "} catch (const std::bad_alloc&) {"), tests=["offload_test"]),
     m("memory", "the heap keeps all that was freed", ("memory/tensor_heap.cc", "  give_back(most_held(highest_));\n", "  note();\n"),
       tests=["tensor_heap_test"]),
     m("memory", "a limit of the process gives nothing back",
@@ -435,10 +434,10 @@ MUTATIONS = [
     m("cap", "memory does not tell", (TAPE, "  void* before = Block::of(data.get()).owner.exchange(value);\n  value->tagged = true;", "  void* before = nullptr;"), tests=CAP),
     m("cap", "memory that another storage takes over does not tell", (TAPE, "  if (before && before != value) Block::owner_died.load()(before);\n", ""), tests=CAP),
     m("cap", "a forked child keeps the limits", ("memory/memory.cc", "{ stack().limits.clear(); }", "{}"), tests=["limits_test"]),
-    m("cap", "a forked child keeps the parent's plan", (TAPE, "  forget_listener();\n", ""), tests=["limits_test"]),
+    m("cap", "a forked child keeps the parent's plan", ("tape/step_listener.cc", "    call_in_forked_child(ForkCall::kListener, &forget_listener);\n", ""), tests=["limits_test"]),
     m("cap", "a forked child finds locks held", ("base/fork.cc", "      if (mutex) mutex->lock();", "      (void)mutex;"), ("base/fork.cc", "      if (*at) (*at)->unlock();", "      (void)*at;"),
       tests=["limits_test"]),
-    m("cap", "replays trip over the pointer barrier", (REPLAYER, "      const BarriersLifted lifted(storages);\n", ""), tests=CAP + BUDGET),
+    m("cap", "replays trip over the pointer barrier", (REPLAYER, "    const BarriersLifted lifted(storages);\n", ""), tests=CAP + BUDGET),
     m("cap", "the next use is the last one", (HISTORY, "return next == end ? kNever : next->at - now;", "return next == end ? 1 : kNever;"), tests=CAP),
     m("cap", "another step is taken for the known one", (HISTORY, "(at < step.operators.size() && step.operators[at] == &traits)", "true"), tests=CAP),
     m("cap", "a step without end is remembered whole", (EVICT, "  if (history.position() >= StepHistory::kMostOperators) {", "  if (false) {"), tests=CAP),
@@ -451,4 +450,15 @@ MUTATIONS = [
       (PLANNED, "if (graph_.values[id].bytes != static_cast<int64_t>(out.value->nbytes)) return void(was_recorded_ = false);", ""), tests=BUDGET),
     m("budget", "the end of the step has no actions",
       (PLANNED, "if (act_at(end - 2) && act_at(end - 1)) ++counters_.planned;", "++counters_.planned;"), tests=BUDGET),
+    m("rerun", "a backward inside calls the function again for what it has saved itself",
+      (RERUN, "if (open && torch::autograd::get_current_graph_task_id() != task_outside_)", "if (false)"), tests=["rerun_test"]),
+    m("cap", "what cannot be evicted loses its barrier", (EVICT, "    if (was_armed) arm(value, storage.get());\n", ""), tests=["memory_cap_test"]),
+    m("offload", "what a scope stored has no barrier", (INPUTS, "      watch_pointers(stored_value);\n", ""), tests=["offload_test"]),
+    m("offload", "what a region wrote into a stored tensor is not held", (TAPE, "  if (!region) return true;  // of an `OffloadScope`", "  if (!region) return false;  // of an `OffloadScope`"),
+      tests=["offload_test"]),
+    m("offload", "without memory to bring a result back the hook throws", (INPUTS, "    } catch (const c10::OutOfMemoryError&) {\n    }\n", "    } catch (const std::bad_alloc&) {\n    }\n"),
+      tests=["offload_test"]),
+    m("offload", "a result without history is stored before its version says that it was overwritten",
+      (RECORDER, "thread.offloads->returned(!traits.writes.empty());", "thread.offloads->returned(false);"), tests=["offload_test"]),
+    m(4, "a batch norm of its own running statistics is replayed", (RECORDER, "  if (!traits.moves_once) return false;\n", "  return false;\n"), tests=["hidden_state_test"]),
 ]
