@@ -472,8 +472,12 @@ Outcome run(const Program& program, Mode mode, std::string* text, Surroundings* 
       if (outcome.error.empty()) outcome.error = std::string("after its end: ") + error.what();
     }
   };
-  note([] { at::ones({1}).requires_grad_().sum().backward(); });
-  if (surroundings != nullptr) note([&] { surroundings->end(); });
+  const auto flush = [] { at::ones({1}).requires_grad_().sum().backward(); };
+  note(flush);
+  if (surroundings != nullptr) {
+    note([&] { surroundings->end(); });
+    note(flush);  // there may have been no room for it
+  }
   scope_store().flush();
   const TapeStats after = tape_stats();
   outcome.leaked_bytes = memory.current();

@@ -237,6 +237,7 @@ TEST_F(RandomPrograms, ThatFailedOnceAreEqual) {
       {Kind::kBudgets, 5000011402},     // no memory to bring back what is to be stored
       {Kind::kBudgets, 5000023099},     // a write without a version, then one with
       {Kind::kBudgets, 5000044284},     // an input fetched by all ranks, whose tensor is alive and written through a pointer
+      {Kind::kBudgets, 5000053142},     // what a plan overwrote again passed for its old bytes
       {Kind::kBudgets, 5000066243},     // a batch norm of its own running variance
       {Kind::kBudgets, 5000538696},     // a result without history that is overwritten
   };
