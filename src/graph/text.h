@@ -39,6 +39,9 @@ struct ParsedGraph {
 /// @throws FormatError with line and column, what was found and what was expected; also if the graph has a defect.
 ParsedGraph parse(std::string_view text);
 
+/// The name that `to_text` gives a value.
+std::string value_text(ValueId id);
+
 /// What `parse` makes the same graph of; values are called v0, v1, ... `graph` must have no defect.
 std::string to_text(const Graph& graph);
 

@@ -12,19 +12,6 @@ namespace {
 
 size_t index(int32_t id) { return static_cast<size_t>(id); }
 
-/// Sorts, and makes one of what meets.
-void merge(std::vector<Stay>& stays) {
-  std::sort(stays.begin(), stays.end(), [](const Stay& a, const Stay& b) { return a.from < b.from; });
-  size_t kept = 0;
-  for (const Stay& stay : stays) {
-    if (kept > 0 && stay.from <= stays[kept - 1].to)
-      stays[kept - 1].to = std::max(stays[kept - 1].to, stay.to);
-    else
-      stays[kept++] = stay;
-  }
-  stays.resize(kept);
-}
-
 }  // namespace
 
 State::State(const Problem& problem) : p_(&problem) {
@@ -367,27 +354,15 @@ void State::measure(OpId place) {
   known = extra;
 }
 
-/// Runs the closure of a place. Bytes are relative to its second slot. @return the most.
-template <typename Sink>
-int64_t State::play(OpId place, Sink& sink) const {
-  int64_t most = 0;
-  if (place < p_->ends) most = std::max<int64_t>(0, p_->made[index(place)] + p_->op(place).workspace);
+// Notes who reads what last. @return the bytes that the closure begins with, relative to the place's second slot.
+int64_t State::begin_play(OpId place) const {
   const auto& again = again_[index(place)];
-  if (again.empty()) return most;
   ++play_;
   int64_t bytes = 0;
-  const auto is_movable_here = [&](ValueId v) { return !p_->is_there_anyway(v, place); };
-  const auto here = [&](ValueId v) -> char& {
-    if (here_mark_[index(v)] != play_) {
-      here_mark_[index(v)] = play_;
-      here_[index(v)] = is_there(v, place);
-    }
-    return here_[index(v)];
-  };
   for (const OpId op : again) {
     steps_ += 4;
     for (const ValueId v : p_->op(op).inputs) {
-      if (!is_movable_here(v)) continue;
+      if (!is_movable_at(v, place)) continue;
       if (play_mark_[index(v)] != play_ && is_there(v, place) && !is_kept_at(v, place)) bytes += p_->item(v).bytes;
       play_mark_[index(v)] = play_;
       last_reader_[index(v)] = op;
@@ -395,46 +370,8 @@ int64_t State::play(OpId place, Sink& sink) const {
   }
   for (const OpId op : again)
     for (const ValueId v : p_->op(op).outputs)
-      if (is_movable_here(v) && !here(v) && is_kept_at(v, place)) bytes -= p_->item(v).bytes;
-  const auto is_wanted = [&](ValueId v, OpId after) {
-    return is_kept_at(v, place) || (play_mark_[index(v)] == play_ && last_reader_[index(v)] > after);
-  };
-  for (const OpId op : again) {
-    const auto& outputs = p_->op(op).outputs;
-    bool in_place = false, may = true;
-    int64_t copied = 0;
-    for (const ValueId v : outputs) {
-      if (!p_->item(v).overwrites) continue;
-      const ValueId old = p_->graph->values[index(v)].overwrites;
-      in_place = true;
-      may = may && is_movable_here(old) && here(old) && !is_wanted(old, op);
-      copied += p_->item(v).bytes;
-    }
-    in_place = in_place && may;
-    const int64_t start = bytes + (in_place ? 0 : copied);
-    most = std::max({most, start, start + p_->made[index(op)] + p_->op(op).workspace});
-    sink.recompute(op, in_place);
-    for (const ValueId v : outputs) {
-      if (in_place && p_->item(v).overwrites) {
-        const ValueId old = p_->graph->values[index(v)].overwrites;
-        bytes -= p_->item(old).bytes;
-        here(old) = false;
-      }
-      if (!is_movable_here(v) || here(v)) continue;
-      bytes += p_->item(v).bytes;
-      here(v) = true;
-    }
-    most = std::max(most, bytes);
-    const auto drop = [&](ValueId v) {
-      if (!is_movable_here(v) || !here(v) || is_wanted(v, op)) return;
-      bytes -= p_->item(v).bytes;
-      here(v) = false;
-      sink.drop(v);
-    };
-    for (const ValueId v : p_->op(op).inputs) drop(v);
-    for (const ValueId v : outputs) drop(v);
-  }
-  return most;
+      if (is_movable_at(v, place) && !is_there_in_play(v, place) && is_kept_at(v, place)) bytes -= p_->item(v).bytes;
+  return bytes;
 }
 
 // ---- as a whole
@@ -466,147 +403,6 @@ void State::build_tree() {
     bytes[2 * index(place) + 1] += extra_[index(place)];
   }
   tree_ = PeakTree(bytes);
-}
-
-bool State::assign(const std::vector<std::vector<Stay>>& wanted, bool retain) {
-  keep_all();
-  for (auto& touches : touches_)
-    for (Touch& touch : touches) touch.stays = false;
-  std::vector<std::vector<Stay>> stays = wanted;
-  for (auto& of_value : stays) merge(of_value);
-  std::vector<std::vector<ValueId>> begins(index(p_->ends) + 1);
-  for (size_t v = 0; v < stays.size(); ++v)
-    for (const Stay& stay : stays[v])
-      if (stay.from > p_->items[v].producer && stay.from <= p_->ends)
-        begins[index(stay.from)].push_back(static_cast<ValueId>(v));
-  retained_ = &stays;
-  bool is_possible = true;
-  for (OpId place = 0; place <= p_->ends && is_possible; ++place) {
-    ++mark_;
-    fresh_.clear();
-    stack_.clear();
-    for (const ValueId v : p_->needs[place]) is_possible = is_possible && want(v, place);
-    is_possible = is_possible && close(place);
-    for (const ValueId v : begins[index(place)]) {
-      if (!is_possible) break;
-      const std::vector<OpId> before = fresh_;
-      if (p_->is_there_anyway(v, place) || (want(v, place) && close(place))) continue;
-      fresh_ = before;  // it cannot begin here
-      ++mark_;
-      for (const OpId op : fresh_) op_mark_[index(op)] = mark_;
-      stack_.clear();
-    }
-    again_[index(place)] = fresh_;
-    for (const OpId op : again_[index(place)]) {
-      added_ns_ += p_->op(op).ns;
-      for (const ValueId v : p_->op(op).inputs)
-        if (!p_->is_there_anyway(v, place)) {
-          const int t = find(v, place);
-          update_touch(v, place, true, t >= 0 && touches_[index(v)][index(t)].is_again);
-        }
-      for (const ValueId v : p_->op(op).outputs) {
-        if (p_->is_there_anyway(v, place)) continue;
-        const int t = find(v, place);
-        update_touch(v, place, t >= 0 && touches_[index(v)][index(t)].is_read, true);
-        if (!retain || !p_->item(v).movable || place >= p_->item(v).death) continue;
-        const auto reads = p_->reads[v];
-        if (!reads.empty() && reads.back() > place) stays[index(v)].push_back({place, reads.back()});
-      }
-    }
-  }
-  retained_ = nullptr;
-  if (!is_possible) {
-    keep_all();
-    return false;
-  }
-  // ranges of the touches are known only now
-  for (size_t v = 0; v < touches_.size(); ++v)
-    for (size_t t = 0; t + 1 < touches_[v].size(); ++t) {
-      const OpId from = touches_[v][t].place, to = touches_[v][t + 1].place;
-      if (crosses_death(static_cast<ValueId>(v), from, to)) continue;
-      for (const Stay& stay : stays[v])
-        if (stay.from <= from && to <= stay.to) touches_[v][t].stays = true;
-    }
-  build_tree();
-  for (OpId place = p_->ends; place >= 0; --place) {
-    if (p_->needs[place].empty() && again_[index(place)].empty()) continue;
-    mark(place, true);
-    if (!run_pending()) {
-      keep_all();
-      return false;
-    }
-  }
-  return true;
-}
-
-std::vector<std::vector<Stay>> State::stays() const {
-  std::vector<std::vector<Stay>> all(touches_.size());
-  for (size_t v = 0; v < touches_.size(); ++v)
-    for (size_t t = 0; t + 1 < touches_[v].size(); ++t) {
-      if (!touches_[v][t].stays) continue;
-      const Stay stay{touches_[v][t].place, touches_[v][t + 1].place};
-      if (!all[v].empty() && all[v].back().to == stay.from && !touches_[v][t].is_again)
-        all[v].back().to = stay.to;
-      else
-        all[v].push_back(stay);
-    }
-  return all;
-}
-
-std::vector<std::vector<Stay>> State::stays_of(const Problem& problem, const graph::Schedule& schedule) {
-  std::vector<std::vector<Stay>> stays(problem.items.size());
-  std::vector<OpId> since(problem.items.size(), kNone - 1);  // place at the end of which it came
-  const auto go = [&](ValueId v, OpId place) {
-    OpId& from = since[index(v)];
-    if (from > kNone - 1 && from < place) stays[index(v)].push_back({from, place});
-    from = kNone - 1;
-  };
-  const auto come = [&](ValueId v, OpId place) {
-    if (since[index(v)] == kNone - 1) since[index(v)] = place;
-  };
-  std::vector<std::vector<ValueId>> deaths(index(problem.ends) + 2);
-  for (size_t v = 0; v < problem.items.size(); ++v)
-    deaths[index(problem.items[v].death)].push_back(static_cast<ValueId>(v));
-  for (OpId place = 0; place <= problem.ends; ++place) {
-    for (const ValueId v : deaths[index(place)]) go(v, place - 1);
-    for (const Action& action : schedule.places[index(place)]) {
-      if (action.kind == Action::Kind::kDrop) {
-        go(action.id, place);
-        continue;
-      }
-      for (const ValueId v : problem.op(action.id).outputs) {
-        const ValueId old = problem.graph->values[index(v)].overwrites;
-        if (action.kind == Action::Kind::kRecomputeInPlace && old != kNone) go(old, place);
-        come(v, place);
-      }
-    }
-    if (place < problem.ends)
-      for (const ValueId v : problem.op(place).outputs) come(v, place);
-  }
-  for (size_t v = 0; v < problem.items.size(); ++v) go(static_cast<ValueId>(v), problem.ends);
-  return stays;
-}
-
-graph::Schedule State::schedule() const {
-  graph::Schedule schedule = graph::empty_schedule(*p_->graph);
-  for (size_t v = 0; v < touches_.size(); ++v)
-    for (const Touch& touch : touches_[v]) {
-      if (touch.stays || (!touch.is_made && !touch.is_needed)) continue;
-      if (touch.place + 1 >= p_->items[v].death || touch.place >= p_->ends) continue;
-      schedule.places[index(touch.place) + 1].push_back({Action::Kind::kDrop, static_cast<ValueId>(v)});
-    }
-  struct Writer {
-    void recompute(OpId op, bool in_place) {
-      actions->push_back({in_place ? Action::Kind::kRecomputeInPlace : Action::Kind::kRecompute, op});
-    }
-    void drop(ValueId v) { actions->push_back({Action::Kind::kDrop, v}); }
-    std::vector<Action>* actions;
-  };
-  for (OpId place = 0; place <= p_->ends; ++place) {
-    Writer writer{&schedule.places[index(place)]};
-    play(place, writer);
-  }
-  return schedule;
 }
 
 }  // namespace refrain::plan

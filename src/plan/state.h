@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -121,8 +122,16 @@ class State {
   void measure(OpId place);
   void mark(OpId place, bool again);
   void build_tree();
+  /// Runs the closure of a place. Bytes are relative to its second slot. @return the most.
   template <typename Sink>
   int64_t play(OpId place, Sink& sink) const;
+  int64_t begin_play(OpId place) const;
+  bool is_movable_at(ValueId id, OpId place) const { return !p_->is_there_anyway(id, place); }
+  char& is_there_in_play(ValueId id, OpId place) const;
+  bool is_wanted_in_play(ValueId id, OpId place, OpId after) const;
+  bool assign_place(OpId place, const std::vector<ValueId>& begins);
+  void count_place(OpId place, bool retain);
+  void mark_stays(const std::vector<std::vector<Stay>>& stays);
 
   const Problem* p_;
   std::vector<std::vector<Touch>> touches_;
@@ -158,5 +167,66 @@ class State {
   std::vector<OpId> dirty_;                             // places to measure
   std::vector<std::vector<Stay>>* retained_ = nullptr;  // while assigning
 };
+
+inline char& State::is_there_in_play(ValueId id, OpId place) const {
+  const auto v = static_cast<size_t>(id);
+  if (here_mark_[v] != play_) {
+    here_mark_[v] = play_;
+    here_[v] = is_there(id, place);
+  }
+  return here_[v];
+}
+
+inline bool State::is_wanted_in_play(ValueId id, OpId place, OpId after) const {
+  const auto v = static_cast<size_t>(id);
+  return is_kept_at(id, place) || (play_mark_[v] == play_ && last_reader_[v] > after);
+}
+
+template <typename Sink>
+int64_t State::play(OpId place, Sink& sink) const {
+  const auto at = static_cast<size_t>(place);
+  int64_t most = 0;
+  if (place < p_->ends) most = std::max<int64_t>(0, p_->made[at] + p_->op(place).workspace);
+  if (again_[at].empty()) return most;
+  int64_t bytes = begin_play(place);
+  const auto is_movable_here = [&](ValueId v) { return is_movable_at(v, place); };
+  const auto here = [&](ValueId v) -> char& { return is_there_in_play(v, place); };
+  const auto old_of = [&](ValueId v) { return p_->graph->values[static_cast<size_t>(v)].overwrites; };
+  for (const OpId op : again_[at]) {
+    const auto& outputs = p_->op(op).outputs;
+    bool in_place = false, may = true;
+    int64_t copied = 0;
+    for (const ValueId v : outputs) {
+      if (!p_->item(v).overwrites) continue;
+      const ValueId old = old_of(v);
+      in_place = true;
+      may = may && is_movable_here(old) && here(old) && !is_wanted_in_play(old, place, op);
+      copied += p_->item(v).bytes;
+    }
+    in_place = in_place && may;
+    const int64_t start = bytes + (in_place ? 0 : copied);
+    most = std::max({most, start, start + p_->made[static_cast<size_t>(op)] + p_->op(op).workspace});
+    sink.recompute(op, in_place);
+    for (const ValueId v : outputs) {
+      if (in_place && p_->item(v).overwrites) {
+        bytes -= p_->item(old_of(v)).bytes;
+        here(old_of(v)) = false;
+      }
+      if (!is_movable_here(v) || here(v)) continue;
+      bytes += p_->item(v).bytes;
+      here(v) = true;
+    }
+    most = std::max(most, bytes);
+    const auto drop = [&](ValueId v) {
+      if (!is_movable_here(v) || !here(v) || is_wanted_in_play(v, place, op)) return;
+      bytes -= p_->item(v).bytes;
+      here(v) = false;
+      sink.drop(v);
+    };
+    for (const ValueId v : p_->op(op).inputs) drop(v);
+    for (const ValueId v : outputs) drop(v);
+  }
+  return most;
+}
 
 }  // namespace refrain::plan

@@ -67,15 +67,9 @@ void keep_bounds_read(TapeLock& lock, Region* region, Slot* asked, int32_t task)
   drop_unread_after(region, task);
 }
 
-// Replays what `region`'s unread slots (or only `asked`, outside a graph task) and the bounds of its nested regions need.
-// @param output  to bring back as well, or null: its storage is returned.
-c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t task, Value* output = nullptr) {
-  Pass pass(lock);
+// What `region`'s unread slots (or only `asked`, outside a graph task) and the bounds of its nested regions need. @return whether there is anything.
+bool want_all(Pass& pass, const Region* region, const Slot* asked, int32_t task) {
   bool any = false;
-  if (output) {
-    pass.want(output);
-    any = true;
-  }
   for (auto* slot = region->slots; slot; slot = slot->in_region.next) {
     const bool unread = task >= 0 && slot->read_task != task;
     if (slot != asked && !unread) continue;
@@ -92,7 +86,46 @@ c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t ta
       any = true;
     }
   }
-  if (!any) {
+  return any;
+}
+
+// Gives values and slots what the pass brought. @return the storage of `output`, if that is not null.
+c10::Storage hand_out(TapeLock& lock, const Pass& pass, const Region* region, const Slot* asked, int32_t task, const Value* output) {
+  c10::Storage brought;
+  for (const auto& planned : pass.values()) {
+    if (!planned.target) continue;
+    auto* value = planned.value;
+    auto bytes = planned.bytes;
+    // what was fetched with all ranks, and is here too: autograd, and who writes to it, have the tensor
+    if (auto own = value->parked && value->key && !value->stale ? value->storage.lock() : nullptr)
+      bytes = c10::Storage(std::move(own));
+    else
+      install_bytes(lock, value, bytes);
+    if (value == output) brought = bytes;
+    for (auto* slot = value->slots; slot; slot = slot->in_value.next)
+      if (slot->region == region && (slot == asked || (task >= 0 && slot->read_task != task))) slot->fill(bytes);
+    lock.discard(std::move(bytes));
+  }
+  return brought;
+}
+
+void hold_bounds_of_children(TapeLock& lock, const Region* region) {
+  for (auto* child : region->children) {
+    if (child->live_slots == 0) continue;
+    for (auto& bound : child->bounds) {
+      if (bound.holds || bound.value->is_leaf()) continue;
+      bound.holds = true;
+      hold(lock, bound.value);
+    }
+  }
+}
+
+// Replays what `want_all` finds. @param output  to bring back as well, or null: its storage is returned.
+c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t task, Value* output = nullptr) {
+  Pass pass(lock);
+  if (output) pass.want(output);
+  const bool any = want_all(pass, region, asked, task);
+  if (!any && !output) {
     keep_bounds_read(lock, region, asked, task);
     return {};
   }
@@ -112,28 +145,8 @@ c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t ta
   }
   if (!lock.raw().owns_lock()) lock.raw().lock();
   if (!failure) {
-    for (const auto& planned : pass.values()) {
-      if (!planned.target) continue;
-      auto* value = planned.value;
-      auto bytes = planned.bytes;
-      // what was fetched with all ranks, and is here too: autograd, and who writes to it, have the tensor
-      if (auto own = value->parked && value->key && !value->stale ? value->storage.lock() : nullptr)
-        bytes = c10::Storage(std::move(own));
-      else
-        install_bytes(lock, value, bytes);
-      if (value == output) brought = bytes;
-      for (auto* slot = value->slots; slot; slot = slot->in_value.next)
-        if (slot->region == region && (slot == asked || (task >= 0 && slot->read_task != task))) slot->fill(bytes);
-      lock.discard(std::move(bytes));
-    }
-    for (auto* child : region->children) {
-      if (child->live_slots == 0) continue;
-      for (auto& bound : child->bounds) {
-        if (bound.holds || bound.value->is_leaf()) continue;
-        bound.holds = true;
-        hold(lock, bound.value);
-      }
-    }
+    brought = hand_out(lock, pass, region, asked, task, output);
+    hold_bounds_of_children(lock, region);
     keep_bounds_read(lock, region, asked, task);
     lock.tape().stats.replay_ns +=
         std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();

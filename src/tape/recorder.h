@@ -2,16 +2,13 @@
 
 #include <ATen/core/stack.h>
 #include <c10/core/DispatchKeySet.h>
-#include <c10/util/FunctionRef.h>
 
 #include "intercept/key.h"
 #include "intercept/op_traits.h"
+#include "tape/below.h"
 
 /// Sees every operator that runs below autograd while a region is open (*record*) or slots are pending (*watch*).
 namespace refrain::tape {
-
-/// Runs the operator, with the tape's key excluded: takes the arguments off the stack and leaves the results there.
-using Below = c10::function_ref<void()>;
 
 /// What the tape does about an operator on this thread, the run of it included.
 /// @param stack  its arguments, afterwards its results; others may lie beneath.
