@@ -94,6 +94,9 @@ std::vector<Remade> run_again(Op& op, Value* consumed, c10::Storage&& bytes) {
   if (!failure)
     for (const auto& planned : pass.values()) {
       if (!planned.target || !planned.ours) continue;
+      // run again in the memory of what it overwrites, which is not there any more
+      if (consumed && consumed != planned.value && consumed->storage._unsafe_get_target() == planned.bytes.unsafeGetStorageImpl())
+        consumed->stale = true;
       install_bytes(lock, planned.value, planned.bytes);
       made.push_back({planned.value, planned.bytes});
     }

@@ -230,10 +230,7 @@ void install_bytes(TapeLock& lock, Value* value, const c10::Storage& bytes) {
   value->storage = bytes.getWeakStorageImpl();
   value->stale = false;
   value->counter = c10::VariableVersion(c10::VariableVersion::DISABLED);
-  auto* storage = bytes.unsafeGetStorageImpl();
-  // a plan ran an operator again in the memory of what that overwrites
-  if (auto* before = find_value(lock, storage); before && before != value) before->stale = true;
-  map_value(lock, value, storage, false);
+  map_value(lock, value, bytes.unsafeGetStorageImpl(), false);
 }
 
 // --- memory that died -------------------------------------------------------------------------------------------------
