@@ -7,12 +7,13 @@
 #include <optional>
 #include <string>
 
+#include "evict/cap_state.h"
 #include "evict/room_maker.h"
+#include "refrain/checkpoint.h"
 #include "refrain/memory.h"
 #include "refrain/memory_budget.h"
 #include "refrain/memory_cap.h"
 #include "refrain/offload.h"
-#include "evict/evict.h"
 #include "tape/thread_state.h"
 
 namespace {
@@ -22,11 +23,7 @@ struct Scope {
 };
 
 struct RegionScope : Scope {
-  RegionScope() : region(refrain::tape::plain_call() ? nullptr : refrain::tape::open_region({})) {}
-  ~RegionScope() override {
-    if (region) refrain::tape::close_region(region);
-  }
-  refrain::tape::Region* region;
+  refrain::detail::RegionScope region{refrain::CheckpointOptions()};
 };
 
 struct TortureScope : Scope {
