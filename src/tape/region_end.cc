@@ -32,6 +32,18 @@ void mark_replayed_by_others(TapeLock& lock, const Region* region) {
   }
 }
 
+// An operator of this region that others still need may refer to what has just become a leaf, as a bound and without a hold: nobody computes that again.
+void hold_new_leaves(TapeLock& lock, const Region* region) {
+  for (auto* value : region->values) {
+    if (!value->producer) continue;
+    for (auto& ref : value->producer->refs_in) {
+      if (!ref.value || ref.holds || !ref.value->is_leaf() || ref.value->holds == 0) continue;
+      ref.holds = true;
+      hold(lock, ref.value);
+    }
+  }
+}
+
 // Once no slot is left under the outermost region, what others hold becomes a leaf, so that the operators behind it can
 // go, and nothing lives on only because its storage does. Under a cap all does but what is marked, as what its operators read of a region need not be
 // held to be a source.
@@ -44,10 +56,12 @@ void end_values(TapeLock& lock, Region* region, bool in_cap, uint64_t marked) {
     }
     disown(lock, value);
   }
+  if (!in_cap) hold_new_leaves(lock, region);
   release_marked(lock, region);
   release_bound_holds(lock, region);
   for (auto& bound : std::exchange(region->bounds, {})) lock.release(bound.value);
   for (auto* child : region->children) end_values(lock, child, in_cap, marked);
+  if (!in_cap) hold_new_leaves(lock, region);  // of theirs
 }
 
 }  // namespace

@@ -229,6 +229,7 @@ TEST_F(RandomPrograms, ThatFailedOnceAreEqual) {
       {Kind::kRegions, 1325654249722},  // a rerun region called its function again in the middle of a custom node
       {Kind::kRegions, 5200000786},     // a leaf that was given history, and a cycle through a rerun region's inputs
       {Kind::kRegions, 5200002533},     // the same, and a graph of an iteration before
+      {Kind::kRegions, 8300003744},     // an operator that others need refers to what became a leaf, without a hold
       {Kind::kCaps, 1864970110255},     // what a graph has saved cannot be pinned
       {Kind::kCaps, 1864970110578},     // what could not be evicted lost its barrier
       {Kind::kCaps, 1917035974101},  // a parked input whose memory was freed while another thread fetched it
