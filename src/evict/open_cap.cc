@@ -16,7 +16,7 @@
 namespace refrain::tape {
 namespace {
 
-// What cannot come back stays as it is.
+// What cannot be recomputed stays evicted.
 void try_bring_back_one(Value* value) {
   try {
     bring_back({value});

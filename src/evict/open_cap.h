@@ -4,7 +4,7 @@ namespace refrain::tape {
 
 /// Records everything on threads that include the tape's key, from the first to the last of nested calls. Threads: any.
 void open_cap();
-/// The last one brings back what is evicted. What cannot be stays so, and says it when it is read.
+/// The last one recomputes what is evicted. What cannot be recomputed stays evicted; reading it throws.
 void close_cap();
 /// Records what this thread does too. @return false if there is no cap, or it does already.
 bool join_cap();

@@ -109,7 +109,7 @@ void materialize_operands(Operands& operands) {
     bring_back(operands.missing);
     release_all(operands.missing);
     TapeLock lock;
-    for (auto* value : operands.overwritten) lock_dependents(lock, *value, operands.missing, operands.values);  // has left meanwhile
+    for (auto* value : operands.overwritten) lock_dependents(lock, *value, operands.missing, operands.values);  // evicted meanwhile
   }
   if (operands.written.empty()) return;
   TapeLock lock;

@@ -33,7 +33,7 @@ struct Cleanup {
   Region* region;
 };
 
-// Bytes that this graph task brings back and does not read are dropped when it ends.
+// Recomputed bytes that this graph task does not read are dropped when it ends.
 void drop_unread_after(Region* region, int32_t task) {
   if (region->cleanup_task == task) return;
   region->cleanup_task = task;
@@ -120,7 +120,7 @@ void hold_bounds_of_children(TapeLock& lock, const Region* region) {
   }
 }
 
-// Replays what `want_all` finds. @param output  to bring back as well, or null: its storage is returned.
+// Replays what `want_all` finds. @param output  to recompute as well, or null: its storage is returned.
 c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t task, Value* output = nullptr) {
   Pass pass(lock);
   if (output) pass.want(output);
@@ -176,7 +176,7 @@ void fill_enclosing(TapeLock& lock, Region* region, int32_t task) {
   }
 }
 
-// The regions whose discarded outputs `region` reads, from the first in forward order on; each brings back what its own slots
+// The regions whose discarded outputs `region` reads, from the first in forward order on; each recomputes what its own slots
 // need too, as backward comes to it next.
 void fill_discarded(TapeLock& lock, Region* region, int32_t task) {
   struct Missing {

@@ -9,6 +9,7 @@
 #include <bit>
 #include <cstring>
 
+#include "intercept/covers_storage.h"
 #include "intercept/for_each_tensor.h"
 #include "tape/cap.h"
 #include "tape/thread_state.h"
@@ -146,7 +147,7 @@ uint64_t OpTrace::note_tensor(const OpTraits& op, const at::Tensor& tensor, size
     reads_.push_back({tensor.storage().unsafeGetStorageImpl(), known.version, sample(tensor), calls_.size() - 1, number});
   }
   known.written |= write != nullptr;
-  if (overwrites && tensor.is_non_overlapping_and_dense() && tensor.nbytes() == tensor.storage().nbytes()) known.old_bytes = false;
+  if (overwrites && covers_storage(tensor)) known.old_bytes = false;
   return known.label;
 }
 

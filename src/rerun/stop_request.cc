@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "intercept/covers_storage.h"
 #include "intercept/for_each_tensor.h"
 #include "intercept/saving.h"
 #include "intercept/tensor_meta.h"
@@ -21,10 +22,6 @@ bool contains(const WeakStorages& storages, const c10::StorageImpl* storage) {
 
 void forget(WeakStorages& storages, const c10::StorageImpl* storage) {
   std::erase_if(storages, [&](const auto& known) { return known._unsafe_get_target() == storage; });
-}
-
-bool covers_storage(const at::Tensor& tensor) {
-  return tensor.is_non_overlapping_and_dense() && tensor.nbytes() == tensor.storage().nbytes();
 }
 
 }  // namespace

@@ -144,7 +144,7 @@ void install() {
 }
 
 EngineRun::EngineRun(const edge_list& roots, bool accumulates)
-    : has_cap_(Tape::get().cap.load(std::memory_order_relaxed) != nullptr),
+    : has_cap_(is_capped()),
       is_outermost_(torch::autograd::get_current_graph_task_id() < 0 && ThreadState::get().engine_runs == 0) {
   if (has_cap_ && accumulates) hook_gradients(roots);
   ++ThreadState::get().engine_runs;

@@ -115,7 +115,7 @@ void look_at(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack
 
 bool looks_at_views() {
   const auto& thread = ThreadState::get();
-  return thread.stop || thread.trace || !(thread.region || Tape::get().cap.load(std::memory_order_relaxed));
+  return thread.stop || thread.trace || !(thread.region || is_capped());
 }
 
 void look_at_boxed(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {

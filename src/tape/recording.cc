@@ -4,6 +4,7 @@
 
 #include <chrono>
 
+#include "intercept/covers_storage.h"
 #include "intercept/for_each_tensor.h"
 #include "intercept/running.h"
 #include "intercept/storage_copy.h"
@@ -17,10 +18,6 @@ namespace {
 int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
       .count();
-}
-
-bool covers_storage(const at::Tensor& tensor) {
-  return tensor.is_non_overlapping_and_dense() && tensor.nbytes() == tensor.storage().nbytes();
 }
 
 c10::IValue constant(const c10::IValue& value) {
