@@ -238,6 +238,18 @@ class ThreadScope {
   asm volatile("");
 }
 
+// An error of LibTorch's reaches who called backward: it says that it came from the region's function. The type stays.
+[[noreturn]] void rethrow_from_second_call() {
+  try {
+    throw;
+  } catch (const c10::OutOfMemoryError&) {
+    throw;
+  } catch (c10::Error& error) {
+    error.add_context("[refrain::checkpoint] thrown by a region's function, which backward called again (CheckpointSource::kRerun)");
+    throw;
+  }
+}
+
 }  // namespace
 
 // Its inputs may hold the graph of the region before, and so on: taken apart by a loop, not by recursion.
@@ -381,7 +393,7 @@ void Rerun::fill(int32_t task, size_t asked) {
     } catch (const EarlyStop&) {
       if (!refilling.complete()) throw;
     } catch (...) {  // what the function throws before the next operator
-      if (!refilling.complete() || refilling.stop.writing) throw;
+      if (!refilling.complete() || refilling.stop.writing) rethrow_from_second_call();
     }
   }
   refilling.finish();

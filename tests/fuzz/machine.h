@@ -295,6 +295,9 @@ struct Refused : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// How the error of a backward begins that runs inside a region's function when that is called again.
+inline constexpr const char* kInnerGradAgain = "inner grad, called again: ";
+
 /// Whether a step may be run again by a second call of a region's function.
 enum class Calls {
   kAny,

@@ -272,7 +272,7 @@ void step_inner_grad(Machine& m) {
   } catch (const c10::OutOfMemoryError&) {
     throw;
   } catch (const c10::Error& error) {
-    throw Refused(std::string("inner grad: ") + error.what_without_backtrace());
+    throw Refused(std::string(refrain::is_recomputing() ? kInnerGradAgain : "inner grad: ") + error.what_without_backtrace());
   } catch (const std::exception& error) {
     throw Refused(std::string("inner grad: ") + error.what());
   }

@@ -126,46 +126,5 @@ TEST_F(ManyArguments, MoreResultsThanSixteenBitsCount) {
   expect_bit_equal(want, run([](const auto& fn) { return refrain::checkpoint(fn); }));
 }
 
-double cpu_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-// CPU time of a region in which `foreach` makes and overwrites `n` tensors, and of its replay.
-double foreach_seconds(int64_t n) {
-  torch::NoGradGuard no_grad;
-  const auto w = torch::randn({4}).requires_grad_();
-  Tensors leaves;
-  for (int64_t i = 0; i < n; ++i) leaves.push_back(torch::ones({4}));
-  const auto begin = cpu_seconds();
-  {
-    const torch::AutoGradMode grad(true);
-    refrain::checkpoint([&] {
-      Tensors made;
-      {
-        torch::NoGradGuard inner;
-        made = at::_foreach_mul(leaves, 1.5);
-        at::_foreach_add_(made, leaves);
-        at::_foreach_add_(leaves, 1);
-      }
-      return (w * made.front()).sum() + (w * made.back()).sum();
-    }).backward();
-  }
-  return cpu_seconds() - begin;
-}
-
-TEST_F(ManyArguments, ForeachIsLinearInItsTensors) {
-  foreach_seconds(2000);
-  constexpr int64_t kFew = 2000, kTimes = 8;
-  double few = 1e9, many = 1e9;
-  for (int i = 0; i < 3; ++i) {
-    few = std::min(few, foreach_seconds(kFew));
-    many = std::min(many, foreach_seconds(kFew * kTimes));
-  }
-  // quadratic, it is 64 times as much
-  EXPECT_LT(many, few * kTimes * 3) << few << " s for " << kFew << " tensors, " << many << " s for " << kFew * kTimes;
-}
-
 }  // namespace
 }  // namespace refrain_test

@@ -882,6 +882,19 @@ TEST_F(Rerun, WhatABackwardSavesAgainIsAnErrorOnceOverwritten) {
   }
 }
 
+// A backward inside the function reads what was saved outside of it, which may have been overwritten before the second call.
+TEST_F(Rerun, AnErrorOfTheSecondCallSaysWhereItComesFrom) {
+  auto outside = x * 1.5;
+  auto saved = outside.abs();  // of `outside` itself
+  const auto inner = [&](const Tensor& a) { return a.exp() * torch::autograd::grad({saved.sum()}, {x}, {}, true)[0]; };
+  auto y = refrain::checkpoint(rerun, inner, x);
+  outside.mul_(2);
+  const auto message = message_of<c10::Error>([&] { y.sum().backward(); });
+  EXPECT_NE(message.find("modified by an inplace operation"), std::string::npos) << message;
+  EXPECT_NE(message.find("which backward called again"), std::string::npos) << message;
+  flush_engine();
+}
+
 // ---- Scopes that end in another order ---------------------------------------------------------------------------------------
 
 using refrain::detail::RegionScope;
