@@ -77,7 +77,7 @@ bool when_it_peaks(int64_t hidden, int64_t batch) {
   auto x = torch::randn({batch, hidden});
 
   refrain::MemoryTimeline timeline(*net);
-  timeline.know(refrain::MemoryKind::kInput, x, "x");
+  timeline.annotate(refrain::MemoryKind::kInput, x, "x");
   const auto loaded = tracker.snapshot("model loaded");
   auto y = x;
   for (int64_t i = 0; i < kDepth; ++i) {

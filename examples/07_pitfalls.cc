@@ -100,8 +100,8 @@ int main() {
   std::printf("7.3  a region around one layer\n");
   torch::nn::Linear layer(64, 64);
   const auto saved = refrain::saved_tensors(refrain::CheckpointOptions(), layer, torch::randn({32, 64}));
-  for (const auto& insight : saved.insights) std::printf("  %s\n", insight.c_str());
-  claim(!saved.insights.empty(), "is told to save nothing");
+  for (const auto& insight : saved.hints) std::printf("  %s\n", insight.c_str());
+  claim(!saved.hints.empty(), "is told to save nothing");
 
   if (failures > 0) std::printf("FAILED: %d claims\n", failures);
   return failures > 0 ? 1 : 0;

@@ -64,7 +64,7 @@ Row measure(const BreakdownArgs& args, int64_t size, const ActivationCost& activ
   drop_gradients(model->module());
   release_free_memory();  // of a larger batch before
   MemoryTimeline timeline(model->module(), *optimizer);
-  timeline.know(MemoryKind::kInput, {batch.input, batch.target});
+  timeline.annotate(MemoryKind::kInput, {batch.input, batch.target});
   step();
   const auto report = timeline.stop();
   Row row{size, estimate_fixed(model->module(), *optimizer), measured_parts(report), report.peak_bytes,
@@ -124,7 +124,7 @@ int run_breakdown(const BreakdownArgs& args) {
   const auto activations = estimate(args);
   std::vector<Row> rows;
   for (const int64_t batch : batches) rows.push_back(measure(args, batch, activations));
-  const auto crossover = activations.first_over(rows.front().estimated.fixed());
+  const auto crossover = activations.first_batch_exceeding(rows.front().estimated.fixed());
 
   const auto model = build(args, batches.front());
   int64_t parameters = 0;

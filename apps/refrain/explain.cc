@@ -26,10 +26,10 @@ struct Group {
 std::vector<Group> group(const SavedReport& report) {
   std::map<std::tuple<std::string, std::string, std::string, std::string>, Group> groups;
   for (const auto& t : report.tensors) {
-    const std::string kept = t.alive_anyway ? "anyway" : t.kept ? "yes" : "no";
+    const std::string kept = t.referenced_elsewhere ? "anyway" : t.kept ? "yes" : "no";
     const std::string tensor = fmt::format("{} [{}]", c10::toString(t.dtype), fmt::join(t.sizes, ", "));
-    auto& found = groups[{kept, t.why, t.op, tensor}];
-    found = {kept, t.why, t.op, tensor, found.count + 1, found.bytes + (t.shared ? 0 : t.bytes)};
+    auto& found = groups[{kept, t.reason, t.op, tensor}];
+    found = {kept, t.reason, t.op, tensor, found.count + 1, found.bytes + (t.shared ? 0 : t.bytes)};
   }
   std::vector<Group> list;
   for (auto& [key, found] : groups) list.push_back(std::move(found));
@@ -43,8 +43,8 @@ std::vector<Group> group(const SavedReport& report) {
 std::string show_groups(const SavedReport& report) {
   Table table({"why", "made by", "tensor", "count", "bytes", "kept"});
   for (const auto& g : group(report))
-    table.add({g.why, g.op, g.tensor, fmt::format("{}", g.count), format_bytes(g.bytes), g.kept});
-  // the sums and insights as the library words them
+    table.add({g.reason, g.op, g.tensor, fmt::format("{}", g.count), format_bytes(g.bytes), g.kept});
+  // the sums and hints as the library words them
   SavedReport rest = report;
   rest.tensors.clear();
   const std::string text = rest.text();
@@ -60,9 +60,9 @@ Json tensors_json(const SavedReport& report) {
                     {"bytes", t.bytes},
                     {"region", t.region},
                     {"kept", t.kept},
-                    {"alive_anyway", t.alive_anyway},
+                    {"referenced_elsewhere", t.referenced_elsewhere},
                     {"shared", t.shared},
-                    {"why", t.why}});
+                    {"why", t.reason}});
   }
   return list;
 }
@@ -89,10 +89,10 @@ int run_explain(const ExplainArgs& args) {
                          {"machine", machine_json()},
                          {"strategy", args.strategy},
                          {"kept_bytes", report.kept_bytes},
-                         {"alive_anyway_bytes", report.alive_anyway_bytes},
+                         {"referenced_elsewhere_bytes", report.referenced_elsewhere_bytes},
                          {"recomputed_bytes", report.recomputed_bytes},
                          {"regions", report.regions},
-                         {"insights", report.insights},
+                         {"hints", report.hints},
                          {"tensors", tensors_json(report)}});
   return kOk;
 }

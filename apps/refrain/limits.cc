@@ -174,7 +174,7 @@ class Steps {
     after.evicted_bytes -= before.evicted_bytes;
     after.recomputes -= before.recomputes;
     after.recompute_ns -= before.recompute_ns;
-    after.choosing_ns -= before.choosing_ns;
+    after.policy_ns -= before.policy_ns;
     return after;
   }
 
@@ -238,7 +238,7 @@ std::string show_table(const Limits& all) {
       cells.push_back(fmt::format("{:.0f} %", 100 * all.overhead(row)));
       cells.push_back(fmt::format("{}", row.cost.evictions));
       cells.push_back(fmt::format("{}", row.cost.recomputes));
-      cells.push_back(fmt::format("{:.1f} %", 100 * to_ms(row.cost.choosing_ns) / row.step_ms.back()));
+      cells.push_back(fmt::format("{:.1f} %", 100 * to_ms(row.cost.policy_ns) / row.step_ms.back()));
       cells.push_back(row.is_bit_equal ? "yes" : "NO");
     } else {
       cells.push_back(show_refusal(*row.refusal));
@@ -279,7 +279,7 @@ Json row_json(const Limits& all, const Row& row) {
                {"evicted_bytes", row.cost.evicted_bytes},
                {"recomputes", row.cost.recomputes},
                {"recompute_ms", to_ms(row.cost.recompute_ns)},
-               {"choosing_ms", to_ms(row.cost.choosing_ns)},
+               {"choosing_ms", to_ms(row.cost.policy_ns)},
                {"bit_equal", row.is_bit_equal}});
   return json;
 }

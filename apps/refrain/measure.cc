@@ -152,7 +152,7 @@ Json strategy_json(const Measurement& seen) {
                     {"level_bytes", seen.planned->level},
                     {"added_ms", seen.planned->plan.added_ms()},
                     {"following_ms", seen.following_ms},
-                    {"bound_ms", seen.planned->plan.bound_ms()}};
+                    {"bound_ms", seen.planned->plan.lower_bound_ms()}};
   if (seen.offload) json["offload"] = offload_json(*seen.offload);
   return json;
 }

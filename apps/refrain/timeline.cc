@@ -33,8 +33,8 @@ double run_step(models::TrainableModel& model, const models::Batch& batch, torch
 double run_watched(models::TrainableModel& model, const models::Batch& batch, torch::optim::Optimizer& optimizer,
                    Watched& watched) {
   MemoryTimeline timeline(model.module(), optimizer);
-  timeline.know(MemoryKind::kInput, {batch.input}, "input");
-  timeline.know(MemoryKind::kInput, {batch.target}, "target");
+  timeline.annotate(MemoryKind::kInput, {batch.input}, "input");
+  timeline.annotate(MemoryKind::kInput, {batch.target}, "target");
   const double took = run_step(model, batch, optimizer);
   watched.report = timeline.stop();
   return took;

@@ -124,7 +124,7 @@ class StepServer {
         R"("ms": {:.6f}, "forward_ms": {:.6f}, "after_forward_bytes": {}, "peak_bytes": {}, "left_bytes": {}, )"
         R"("recorded_ops": {}, "replayed_ops": {}, "refills": {}, "regions": {}, "loss": {:.9g})",
         forward_ms + ms_between(backward_start, end), forward_ms, after_forward, peak, memory.current(),
-        stats.recorded_ops, stats.replayed_ops, stats.refills, regions, value);
+        stats.recorded_ops, stats.replayed_ops, stats.replay_passes, regions, value);
   }
 
   std::string timing(const std::string& strategy) {
@@ -141,7 +141,7 @@ class StepServer {
     const auto& made = plan_of(budget);
     return fmt::format(
         R"("fits": {}, "planned_peak_bytes": {}, "planned_added_ms": {:.6f}, "bound_ms": {:.6f}, "planning_ms": {:.6f})",
-        made.fits(), made.peak() - level_, made.added_ms(), made.bound_ms(), ms_between(start, Clock::now()));
+        made.fits(), made.peak() - level_, made.added_ms(), made.lower_bound_ms(), ms_between(start, Clock::now()));
   }
 
   std::string first(const std::string& budget) {

@@ -26,7 +26,7 @@ struct ActivationCost {
   double fixed = 0;        ///< bytes at batch 0
   Bytes at(int64_t batch) const;
   /// Smallest batch >= 1 at which activations are more than `bytes`; none if they never are.
-  std::optional<int64_t> first_over(Bytes bytes) const;
+  std::optional<int64_t> first_batch_exceeding(Bytes bytes) const;
 };
 
 /// Fits the line through two forwards, of small batches.

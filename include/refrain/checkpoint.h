@@ -22,12 +22,12 @@ enum class CheckpointPolicy : int;
 using Policy = std::function<CheckpointPolicy(const OpContext&)>;
 
 /// How backward gets back what forward did not keep.
-enum class CheckpointSource {
-  kReplay,  ///< the recorded operators run again, below autograd; the function does not
-  kRerun,   ///< the function is called again, as torch.utils.checkpoint does
+enum class RecomputeMode {
+  kReplayOperators,  ///< the recorded operators run again, below autograd; the function does not
+  kRerunFunction,    ///< the function is called again, as torch.utils.checkpoint does
 };
 
-/// What `kRerun` compares between the two calls of the function.
+/// What `kRerunFunction` compares between the two calls of the function.
 enum class DeterminismCheck {
   kDefault,  ///< as torch.utils.checkpoint's "default": number, sizes, dtypes and devices of the tensors that autograd saves
   kStrict,   ///< that; every operator below autograd with all its arguments and who of them wants a gradient; and what it read from
@@ -44,17 +44,17 @@ using ContextFunction = std::function<std::pair<ContextScope, ContextScope>()>;
 /// How one `checkpoint` call behaves. Setters chain: `CheckpointOptions().preserve_rng_state(false)`.
 class CheckpointOptions {
  public:
-  /// Default: `kReplay`. `kRerun` is for functions that compute with raw pointers where the tape cannot see it, and a
+  /// Default: `kReplayOperators`. `kRerunFunction` is for functions that compute with raw pointers where the tape cannot see it, and a
   /// reference to compare with: the function, its captures and its arguments are copied and kept until backward (capture
   /// by value: what a reference named may be gone), its side effects happen twice (BatchNorm statistics move twice).
   /// Arguments, and tensors that it read from outside, changed in between are an error. A `checkpoint` called inside without a
   /// policy is rerun too. Functions are called again on several threads at once, those of one `checkpoint` call one after another.
   /// LibTorch's warnings are not repeated; what the function itself prints is.
-  CheckpointOptions& source(CheckpointSource value) {
-    source_ = value;
+  CheckpointOptions& recompute_mode(RecomputeMode value) {
+    recompute_mode_ = value;
     return *this;
   }
-  CheckpointSource source() const { return source_; }
+  RecomputeMode recompute_mode() const { return recompute_mode_; }
 
   /// Whether a replayed random operator draws the numbers it drew in forward. Default: true.
   ///
@@ -83,17 +83,17 @@ class CheckpointOptions {
 
   /// Where the tensors among the arguments are until backward: see `ActivationCheckpointing`, whose `options` set this,
   /// in refrain/activation_checkpointing.h. Default, null: in memory. Holds for this region, not for those inside it.
-  CheckpointOptions& inputs(std::shared_ptr<RegionInputs> value) {
-    inputs_ = std::move(value);
+  CheckpointOptions& input_storage(std::shared_ptr<RegionInputs> value) {
+    input_storage_ = std::move(value);
     return *this;
   }
-  const std::shared_ptr<RegionInputs>& inputs() const { return inputs_; }
+  const std::shared_ptr<RegionInputs>& input_storage() const { return input_storage_; }
 
   /// The tensors among the arguments go to the `offload` store until backward: `inputs` with `cpu_checkpointing`.
   /// Default: false.
   CheckpointOptions& offload_to_cpu(bool value);
 
-  /// `kRerun` only: how two calls are compared. Default: `kStrict`. Its cost: about 0.5 us per operator and call, and 0.1 KB per
+  /// `kRerunFunction` only: how two calls are compared. Default: `kStrict`. Its cost: about 0.5 us per operator and call, and 0.1 KB per
   /// operator until backward. Ask for `kDefault` if the calls differ on purpose (by `is_recomputing`, or because the first one fills
   /// a cache) and the gradients are right all the same.
   CheckpointOptions& determinism_check(DeterminismCheck value) {
@@ -102,7 +102,7 @@ class CheckpointOptions {
   }
   DeterminismCheck determinism_check() const { return determinism_check_; }
 
-  /// `kRerun` only: stop the second call at the first operator after the last that backward needs, by an exception that is
+  /// `kRerunFunction` only: stop the second call at the first operator after the last that backward needs, by an exception that is
   /// no `std::exception` and passes through the function. Default: true. `false` if the function has side effects at its end that
   /// must happen again. Where the exception would not get through (a `noexcept` function or destructor in between, one that
   /// catches everything, code without unwind tables) the function runs on, to the next place where it does, or its end. Not seen is a
@@ -113,14 +113,14 @@ class CheckpointOptions {
   }
   bool early_stop() const { return early_stop_; }
 
-  /// `kRerun` only: note every operator of both calls, and show both lists where they differ. Default: false.
+  /// `kRerunFunction` only: note every operator of both calls, and show both lists where they differ. Default: false.
   CheckpointOptions& debug(bool value) {
     debug_ = value;
     return *this;
   }
   bool debug() const { return debug_; }
 
-  /// `kRerun` only: scopes of your own around the function, one for forward and one for the second call. Default: none.
+  /// `kRerunFunction` only: scopes of your own around the function, one for forward and one for the second call. Default: none.
   CheckpointOptions& context_fn(ContextFunction value) {
     context_fn_ = std::move(value);
     return *this;
@@ -130,9 +130,9 @@ class CheckpointOptions {
  private:
   std::shared_ptr<const Policy> policy_;
   std::shared_ptr<tape::OffloadStore> offload_;
-  std::shared_ptr<RegionInputs> inputs_;
+  std::shared_ptr<RegionInputs> input_storage_;
   ContextFunction context_fn_;
-  CheckpointSource source_ = CheckpointSource::kReplay;
+  RecomputeMode recompute_mode_ = RecomputeMode::kReplayOperators;
   DeterminismCheck determinism_check_ = DeterminismCheck::kStrict;
   bool preserve_rng_state_ = true;
   bool early_stop_ = true;
@@ -143,7 +143,7 @@ class CheckpointOptions {
 bool is_checkpointing() noexcept;
 
 /// Whether this thread is computing again what a region did not keep. With the replay source only operators run then, none
-/// of your functions, so only custom operators, kernels and allocators can see `true`; with `kRerun` the function sees it.
+/// of your functions, so only custom operators, kernels and allocators can see `true`; with `kRerunFunction` the function sees it.
 /// Cost: a few ns.
 bool is_recomputing() noexcept;
 
@@ -192,7 +192,7 @@ class RegionScope {
   RegionScope(const RegionScope&) = delete;
   RegionScope& operator=(const RegionScope&) = delete;
 
-  /// `CheckpointOptions::inputs` gets to know the tensors in an argument, before the function is called.
+  /// `CheckpointOptions::input_storage` gets to know the tensors in an argument, before the function is called.
   template <typename T>
   void add_inputs(const T& argument) {
     // `visit_tensors_in` wants to be able to change what it visits; this does not
@@ -274,7 +274,7 @@ decltype(auto) checkpoint(F&& fn, Args&&... args) {
 }
 
 /// The same, with options first.
-/// @throws also `InvalidArgument` for `kRerun` with a policy, a `context_fn` without it, or something to keep for the second
+/// @throws also `InvalidArgument` for `kRerunFunction` with a policy, a `context_fn` without it, or something to keep for the second
 ///         call that cannot be copied; in backward `CheckpointError` if the second call did something else.
 template <typename F, typename... Args>
 decltype(auto) checkpoint(const CheckpointOptions& options, F&& fn, Args&&... args) {
@@ -282,7 +282,7 @@ decltype(auto) checkpoint(const CheckpointOptions& options, F&& fn, Args&&... ar
   if (detail::reruns(options))
     return detail::checkpoint_rerun(options, std::forward<F>(fn), std::forward<Args>(args)...);
   detail::RegionScope region{options};
-  if (options.inputs()) (region.add_inputs(args), ...);
+  if (options.input_storage()) (region.add_inputs(args), ...);
   return detail::call(std::forward<F>(fn), std::forward<Args>(args)...);
 }
 

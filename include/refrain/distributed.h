@@ -98,11 +98,11 @@ class ProcessGroupOptions {
   int64_t master_port() const { return master_port_; }
 
   /// Whether the starter serves the meeting point, so that rank 0 does not. Default: false; torchrun's agent does.
-  ProcessGroupOptions& served_by_starter(bool value) {
-    served_by_starter_ = value;
+  ProcessGroupOptions& launcher_hosts_store(bool value) {
+    launcher_hosts_store_ = value;
     return *this;
   }
-  bool served_by_starter() const { return served_by_starter_; }
+  bool launcher_hosts_store() const { return launcher_hosts_store_; }
 
   /// How long to wait for all ranks to come. Default: 5 minutes.
   ProcessGroupOptions& rendezvous_timeout(std::chrono::milliseconds value) {
@@ -122,7 +122,7 @@ class ProcessGroupOptions {
  private:
   int64_t rank_ = 0, world_size_ = 1, local_rank_ = 0, master_port_ = 29500;
   std::string master_addr_ = "127.0.0.1";
-  bool served_by_starter_ = false;
+  bool launcher_hosts_store_ = false;
   std::chrono::milliseconds rendezvous_timeout_ = std::chrono::minutes(5), timeout_ = std::chrono::minutes(30);
 };
 

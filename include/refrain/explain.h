@@ -29,21 +29,21 @@ struct SavedTensor {
   int region = -1;    ///< number of the `checkpoint` call, in order of opening; -1: outside all of them
   bool kept = false;  ///< the graph keeps it in memory until backward
   /// In memory also without the graph, because a parameter, an input, the result or another tensor is there.
-  bool alive_anyway = false;
+  bool referenced_elsewhere = false;
   bool shared = false;  ///< its bytes are counted in an earlier row already
-  std::string why = {}; ///< "kept by policy", "recomputed: 2 operators", "read from outside (parameter)", ...
+  std::string reason = {}; ///< "kept by policy", "recomputed: 2 operators", "read from outside (parameter)", ...
 };
 
 /// What `saved_tensors` found. The three sums count each storage once and share nothing.
 struct SavedReport {
   std::vector<SavedTensor> tensors;  ///< in the order of saving; what is held for replays alone comes last
   int64_t kept_bytes = 0;            ///< in memory because of the graph only: what this forward costs until backward
-  int64_t alive_anyway_bytes = 0;    ///< saved, but in memory without the graph too: costs nothing more
+  int64_t referenced_elsewhere_bytes = 0;    ///< saved, but in memory without the graph too: costs nothing more
   int64_t recomputed_bytes = 0;      ///< saved, not in memory: computed again, or fetched, in backward
   int regions = 0;                   ///< `checkpoint` calls seen
-  std::vector<std::string> insights;  ///< one line for each region that saves no memory, and what to do about it
+  std::vector<std::string> hints;  ///< one line for each region that saves no memory, and what to do about it
 
-  /// A table of `tensors`, the sums, and the insights. Ends in a line break.
+  /// A table of `tensors`, the sums, and the hints. Ends in a line break.
   std::string text() const;
 };
 
@@ -74,7 +74,7 @@ void print(const SavedReport& report);
 ///
 /// What is not seen: what other threads save; what was saved before the call; the tensor that autograd makes of a
 /// number (8 bytes for `x * 2.0`); what a custom function keeps outside `save_for_backward`; of a region with
-/// `CheckpointSource::kRerun` anything but its inputs, which are shown as saved outside.
+/// `RecomputeMode::kRerunFunction` anything but its inputs, which are shown as saved outside.
 /// @param fn, args  as for `checkpoint`.
 /// @throws whatever `fn` throws; `InvalidArgument` inside a `checkpoint` region.
 /// Cost: the call, and 0.5 us a saved tensor; then time in the square of the operators that a region runs again.

@@ -41,7 +41,7 @@ struct ProfileOptions {
 };
 
 /// Runs `step` and traces it from its first operator to the end of its first backward. Under a `MemoryCap` it need not fit otherwise; the trace then
-/// also tells what the cap did, see `plan_as_recorded`.
+/// also tells what the cap did, see `plan_from_cap_decisions`.
 /// Cost: about twice the step. @throws what `step` throws; InvalidArgument in a step that is profiled or planned already.
 StepTrace profile(const std::function<void()>& step, const ProfileOptions& options = {});
 
@@ -55,7 +55,7 @@ class StepPlan {
   bool fits() const;         ///< else it is the one of least peak that was found
   Bytes peak() const;        ///< absolute
   double added_ms() const;   ///< operators that run again, once each time
-  double bound_ms() const;   ///< no plan for the budget adds less
+  double lower_bound_ms() const;   ///< no plan for the budget adds less
   std::string brief() const;
   std::string report() const;
 
@@ -72,7 +72,7 @@ class StepPlan {
 StepPlan plan_step(const StepTrace& trace, Bytes budget, double seconds = 1.0);
 StepPlan plan_step(const StepTrace& trace, double budget, double seconds = 1.0);
 /// What a cap decided in that step, as a plan.
-StepPlan plan_as_recorded(const StepTrace& trace);
+StepPlan plan_from_cap_decisions(const StepTrace& trace);
 
 struct MemoryBudgetStats {
   int64_t traced_steps = 0;

@@ -63,7 +63,7 @@ struct MemoryCapStats {
   Bytes evicted_bytes = 0;    ///< of all evictions together
   int64_t recomputes = 0;     ///< operators that ran again
   int64_t recompute_ns = 0;   ///< time in that
-  int64_t choosing_ns = 0;    ///< time spent deciding what leaves
+  int64_t policy_ns = 0;    ///< time spent deciding what leaves
 };
 
 /// A step under a `MemoryCap` cannot be done: all that can leave memory has left, or it takes longer than `max_overhead`.

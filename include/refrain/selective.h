@@ -101,11 +101,11 @@ Policy by_module(std::vector<std::pair<std::string, Policy>> policies, Policy ot
 /// without a policy: nothing happens.
 at::Tensor checkpoint_name(const at::Tensor& x, std::string_view name);
 /// The same without asking: `x` is kept (`kMustSave`, `kPreferSave`), offloaded, or computed again.
-at::Tensor mark(const at::Tensor& x, CheckpointPolicy policy);
+at::Tensor set_policy(const at::Tensor& x, CheckpointPolicy policy);
 
 /// Lets go of `y`, which a region returned, where it is only *saved*: operators after it that keep their input for backward, in
 /// another region or in none, refill it in time from its region (which then brings back what its own backward needs as
-/// well). Returns `y`; call it before the next operator. Nothing happens if no region computed `y`, or for `kRerun`.
+/// well). Returns `y`; call it before the next operator. Nothing happens if no region computed `y`, or for `kRerunFunction`.
 ///
 /// Saves the bytes of `y` from the time the last handle goes until backward needs it. Do not discard the outputs of a whole
 /// row of regions that feed each other: the first refill would bring back the row, so that the peak is that of a plain run.

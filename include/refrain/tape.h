@@ -13,8 +13,8 @@ struct TapeStats {
   int64_t live_regions = 0;  ///< checkpoint regions with something alive, rerun ones too
   int64_t recorded_ops = 0;  ///< counter: operators recorded
   int64_t replayed_ops = 0;  ///< counter: operators replayed
-  int64_t refills = 0;       ///< counter: replay passes (one per region and backward in the usual case)
-  int64_t reruns = 0;        ///< counter: functions called again (`CheckpointSource::kRerun`)
+  int64_t replay_passes = 0;       ///< counter: replay passes (one per region and backward in the usual case)
+  int64_t reruns = 0;        ///< counter: functions called again (`RecomputeMode::kRerunFunction`)
   int64_t leaf_copies = 0;   ///< counter: leaves copied because they were overwritten while a recorded operator needs them
   int64_t leaf_copy_bytes = 0;       ///< bytes of such copies alive now
   int64_t recorded_ns = 0;   ///< counter: forward time of recorded kernels, only while `set_op_timing(true)`
@@ -51,7 +51,7 @@ bool set_check_inputs(bool on);
 
 /// Declares that `op` ("namespace::name", all overloads) has effects outside its tensors: it is never replayed and its
 /// outputs are kept. Collectives, seeds and resizes are known already. Threads: any. Holds for later calls of the op.
-void register_effect_op(const std::string& op);
+void register_side_effect_op(const std::string& op);
 
 /// Checks on a small program that LibTorch still behaves as the tape needs: engine hook, fallback, version counters,
 /// key order, graph-task callbacks. Cost: about 1 ms.

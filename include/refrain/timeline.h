@@ -56,15 +56,15 @@ struct MemoryBlock {
   std::string_view module;
   std::vector<int64_t> sizes;  ///< of the first tensor seen in it; empty if none was, as for most of what backward makes
   double begin_us = 0, end_us = 0;
-  bool from_before = false;  ///< alive when the timeline began: `begin_us` is 0
-  bool stays = false;        ///< alive when it ended: `end_us` is the end
+  bool preexisting = false;  ///< alive when the timeline began: `begin_us` is 0
+  bool outlives_recording = false;        ///< alive when it ended: `end_us` is the end
 };
 
 /// A block comes or goes.
 struct MemoryEvent {
   double time_us = 0;
   int64_t block = 0;  ///< index in `MemoryTimelineReport::blocks`
-  bool frees = false;
+  bool is_free = false;
   Bytes level = 0;  ///< bytes allocated afterwards, as `memory_stats().current`
 };
 
@@ -142,7 +142,7 @@ class MemoryTimeline {
 
   /// Says what tensors alive now are for. What was known of them stays.
   /// @param name  shown as their module.
-  void know(MemoryKind kind, at::ArrayRef<at::Tensor> tensors, std::string_view name = "");
+  void annotate(MemoryKind kind, at::ArrayRef<at::Tensor> tensors, std::string_view name = "");
 
   /// Ends the recording. @throws InvalidArgument  if it has ended. Cost: about 1 us an event.
   MemoryTimelineReport stop();

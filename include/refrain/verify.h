@@ -57,13 +57,13 @@ void collect_state(M& module, Verified& verified) {
 
 }  // namespace detail
 
-/// Runs `fn(args...)` three times with its backward: plainly, with `kReplay`, with `kRerun`, each from the same buffers and
+/// Runs `fn(args...)` three times with its backward: plainly, with `kReplayOperators`, with `kRerunFunction`, each from the same buffers and
 /// random state, and compares outputs, gradients, buffers and generators. What regions read from outside is checked meanwhile
 /// (`set_check_inputs`): memory filled again through a pointer that the function or a hook kept is an error that names the tensor.
 ///
 /// Gradients are of the sum of all floating-point results times fixed random numbers, with respect to every leaf that the
 /// result depends on: inputs, parameters of `fn` if it is a module, and captured ones. `.grad` is not touched; buffers and
-/// generators are put back, so that training goes on as if nothing had been run. BatchNorm under `kRerun` is rightly
+/// generators are put back, so that training goes on as if nothing had been run. BatchNorm under `kRerunFunction` is rightly
 /// reported: its statistics move twice.
 /// @param options  of the replay run (policy included) and of the rerun (policy left out).
 /// @param fn, args as for `checkpoint`. Buffers are those of `fn` if it is a module or holder; others are not seen.

@@ -85,7 +85,7 @@ void StepPlan::save(const std::string& path) const { write_file_atomically(path,
 bool StepPlan::fits() const { return state_->plan.is_feasible; }
 Bytes StepPlan::peak() const { return state_->plan.peak; }
 double StepPlan::added_ms() const { return static_cast<double>(state_->plan.added_ns) / 1e6; }
-double StepPlan::bound_ms() const { return static_cast<double>(state_->plan.bound_ns) / 1e6; }
+double StepPlan::lower_bound_ms() const { return static_cast<double>(state_->plan.bound_ns) / 1e6; }
 std::string StepPlan::brief() const { return state_->plan.brief(); }
 std::string StepPlan::report() const { return state_->plan.report(); }
 
@@ -120,11 +120,11 @@ StepPlan plan_step(const StepTrace& trace, double budget, double seconds) {
   return plan_for(trace, plan::Budget::of_fraction(budget), seconds);
 }
 
-StepPlan plan_as_recorded(const StepTrace& trace) {
+StepPlan plan_from_cap_decisions(const StepTrace& trace) {
   const auto& [graph, schedule] = trace.state();
   const auto simulation = graph::simulate(graph, schedule);
   if (!simulation.error.empty())
-    throw InvalidArgument("[refrain::plan_as_recorded] what the cap did cannot be done again by plan: " + simulation.error);
+    throw InvalidArgument("[refrain::plan_from_cap_decisions] what the cap did cannot be done again by plan: " + simulation.error);
   plan::Plan plan;
   plan.is_feasible = true;
   plan.schedule = schedule;

@@ -188,9 +188,9 @@ VerifyReport verify(const CheckpointOptions& options, Verified& verified) {
   VerifyReport report;
   const auto expected = run_once(verified, nullptr, state);
   report.plain_calls = verified.calls;
-  report.replay = verify_run(verified, CheckpointOptions(options).source(CheckpointSource::kReplay).context_fn({}), state,
+  report.replay = verify_run(verified, CheckpointOptions(options).recompute_mode(RecomputeMode::kReplayOperators).context_fn({}), state,
                              expected);
-  report.rerun = verify_run(verified, CheckpointOptions(options).source(CheckpointSource::kRerun).policy({}), state, expected);
+  report.rerun = verify_run(verified, CheckpointOptions(options).recompute_mode(RecomputeMode::kRerunFunction).policy({}), state, expected);
   return report;
 }
 

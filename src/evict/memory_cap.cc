@@ -62,7 +62,7 @@ MemoryCapStats MemoryCap::stats() const {
           .evicted_bytes = counters.evicted_bytes.load(),
           .recomputes = counters.recomputes.load(),
           .recompute_ns = counters.recompute_ns.load(),
-          .choosing_ns = budget::RoomMaker::get().choosing_ns()};
+          .policy_ns = budget::RoomMaker::get().policy_ns()};
 }
 
 void MemoryCap::pin(const at::Tensor& tensor) { tape::pin(tensor, 1); }

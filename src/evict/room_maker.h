@@ -26,7 +26,7 @@ class RoomMaker final : public LimitingAllocator::Relief {
   int add(const MemoryCapOptions& options);
   void remove(int number);
 
-  int64_t choosing_ns() const { return choosing_ns_.load(); }
+  int64_t policy_ns() const { return choosing_ns_.load(); }
   /// Times that it threw `OutOfMemory` since the process began.
   int64_t refusals() const { return refusals_.load(); }
 

@@ -71,7 +71,7 @@ inline const WriteTrait* write_trait(const OpTraits& traits, size_t arg, const c
   return nullptr;
 }
 
-/// See `refrain::register_effect_op`.
+/// See `refrain::register_side_effect_op`.
 void mark_effect_op(const std::string& qualified_name);
 
 }  // namespace refrain::tape

@@ -16,7 +16,7 @@ Bytes ActivationCost::at(int64_t batch) const {
   return std::llround(fixed + per_example * static_cast<double>(batch));
 }
 
-std::optional<int64_t> ActivationCost::first_over(Bytes bytes) const {
+std::optional<int64_t> ActivationCost::first_batch_exceeding(Bytes bytes) const {
   if (at(1) > bytes) return 1;
   if (per_example <= 0) return std::nullopt;
   auto batch = static_cast<int64_t>((static_cast<double>(bytes) - fixed) / per_example);

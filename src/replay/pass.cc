@@ -87,7 +87,7 @@ void Pass::close(TapeLock& lock) {
       step.outputs.push_back(out.value && out.value->mark == number_ ? out.value->plan_index : -1);
   }
   auto& stats = lock.tape().stats;
-  ++stats.refills;
+  ++stats.replay_passes;
   stats.replayed_ops += static_cast<int64_t>(ops_.size());
   for (auto* op : ops_) stats.replayed_forward_ns += op->forward_ns;
 }

@@ -144,7 +144,7 @@ class Refilling final : public Saver {
   std::string different(const std::string& what) const {
     return fmt::format(
         "[refrain::checkpoint] the function did something else when backward called it again: {}. It must compute the same "
-        "both times from its arguments and captures; source(kReplay) never calls it again.{}",
+        "both times from its arguments and captures; recompute_mode(kReplayOperators) never calls it again.{}",
         what, rerun_.traces(trace_));
   }
 
@@ -245,7 +245,7 @@ class ThreadScope {
   } catch (const c10::OutOfMemoryError&) {
     throw;
   } catch (c10::Error& error) {
-    error.add_context("[refrain::checkpoint] thrown by a region's function, which backward called again (CheckpointSource::kRerun)");
+    error.add_context("[refrain::checkpoint] thrown by a region's function, which backward called again (RecomputeMode::kRerunFunction)");
     throw;
   }
 }
@@ -336,7 +336,7 @@ void Rerun::refuse_overwritten(const Expected& expected, const Version& version)
   if (!version.moved()) return;
   throw CheckpointError(fmt::format(
       "[refrain::checkpoint] one of the variables needed for gradient computation has been modified by an inplace "
-      "operation: {} is {}. Modify a clone, move the change after backward, or use source(kReplay), which knows the old "
+      "operation: {} is {}. Modify a clone, move the change after backward, or use recompute_mode(kReplayOperators), which knows the old "
       "value of what the function computed.",
       expected.text(), version.text()));
 }

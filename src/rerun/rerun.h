@@ -30,11 +30,11 @@ class Refilling;
 
 using WeakStorage = c10::weak_intrusive_ptr<c10::StorageImpl>;
 
-/// One `checkpoint` call with source(kRerun). Owned by its scope and by the places that autograd holds.
+/// One `checkpoint` call with recompute_mode(kRerunFunction). Owned by its scope and by the places that autograd holds.
 class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
  public:
   explicit Rerun(const CheckpointOptions& options, bool early_stop, bool debug)
-      : work(options.inputs() ? options.inputs()->open(options) : nullptr), check_(options.determinism_check()),
+      : work(options.input_storage() ? options.input_storage()->open(options) : nullptr), check_(options.determinism_check()),
         early_stop_(early_stop), debug_(debug),
         draws_(options.preserve_rng_state()) {
     if (options.preserve_rng_state()) draws_.add_default_generators();

@@ -48,7 +48,7 @@ namespace refrain::detail {
 bool reruns(const CheckpointOptions& options) {
   const auto* saver = tape::ThreadState::get().saver;
   const bool in_rerun = saver && saver->is_rerun();
-  if (options.source() == CheckpointSource::kReplay && (options.policy() || !in_rerun)) return false;
+  if (options.recompute_mode() == RecomputeMode::kReplayOperators && (options.policy() || !in_rerun)) return false;
   return !tape::plain_call();
 }
 
@@ -61,8 +61,8 @@ struct RerunScope::State {
 RerunScope::RerunScope(const CheckpointOptions& options) : state_(std::make_unique<State>()) {
   if (options.policy())
     throw InvalidArgument(
-        "[refrain::checkpoint] a policy chooses among recorded operators, and source(kRerun) records none. Use "
-        "source(kReplay) with the policy, or leave the policy out.");
+        "[refrain::checkpoint] a policy chooses among recorded operators, and recompute_mode(kRerunFunction) records none. Use "
+        "recompute_mode(kReplayOperators) with the policy, or leave the policy out.");
   tape::refuse_unsupported_modes();
   tape::install();
   state_->rerun = std::make_shared<tape::Rerun>(
@@ -92,15 +92,15 @@ void RerunScope::enter(std::function<void(const NextInput&)> again) {
 
 void RerunScope::refuse_uncopyable() {
   throw InvalidArgument(
-      "[refrain::checkpoint] source(kRerun) keeps copies of the function and its arguments for the second call, and one of "
-      "them cannot be copied. Pass it by std::shared_ptr, or use source(kReplay), which keeps none.");
+      "[refrain::checkpoint] recompute_mode(kRerunFunction) keeps copies of the function and its arguments for the second call, and one of "
+      "them cannot be copied. Pass it by std::shared_ptr, or use recompute_mode(kReplayOperators), which keeps none.");
 }
 
 void refuse_base_class() {
   throw InvalidArgument(
-      "[refrain::checkpoint] source(kRerun) keeps copies of the function and its arguments for the second call, and one of "
+      "[refrain::checkpoint] recompute_mode(kRerunFunction) keeps copies of the function and its arguments for the second call, and one of "
       "them is an object of a derived class behind a reference to its base class, of which a copy would be another object. "
-      "Pass it by std::shared_ptr, or use source(kReplay), which keeps none.");
+      "Pass it by std::shared_ptr, or use recompute_mode(kReplayOperators), which keeps none.");
 }
 
 RerunScope::~RerunScope() {

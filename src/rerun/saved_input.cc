@@ -44,14 +44,14 @@ at::Tensor SavedInput::get(size_t index) const {
   if (version_.moved())
     throw CheckpointError(fmt::format(
         "[refrain::checkpoint] backward must call the function again, but its input tensor {} ({}) was changed since "
-        "forward: it is {}. Pass a clone, move the change after backward, or use source(kReplay).",
+        "forward: it is {}. Pass a clone, move the change after backward, or use recompute_mode(kReplayOperators).",
         index, text_, version_.text()));
   if (plain_.defined()) return plain_;
   auto tensor = saved_.unpack(grad_fn_);
   if (hash_ && hash_of_pinned(tensor) != *hash_)
     throw CheckpointError(fmt::format(
         "[refrain::checkpoint] backward must call the function again, but its input tensor {} ({}) holds other bytes than in forward: it was "
-        "filled again through a pointer. Pass a clone, move the change after backward, or use source(kReplay), which copies what it can see.",
+        "filled again through a pointer. Pass a clone, move the change after backward, or use recompute_mode(kReplayOperators), which copies what it can see.",
         index, text_));
   if (!without_edge_) return tensor;
   at::NoGradGuard no_grad;

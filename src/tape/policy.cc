@@ -152,7 +152,7 @@ at::Tensor checkpoint_name(const at::Tensor& x, std::string_view name) {
   OpContext::Call call(*op, result, name);
   const auto answer = tape::ask(call);
   const bool keeps = tape::saves(answer) || answer == CheckpointPolicy::kOffload;
-  return keeps ? mark(x, answer) : x;
+  return keeps ? set_policy(x, answer) : x;
 }
 
 at::Tensor discard_output(const at::Tensor& y) {
@@ -161,7 +161,7 @@ at::Tensor discard_output(const at::Tensor& y) {
   return y;
 }
 
-at::Tensor mark(const at::Tensor& x, CheckpointPolicy policy) {
+at::Tensor set_policy(const at::Tensor& x, CheckpointPolicy policy) {
   auto* region = tape::ThreadState::get().region;
   if (!region || !x.defined()) return x;
   std::shared_ptr<tape::Offloaded> offloaded;

@@ -133,7 +133,7 @@ namespace {
 void check(const CheckpointOptions& options) {
   if (options.context_fn())
     throw InvalidArgument(
-        "[refrain::checkpoint] context_fn is for source(kRerun): with kReplay the function is called only once. Enter the "
+        "[refrain::checkpoint] context_fn is for recompute_mode(kRerunFunction): with kReplayOperators the function is called only once. Enter the "
         "scope inside the function.");
   refuse_unsupported_modes();
 }
@@ -142,7 +142,7 @@ void check(const CheckpointOptions& options) {
 
 bool plan_chooses(const CheckpointOptions& options) {
   const auto& thread = ThreadState::get();
-  if (!step_listener() || thread.region || thread.saver || thread.observer || options.policy() || options.inputs()) return false;
+  if (!step_listener() || thread.region || thread.saver || thread.observer || options.policy() || options.input_storage()) return false;
   check(options);
   return true;
 }
@@ -150,7 +150,7 @@ bool plan_chooses(const CheckpointOptions& options) {
 Region* open_region(const CheckpointOptions& options) {
   check(options);
   install();
-  auto work = options.inputs() ? options.inputs()->open(options) : nullptr;
+  auto work = options.input_storage() ? options.input_storage()->open(options) : nullptr;
   auto& thread = ThreadState::get();
   auto* region = new Region;
   region->work = std::move(work);

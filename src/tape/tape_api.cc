@@ -13,7 +13,7 @@ TapeStats tape_stats() {
 void reset_tape_counters() {
   tape::TapeLock lock;
   auto& stats = lock.tape().stats;
-  stats.recorded_ops = stats.replayed_ops = stats.refills = stats.reruns = stats.leaf_copies = 0;
+  stats.recorded_ops = stats.replayed_ops = stats.replay_passes = stats.reruns = stats.leaf_copies = 0;
   stats.recorded_ns = stats.replayed_forward_ns = stats.replay_ns = 0;
 }
 
@@ -28,9 +28,9 @@ LeafWritePolicy set_leaf_write_policy(LeafWritePolicy policy, int64_t max_leaf_c
   return std::exchange(lock.tape().leaf_write_policy, policy);
 }
 
-void register_effect_op(const std::string& op) {
+void register_side_effect_op(const std::string& op) {
   if (op.find("::") == std::string::npos)
-    throw InvalidArgument("[refrain::register_effect_op] found `" + op +
+    throw InvalidArgument("[refrain::register_side_effect_op] found `" + op +
                           "`, expected \"namespace::name\", for example \"aten::copy_\".");
   tape::mark_effect_op(op);
 }

@@ -32,8 +32,8 @@ MemoryTimeline::~MemoryTimeline() {
   if (is_recording_) TimelineLog::get().stop();
 }
 
-void MemoryTimeline::know(MemoryKind kind, at::ArrayRef<at::Tensor> tensors, std::string_view name) {
-  for (const auto& tensor : tensors) TimelineLog::get().know(kind, name, tensor);
+void MemoryTimeline::annotate(MemoryKind kind, at::ArrayRef<at::Tensor> tensors, std::string_view name) {
+  for (const auto& tensor : tensors) TimelineLog::get().annotate(kind, name, tensor);
 }
 
 MemoryTimelineReport MemoryTimeline::stop() {

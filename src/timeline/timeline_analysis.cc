@@ -57,7 +57,7 @@ class Analysis {
 
   size_t add(const void* data, Bytes bytes) {
     lives_.emplace_back().block.bytes = bytes;
-    lives_.back().block.stays = true;
+    lives_.back().block.outlives_recording = true;
     return alive_[data] = lives_.size() - 1;
   }
 
@@ -83,7 +83,7 @@ class Analysis {
     const size_t index = found == alive_.end() ? add(event.data, event.bytes) : found->second;
     auto& life = lives_[index];
     life.freed = &event;
-    life.block.stays = false;
+    life.block.outlives_recording = false;
     life.block.end_us = microseconds(event.time_ns);
     life.outlived_forward |= event.phase != MemoryPhase::kForward;
     alive_.erase(event.data);
@@ -147,15 +147,15 @@ class Analysis {
 
   void finish(Life& life) {
     life.block.kind = kind(life);
-    life.block.from_before = !life.made;
-    if (life.block.stays) life.block.end_us = microseconds(record_.end_ns);
+    life.block.preexisting = !life.made;
+    if (life.block.outlives_recording) life.block.end_us = microseconds(record_.end_ns);
   }
 
   void order_blocks() {
     std::vector<int64_t> place(lives_.size());
     for (const bool before : {true, false}) {
       for (size_t i = 0; i < lives_.size(); ++i) {
-        if (lives_[i].block.from_before != before) continue;
+        if (lives_[i].block.preexisting != before) continue;
         place[i] = static_cast<int64_t>(report_.blocks.size());
         report_.blocks.push_back(std::move(lives_[i].block));
       }
@@ -174,9 +174,9 @@ class Analysis {
       events = i + 1;
     }
     std::vector<bool> is_alive(report_.blocks.size());
-    for (size_t i = 0; i < is_alive.size(); ++i) is_alive[i] = report_.blocks[i].from_before;
+    for (size_t i = 0; i < is_alive.size(); ++i) is_alive[i] = report_.blocks[i].preexisting;
     for (size_t i = 0; i < events; ++i)
-      is_alive[static_cast<size_t>(report_.events[i].block)] = !report_.events[i].frees;
+      is_alive[static_cast<size_t>(report_.events[i].block)] = !report_.events[i].is_free;
     for (size_t i = 0; i < is_alive.size(); ++i) {
       if (!is_alive[i]) continue;
       const auto& block = report_.blocks[i];

@@ -109,7 +109,7 @@ TimelineRecord TimelineLog::stop() {
   return std::exchange(record_, {});
 }
 
-void TimelineLog::know(MemoryKind kind, std::string_view name, const at::Tensor& tensor) {
+void TimelineLog::annotate(MemoryKind kind, std::string_view name, const at::Tensor& tensor) {
   const Block* block = tracked_block(tensor);
   if (!block) return;
   const void* data = block + 1;
@@ -122,16 +122,16 @@ void TimelineLog::know(MemoryKind kind, std::string_view name, const at::Tensor&
 }
 
 void TimelineLog::know_gradients() {
-  for (const auto& [name, parameter] : sources_.parameters) know(MemoryKind::kGradient, name, parameter.unsafeGetTensorImpl()->grad());
+  for (const auto& [name, parameter] : sources_.parameters) annotate(MemoryKind::kGradient, name, parameter.unsafeGetTensorImpl()->grad());
 }
 
 void TimelineLog::know_all() {
-  for (const auto& [name, tensor] : sources_.parameters) know(MemoryKind::kParameter, name, tensor);
-  for (const auto& [name, tensor] : sources_.buffers) know(MemoryKind::kBuffer, name, tensor);
+  for (const auto& [name, tensor] : sources_.parameters) annotate(MemoryKind::kParameter, name, tensor);
+  for (const auto& [name, tensor] : sources_.buffers) annotate(MemoryKind::kBuffer, name, tensor);
   know_gradients();
   if (!sources_.optimizer) return;
   for (const auto& [name, tensor] : optimizer_state(*sources_.optimizer, sources_.parameters))
-    know(MemoryKind::kOptimizerState, name, tensor);
+    annotate(MemoryKind::kOptimizerState, name, tensor);
 }
 
 void TimelineLog::phase_forced() {

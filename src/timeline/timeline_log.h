@@ -68,7 +68,7 @@ class TimelineLog final : public TrackingAllocator::Observer, public tape::Runni
   /// @return whether it was not recording already.
   bool start(TimelineSources sources);
   TimelineRecord stop();
-  void know(MemoryKind kind, std::string_view name, const at::Tensor& tensor);
+  void annotate(MemoryKind kind, std::string_view name, const at::Tensor& tensor);
   /// This thread's phase, forced from outside, has changed.
   void phase_forced();
 

@@ -22,12 +22,12 @@ class KindLevels {
  public:
   explicit KindLevels(const MemoryTimelineReport& report) : report_(report) {
     for (const auto& block : report.blocks)
-      if (block.from_before) levels_[static_cast<size_t>(block.kind)] += block.bytes;
+      if (block.preexisting) levels_[static_cast<size_t>(block.kind)] += block.bytes;
   }
   const Levels& now() const { return levels_; }
   void apply(const MemoryEvent& event) {
     const auto& block = report_.blocks[static_cast<size_t>(event.block)];
-    levels_[static_cast<size_t>(block.kind)] += event.frees ? -block.bytes : block.bytes;
+    levels_[static_cast<size_t>(block.kind)] += event.is_free ? -block.bytes : block.bytes;
   }
 
  private:
@@ -112,7 +112,7 @@ std::string phases_json(const MemoryTimelineReport& report) {
 std::string labels_json(const MemoryBlock& block) {
   return fmt::format("\"kind\":\"{}\",\"op\":{},\"module\":{},\"phase\":\"{}\",\"sizes\":[{}]", name_of(block.kind),
                      json_string(block.op), json_string(block.module),
-                     block.from_before ? "before" : name_of(block.phase), fmt::join(block.sizes, ","));
+                     block.preexisting ? "before" : name_of(block.phase), fmt::join(block.sizes, ","));
 }
 
 std::string peak_json(const MemoryTimelineReport& report) {
@@ -227,7 +227,7 @@ std::string MemoryTimelineReport::text(int top) const {
   for (size_t i = 0; i < shown; ++i) {
     const auto& block = blocks[static_cast<size_t>(peak_blocks[i])];
     text += fmt::format("  {:>10}  {:<15}  {:<9}  {:<26}  {:<32}  {}\n", format_bytes(block.bytes), name_of(block.kind),
-                        block.from_before ? "before" : name_of(block.phase), shape(block.sizes),
+                        block.preexisting ? "before" : name_of(block.phase), shape(block.sizes),
                         block.module.empty() ? "-" : block.module, block.op);
     text.erase(text.find_last_not_of(" \n") + 1);
     text += '\n';

@@ -255,10 +255,10 @@ class ReportWriter {
     }
   }
 
-  static const char* source(const Origin& origin, bool alive_anyway) {
+  static const char* source(const Origin& origin, bool referenced_elsewhere) {
     if (origin.parameter) return " (parameter)";
     if (!origin.op.empty()) return " (result)";
-    return alive_anyway ? " (input)" : " (no gradient)";
+    return referenced_elsewhere ? " (input)" : " (no gradient)";
   }
 
   bool in_use(const at::Tensor& tensor) {
@@ -268,8 +268,8 @@ class ReportWriter {
 
   void add_tensor(const at::Tensor& tensor, int region, const std::string& op, std::string why) {
     SavedTensor row{op, tensor.sizes().vec(), tensor.scalar_type(), 0, region, true};
-    row.alive_anyway = in_use(tensor);
-    row.why = std::move(why);
+    row.referenced_elsewhere = in_use(tensor);
+    row.reason = std::move(why);
     add(std::move(row), pieces_of(tensor));
   }
 
@@ -280,8 +280,8 @@ class ReportWriter {
     SavedTensor row = describe(*value, slot.meta(), numbers_.at(slot.region));
     if (row.op.empty()) row.op = origin.op;
     row.kept = in_memory && held_by_graph(storage);
-    row.alive_anyway = in_memory && held_by_others(storage);
-    row.why = why(slot, source(origin, row.alive_anyway));
+    row.referenced_elsewhere = in_memory && held_by_others(storage);
+    row.reason = why(slot, source(origin, row.referenced_elsewhere));
     if (value->producer && !value->held) note_gain(*value, *slot.region);
     add(std::move(row), {{in_memory ? static_cast<const void*>(storage) : value,
                           in_memory ? bytes_in(*storage) : static_cast<int64_t>(value->nbytes), 0}});
@@ -355,7 +355,7 @@ class ReportWriter {
             add_tensor(ref.kept, numbers_.at(op->region), "", "no plain storage to replay into" + purpose);
         } else if (ref.value && ref.value->held && costs(storage_of(*ref.value))) {
           SavedTensor row = describe(*ref.value, ref.meta, numbers_.at(op->region));
-          row.why = (ref.value->private_copy ? "copied before it was overwritten"
+          row.reason = (ref.value->private_copy ? "copied before it was overwritten"
                                              : why_held(*ref.value, "")) + purpose;
           add_held(std::move(row), *ref.value);
         }
@@ -365,7 +365,7 @@ class ReportWriter {
       if (!value->held || !costs(storage_of(*value))) continue;
       SavedTensor row{"", {static_cast<int64_t>(value->nbytes)}, at::kByte};
       row.region = value->region && numbers_.contains(value->region) ? numbers_.at(value->region) : -1;
-      row.why = marked_.contains(value) ? "kept by name or mark, and read by nothing" : "kept";
+      row.reason = marked_.contains(value) ? "kept by name or mark, and read by nothing" : "kept";
       add_held(std::move(row), *value);
     }
   }
@@ -378,7 +378,7 @@ class ReportWriter {
   }
 
   void add(SavedTensor row, const std::vector<Piece>& pieces) {
-    auto& sum = row.alive_anyway ? report_.alive_anyway_bytes
+    auto& sum = row.referenced_elsewhere ? report_.referenced_elsewhere_bytes
                 : row.kept       ? report_.kept_bytes
                                  : report_.recomputed_bytes;
     row.shared = true;
@@ -391,7 +391,7 @@ class ReportWriter {
     report_.tensors.push_back(std::move(row));
   }
 
-  // --- insights
+  // --- hints
 
   // Every region around both what is computed again and what saved it gains from that.
   void note_gain(const Value& value, const Region& reader) {
@@ -411,7 +411,7 @@ class ReportWriter {
         saved = true;
         from_outside &= slot->value && !is_within(slot->value->region, region) && !effect_of(*slot->value);
       }
-      report_.insights.push_back(fmt::format(
+      report_.hints.push_back(fmt::format(
           "region {} recomputes nothing: {}", numbers_.at(region),
           !saved         ? "autograd saved nothing in it; call the function directly"
           : from_outside ? "all it saved was read from outside; checkpoint a larger piece"

@@ -177,7 +177,7 @@ ActivationCheckpointing::ActivationCheckpointing(const ActivationCheckpointingOp
                                                  const ProcessGroup& group)
     : inputs_(std::make_shared<Inputs>(options, &group)) {}
 
-CheckpointOptions ActivationCheckpointing::options(CheckpointOptions base) const { return base.inputs(inputs_); }
+CheckpointOptions ActivationCheckpointing::options(CheckpointOptions base) const { return base.input_storage(inputs_); }
 
 ActivationReport ActivationCheckpointing::report() const { return inputs_->report(); }
 
@@ -185,7 +185,7 @@ void ActivationCheckpointing::reset_report() { inputs_->reset_report(); }
 
 CheckpointOptions& CheckpointOptions::offload_to_cpu(bool value) {
   static const ActivationCheckpointing to_cpu(ActivationCheckpointingOptions().cpu_checkpointing(true));
-  return inputs(value ? to_cpu.options().inputs() : nullptr);
+  return input_storage(value ? to_cpu.options().input_storage() : nullptr);
 }
 
 }  // namespace refrain

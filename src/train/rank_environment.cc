@@ -71,7 +71,7 @@ ProcessGroupOptions ProcessGroupOptions::from_environment() {
   if (const char* address = value_of("MASTER_ADDR")) options.master_addr_ = address;
   options.master_port_ = number_of("MASTER_PORT", 1, 65535).value_or(options.master_port_);
   const char* const agent = value_of("TORCHELASTIC_USE_AGENT_STORE");
-  options.served_by_starter_ = agent != nullptr && std::string_view(agent) == "True";
+  options.launcher_hosts_store_ = agent != nullptr && std::string_view(agent) == "True";
   return options;
 }
 

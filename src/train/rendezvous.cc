@@ -56,7 +56,7 @@ std::string group_name() {
 Store open_store(const ProcessGroupOptions& options) {
   c10d::TCPStoreOptions store;
   store.port = static_cast<uint16_t>(options.master_port());
-  store.isServer = options.rank() == 0 && !options.served_by_starter();
+  store.isServer = options.rank() == 0 && !options.launcher_hosts_store();
   store.waitWorkers = false;  // it would say how many are missing, not which
   store.timeout = options.rendezvous_timeout();
   store.multiTenant = true;

@@ -11,10 +11,10 @@ namespace {
 
 using refrain::Bytes;
 using refrain::CheckpointOptions;
-using refrain::CheckpointSource;
+using refrain::RecomputeMode;
 using refrain::MemoryBudget;
 
-CheckpointOptions rerun() { return CheckpointOptions().source(CheckpointSource::kRerun); }
+CheckpointOptions rerun() { return CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction); }
 
 /// A small net, and a step of it that a test gives.
 struct Program {
@@ -77,7 +77,7 @@ const Program kPrograms[] = {
        auto h = n.x.mul(2);
        const auto f = [&](Tensor a) { return (a + 1).mm(n.w).sin(); };
        const auto y = refrain::checkpoint(o, f, h);
-       if (o.source() == CheckpointSource::kReplay) h.mul_(0.5);
+       if (o.recompute_mode() == RecomputeMode::kReplayOperators) h.mul_(0.5);
        return (y + refrain::checkpoint(o, f, h)).sum();
      }},
     {"an_input_replaced", [](Net& n, const CheckpointOptions& o) {

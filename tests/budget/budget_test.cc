@@ -354,7 +354,7 @@ TEST_F(BudgetTest, WhatACapDidIsAPlanOfNoHigherPeak) {
       capped = steps.profiled();
       EXPECT_GT(cap.stats().evictions, 0);
     }
-    const auto plan = refrain::plan_as_recorded(*capped);
+    const auto plan = refrain::plan_from_cap_decisions(*capped);
     EXPECT_TRUE(plan.fits());
     EXPECT_LE(plan.peak(), limit);
     MemoryBudget budget(plan);
@@ -379,7 +379,7 @@ TEST_F(BudgetTest, TracesAndPlansComeBackFromFiles) {
 
   const auto plan = refrain::plan_step(loaded, 0.3, 0.5);
   EXPECT_TRUE(plan.fits());
-  EXPECT_GE(plan.added_ms(), plan.bound_ms());
+  EXPECT_GE(plan.added_ms(), plan.lower_bound_ms());
   plan.save(path("plan.json"));
   const auto loaded_plan = StepPlan::load(path("plan.json"));
   EXPECT_EQ(loaded_plan.peak(), plan.peak());
@@ -442,10 +442,10 @@ TEST_F(BudgetTest, TheOptimizersStateIsPlannedForOnceItIsThere) {
   for (int i = 0; i < 4; ++i) {
     steps.training().zero_grad();
     const Bytes before = refrain::memory_stats().current;
-    const auto choosing = refrain::budget::RoomMaker::get().choosing_ns();
+    const auto choosing = refrain::budget::RoomMaker::get().policy_ns();
     peak = std::max(peak, before + steps.peak_of_backward(got));
     if (i > 0) {
-      EXPECT_EQ(refrain::budget::RoomMaker::get().choosing_ns(), choosing) << "step " << i << ": the cap had to make room";
+      EXPECT_EQ(refrain::budget::RoomMaker::get().policy_ns(), choosing) << "step " << i << ": the cap had to make room";
     }
     steps.training().update(got);
   }

@@ -229,16 +229,16 @@ std::string blocks(const refrain::CheckpointOptions& options) {
 
 TEST_F(CapTogether, RegionsOfEverySort) {
   using refrain::CheckpointOptions;
-  using refrain::CheckpointSource;
+  using refrain::RecomputeMode;
   const refrain::OffloadStore store{refrain::OffloadOptions().min_bytes(0)};
   const refrain::ActivationCheckpointing activations(refrain::ActivationCheckpointingOptions().cpu_checkpointing(true));
   const refrain::ActivationCheckpointing contiguous(
       refrain::ActivationCheckpointingOptions().contiguous_memory_optimization(true).number_checkpoints(4));
-  for (const auto& options : {CheckpointOptions(), CheckpointOptions().source(CheckpointSource::kRerun),
+  for (const auto& options : {CheckpointOptions(), CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction),
                               CheckpointOptions().policy(refrain::save_matmuls()),
                               CheckpointOptions().policy(refrain::offload_compute_intensive()).offload(store),
                               activations.options(CheckpointOptions()), contiguous.options(CheckpointOptions()),
-                              activations.options(CheckpointOptions().source(CheckpointSource::kRerun))})
+                              activations.options(CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction))})
     expect_same_bits([&] { return blocks(options); });
 }
 
@@ -273,14 +273,14 @@ TEST_F(CapTogether, WhatIsMarkedToBeOffloadedMayHaveBeenEvicted) {
     refrain::checkpoint(options, [&] {
       const auto y = w.sin();
       const auto z = w.cos().exp();
-      return (refrain::mark(y, refrain::CheckpointPolicy::kOffload) * z).sum();
+      return (refrain::set_policy(y, refrain::CheckpointPolicy::kOffload) * z).sum();
     }).backward();
     return bits_of(w.grad());
   });
 }
 
 TEST_F(CapTogether, AnyAllocationOfARegionThatRunsAgainMayFail) {
-  const auto options = refrain::CheckpointOptions().source(refrain::CheckpointSource::kRerun);
+  const auto options = refrain::CheckpointOptions().recompute_mode(refrain::RecomputeMode::kRerunFunction);
   const auto want = blocks(options);
   for (const bool capped : {false, true}) {
     std::optional<MemoryCap> cap;

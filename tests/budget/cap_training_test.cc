@@ -286,7 +286,7 @@ void expect_long_step(int64_t layers, int percent) {
   EXPECT_TRUE(want == long_step(layers));
   EXPECT_GT(cap.stats().recomputes, layers / 2);
   std::cout << fmt::format("{} layers, plain peak {}, {} %: {} evictions, {} recomputes, {} ms choosing\n", layers, peak, percent,
-                           cap.stats().evictions, cap.stats().recomputes, cap.stats().choosing_ns / 1000000);
+                           cap.stats().evictions, cap.stats().recomputes, cap.stats().policy_ns / 1000000);
 }
 
 TEST_F(CapTraining, AStepOfManyOperators) { expect_long_step(1000, 20); }

@@ -1014,16 +1014,16 @@ class VerifyAndBenchTest(CliTest):
             return json.loads(self.succeed("explain", *SMALL_GPT, "--strategy", strategy, "--json", "-"))
 
         plain, replayed, selective = map(explain, ("none", "per_block", "selective"))
-        fields = {"model", "config", "machine", "strategy", "kept_bytes", "alive_anyway_bytes", "recomputed_bytes",
+        fields = {"model", "config", "machine", "strategy", "kept_bytes", "referenced_elsewhere_bytes", "recomputed_bytes",
                   "regions", "insights", "tensors"}
-        row = {"op", "sizes", "dtype", "bytes", "region", "kept", "alive_anyway", "shared", "why"}
+        row = {"op", "sizes", "dtype", "bytes", "region", "kept", "referenced_elsewhere", "shared", "why"}
         for report in (plain, replayed, selective):
             self.assertEqual(set(report), fields)
             for tensor in report["tensors"]:
                 self.assertEqual(set(tensor), row)
-            for total, holds in (("kept_bytes", lambda t: t["kept"] and not t["alive_anyway"]),
-                                 ("alive_anyway_bytes", lambda t: t["alive_anyway"]),
-                                 ("recomputed_bytes", lambda t: not t["kept"] and not t["alive_anyway"])):
+            for total, holds in (("kept_bytes", lambda t: t["kept"] and not t["referenced_elsewhere"]),
+                                 ("referenced_elsewhere_bytes", lambda t: t["referenced_elsewhere"]),
+                                 ("recomputed_bytes", lambda t: not t["kept"] and not t["referenced_elsewhere"])):
                 self.assertEqual(report[total], sum(t["bytes"] for t in report["tensors"] if holds(t) and not t["shared"]))
         self.assertEqual((plain["regions"], plain["recomputed_bytes"]), (0, 0))
         self.assertEqual((replayed["regions"], replayed["insights"]), (2, []))

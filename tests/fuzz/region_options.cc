@@ -156,7 +156,7 @@ CheckpointOptions to_checkpoint_options(const RegionOptions& options) {
   if (options.inputs != RegionOptions::kInMemory)
     made.inputs(std::make_shared<CopiedInputs>(options.inputs == RegionOptions::kByAllRanks));
   if (!options.rerun) return made;
-  return made.source(CheckpointSource::kRerun)
+  return made.recompute_mode(RecomputeMode::kRerunFunction)
       .determinism_check(options.strict ? DeterminismCheck::kStrict : DeterminismCheck::kDefault)
       .early_stop(options.early_stop)
       .debug(options.debug);

@@ -9,7 +9,7 @@ void step_mark(Machine& m) {
   auto x = m.pick(is_numeric);
   const auto answer = static_cast<CheckpointPolicy>(m.rng.below(5));
   m.detail("answer=", static_cast<int>(answer));
-  mark(x->t, answer);
+  set_policy(x->t, answer);
   m.wrote("mark", x);
 }
 

@@ -71,16 +71,16 @@ TEST(Breakdown, TheNotebooksNumbers) {
   for (const int64_t n : {32, 64, 128, 256, 512}) EXPECT_EQ(activations.at(n), n * 1024 * 10 * 4);
   EXPECT_EQ(activations.at(32), 1.25 * 1048576);
   EXPECT_EQ(activations.at(512), 20.00 * 1048576);
-  EXPECT_EQ(activations.first_over(fixed.fixed()), 4101);
+  EXPECT_EQ(activations.first_batch_exceeding(fixed.fixed()), 4101);
 }
 
 TEST(Breakdown, Crossover) {
   const ActivationCost cost{.per_example = 10, .fixed = 100};
   EXPECT_EQ(cost.at(3), 130);
-  EXPECT_EQ(cost.first_over(130), 4);
-  EXPECT_EQ(cost.first_over(131), 4);
-  EXPECT_EQ(cost.first_over(5), 1);
-  EXPECT_EQ((ActivationCost{.per_example = 0, .fixed = 100}.first_over(100)), std::nullopt);
+  EXPECT_EQ(cost.first_batch_exceeding(130), 4);
+  EXPECT_EQ(cost.first_batch_exceeding(131), 4);
+  EXPECT_EQ(cost.first_batch_exceeding(5), 1);
+  EXPECT_EQ((ActivationCost{.per_example = 0, .fixed = 100}.first_batch_exceeding(100)), std::nullopt);
 }
 
 TEST(Breakdown, BadBatches) {

@@ -48,7 +48,7 @@ std::vector<MemoryPhase> phases(const MemoryTimelineReport& report) {
 Bytes alive(const MemoryTimelineReport& report, MemoryKind kind) {
   Bytes sum = 0;
   for (const auto& block : report.blocks)
-    if (block.stays && block.kind == kind) sum += block.bytes;
+    if (block.outlives_recording && block.kind == kind) sum += block.bytes;
   return sum;
 }
 
@@ -56,19 +56,19 @@ Bytes alive(const MemoryTimelineReport& report, MemoryKind kind) {
 void check(const MemoryTimelineReport& report) {
   Bytes level = 0;
   for (const auto& block : report.blocks)
-    if (block.from_before) level += block.bytes;
+    if (block.preexisting) level += block.bytes;
   EXPECT_EQ(level, report.base_bytes);
   Bytes peak = level;
   int64_t allocations = 0;
   double time = 0;
   for (const auto& event : report.events) {
     const auto& block = report.blocks.at(static_cast<size_t>(event.block));
-    level += event.frees ? -block.bytes : block.bytes;
+    level += event.is_free ? -block.bytes : block.bytes;
     ASSERT_EQ(level, event.level);
     ASSERT_GE(event.time_us, time);
     time = event.time_us;
     peak = std::max(peak, level);
-    allocations += event.frees ? 0 : 1;
+    allocations += event.is_free ? 0 : 1;
   }
   EXPECT_EQ(peak, report.peak_bytes);
   EXPECT_EQ(allocations, report.allocations);
@@ -100,7 +100,7 @@ TEST(Timeline, ExactBytesAndLevels) {
   EXPECT_EQ(blocks[1].bytes, 5000);
   EXPECT_EQ(blocks[1].sizes, std::vector<int64_t>{5000});
   EXPECT_EQ(blocks[1].kind, MemoryKind::kTemporary);
-  EXPECT_FALSE(blocks[0].stays);
+  EXPECT_FALSE(blocks[0].outlives_recording);
 }
 
 TEST(Timeline, NothingIsRecordedOutside) {
@@ -123,7 +123,7 @@ TEST(Timeline, KindsOfAStep) {
   for (const auto& b : net->buffers()) buffers += static_cast<Bytes>(b.nbytes());
 
   MemoryTimeline timeline(*net, adam);
-  timeline.know(MemoryKind::kInput, {x}, "x");
+  timeline.annotate(MemoryKind::kInput, {x}, "x");
   net->forward(x).relu().sum().backward();
   adam.step();
   const auto report = timeline.stop();
@@ -228,7 +228,7 @@ TEST(Timeline, RecomputedBytesHaveTheModuleOfTheirForward) {
 TEST(Timeline, RerunIsRecomputation) {
   const auto w = torch::randn({32, 32}).requires_grad_();
   const auto report = record([&] {
-    const auto options = CheckpointOptions().source(CheckpointSource::kRerun);
+    const auto options = CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction);
     checkpoint(options, [w](const at::Tensor& h) { return h.mm(w).sin(); }, torch::randn({8, 32})).sum().backward();
   });
   check(report);
@@ -268,7 +268,7 @@ TEST(Timeline, PhaseScopeNamesTheRest) {
   check(report);
   std::vector<MemoryPhase> of;
   for (const auto& block : report.blocks)
-    if (!block.from_before) of.push_back(block.phase);
+    if (!block.preexisting) of.push_back(block.phase);
   EXPECT_EQ(made_by(report, "aten::empty").size(), 2u);  // those in forward
   EXPECT_EQ(of, (std::vector{MemoryPhase::kOptimizer, MemoryPhase::kForward, MemoryPhase::kOptimizer, MemoryPhase::kForward}));
 }
@@ -278,8 +278,8 @@ TEST(Timeline, OtherIsWhatNobodyNamed) {
   auto unnamed = bytes(1000), freed = bytes(300);
   const auto named = bytes(50);
   MemoryTimeline timeline;
-  timeline.know(MemoryKind::kInput, {named, at::Tensor()});
-  timeline.know(MemoryKind::kBuffer, {named});  // what was known stays
+  timeline.annotate(MemoryKind::kInput, {named, at::Tensor()});
+  timeline.annotate(MemoryKind::kBuffer, {named});  // what was known stays
   freed.reset();
   const auto report = timeline.stop();
   check(report);
@@ -294,7 +294,7 @@ TEST(Timeline, TensorsWithoutOurMemoryAreLeftOut) {
   const auto borrowed = torch::from_blob(mine.data(), {100});
   const auto sparse = torch::sparse_coo_tensor(torch::zeros({1, 1}, torch::kLong), torch::ones({1}), {3});
   MemoryTimeline timeline;
-  timeline.know(MemoryKind::kInput, {borrowed, sparse, torch::empty({0})});
+  timeline.annotate(MemoryKind::kInput, {borrowed, sparse, torch::empty({0})});
   const auto report = timeline.stop();
   EXPECT_EQ(report.peak_of(MemoryKind::kInput), 0);
   check(report);
@@ -422,7 +422,7 @@ TEST_P(TimelineModels, PeakIsTheAllocatorsAndOtherIsLittle) {
       const Bytes base = memory_stats().current;
       const MemoryScope scope;
       MemoryTimeline timeline(model->module(), adam);
-      timeline.know(MemoryKind::kInput, {batch.input, batch.target});
+      timeline.annotate(MemoryKind::kInput, {batch.input, batch.target});
       model->loss(batch).backward();
       adam.step();
       const auto report = timeline.stop();

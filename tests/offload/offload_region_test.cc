@@ -70,9 +70,9 @@ TEST_F(OffloadRegion, InputsOfRegionsGoToTheRegionsStore) {
     return torch::autograd::grad({x.sum()}, {w})[0];
   };
   const auto expected = gradient(std::nullopt);
-  for (const auto source : {refrain::CheckpointSource::kReplay, refrain::CheckpointSource::kRerun}) {
+  for (const auto source : {refrain::RecomputeMode::kReplayOperators, refrain::RecomputeMode::kRerunFunction}) {
     const auto before = store.stats();
-    const auto options = activations.options(CheckpointOptions().source(source).offload(store));
+    const auto options = activations.options(CheckpointOptions().recompute_mode(source).offload(store));
     EXPECT_TRUE(torch::equal(expected, gradient(options)));
     EXPECT_EQ(store.stats().values - before.values, 3);
     EXPECT_GE(store.stats().fetches - before.fetches, 3);

@@ -196,7 +196,7 @@ TEST_F(BackwardWrites, OnAThreadOfItsOwn) {
 
 TEST_F(BackwardWrites, UnderRerunItIsAnError) {
   const Write write = by_operator;
-  const auto options = refrain::CheckpointOptions().source(refrain::CheckpointSource::kRerun);
+  const auto options = refrain::CheckpointOptions().recompute_mode(refrain::RecomputeMode::kRerunFunction);
   const auto program = [](const Write& w) {
     return [&w](Trial& run) {
       Tensor x = run.param({16});

@@ -675,13 +675,13 @@ TEST_P(Conformance, AFunctionThatCatchesEverything) {
 // ---- Nesting ----------------------------------------------------------------------------------------------------
 
 TEST_P(Conformance, ThreeLevelsOfEveryMixtureOfSources) {
-  for (const auto middle : {CheckpointSource::kReplay, CheckpointSource::kRerun}) {
-    for (const auto inner : {CheckpointSource::kReplay, CheckpointSource::kRerun}) {
+  for (const auto middle : {RecomputeMode::kReplayOperators, RecomputeMode::kRerunFunction}) {
+    for (const auto inner : {RecomputeMode::kReplayOperators, RecomputeMode::kRerunFunction}) {
       for (const bool policy : {false, true}) {
         SCOPED_TRACE(std::to_string(static_cast<int>(middle)) + std::to_string(static_cast<int>(inner)) +
                      std::to_string(policy));
-        auto middle_options = CheckpointOptions().source(middle), inner_options = CheckpointOptions().source(inner);
-        if (policy && inner == CheckpointSource::kReplay) inner_options.policy(refrain::save_matmuls());
+        auto middle_options = CheckpointOptions().recompute_mode(middle), inner_options = CheckpointOptions().recompute_mode(inner);
+        if (policy && inner == RecomputeMode::kReplayOperators) inner_options.policy(refrain::save_matmuls());
         expect_same([=](Trial& run) {
           Tensor x = run.param({8, 8}), w = run.param({8, 8});
           const auto innermost = [w](const Tensor& c, const Tensor& a) {
@@ -1351,10 +1351,10 @@ TEST_P(Conformance, GradInsideARegion) {
 
 // The inner function differentiates by its argument, a parameter that comes to it through the outer region.
 TEST_P(Conformance, GradInsideANestedRegion) {
-  for (const auto outer : {CheckpointSource::kReplay, CheckpointSource::kRerun}) {
+  for (const auto outer : {RecomputeMode::kReplayOperators, RecomputeMode::kRerunFunction}) {
     expect_same([outer](Trial& run) {
       Tensor x = run.param({4, 4});
-      return run.region_with(CheckpointOptions().source(outer), [&run](const Tensor& t) {
+      return run.region_with(CheckpointOptions().recompute_mode(outer), [&run](const Tensor& t) {
         return run.region([](const Tensor& u, const Tensor& leaf) {
           Tensor y = u.exp() * leaf.sin();
           auto g = torch::autograd::grad({y.sum()}, {u, leaf}, {}, true, /*create_graph=*/true);
@@ -1743,7 +1743,7 @@ TEST(Derivatives, BothSourcesAndThePolicies) {
   const refrain::Policy every_second = [](const refrain::OpContext& op) {
     return op.position() % 2 == 0 ? refrain::CheckpointPolicy::kMustSave : refrain::CheckpointPolicy::kMustRecompute;
   };
-  const auto rerun = CheckpointOptions().source(CheckpointSource::kRerun);
+  const auto rerun = CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction);
   const std::vector<std::pair<const char*, CheckpointOptions>> cases{
       {"replay", CheckpointOptions()},
       {"rerun", rerun},

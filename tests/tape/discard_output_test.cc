@@ -51,7 +51,7 @@ TEST_F(DiscardOutput, ItsRegionIsReplayedOnce) {
     return run.region([&] { return y.mm(v).sin().mm(v); }).sum();
   });
   // mm, gelu, dropout's three of the first region once, though both regions need them; mm, sin of the second
-  EXPECT_EQ(counts.refills, 2);
+  EXPECT_EQ(counts.replay_passes, 2);
   EXPECT_LE(counts.replayed, 8);
 }
 

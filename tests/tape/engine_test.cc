@@ -83,7 +83,7 @@ Tensor gradient_of(const std::function<Tensor(const Tensor&)>& f) {
 TEST(Engine, NestedBackwardGoesDeeperThanOneThread) {
   const auto expected = gradient_of(nested);
   expect_bit_equal(expected, gradient_of([](const Tensor& x) { return refrain::checkpoint(&nested, x); }), "replay");
-  const auto rerun = refrain::CheckpointOptions().source(refrain::CheckpointSource::kRerun);
+  const auto rerun = refrain::CheckpointOptions().recompute_mode(refrain::RecomputeMode::kRerunFunction);
   expect_bit_equal(expected, gradient_of([&](const Tensor& x) { return refrain::checkpoint(rerun, &nested, x); }), "rerun");
   refrain::install_memory_tracking();
   {

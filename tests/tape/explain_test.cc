@@ -33,8 +33,8 @@ Lines lines(const SavedReport& report) {
   for (const auto& t : report.tensors) {
     std::ostringstream line;
     line << t.region << '|' << t.op << '|' << at::IntArrayRef(t.sizes) << '|' << t.bytes << (t.shared ? "+|" : "|")
-         << (t.alive_anyway ? "anyway" : t.kept ? "yes" : "no") << (t.alive_anyway && !t.kept ? " not kept" : "") << '|'
-         << t.why;
+         << (t.referenced_elsewhere ? "anyway" : t.kept ? "yes" : "no") << (t.referenced_elsewhere && !t.kept ? " not kept" : "") << '|'
+         << t.reason;
     list.push_back(line.str());
   }
   return list;
@@ -67,10 +67,10 @@ TEST_F(Explain, EveryRowOfASmallRegion) {
                                "0|aten::relu|[4, 8]|128+|no|recomputed: 2 operators",
                            }));
   EXPECT_EQ(report.kept_bytes, 0);
-  EXPECT_EQ(report.alive_anyway_bytes, 256);
+  EXPECT_EQ(report.referenced_elsewhere_bytes, 256);
   EXPECT_EQ(report.recomputed_bytes, 128);
   EXPECT_EQ(report.regions, 1);
-  EXPECT_TRUE(report.insights.empty());
+  EXPECT_TRUE(report.hints.empty());
   for (const auto& tensor : report.tensors) EXPECT_EQ(tensor.dtype, torch::kFloat);
 }
 
@@ -86,7 +86,7 @@ TEST_F(Explain, OutsideEveryRegion) {
                                 "-1||[8, 8]|256|anyway|saved outside every region (parameter)",
                                 "-1||[8, 8]|256+|anyway|saved outside every region (parameter)",
                             }));
-  EXPECT_EQ(product.alive_anyway_bytes, 256);
+  EXPECT_EQ(product.referenced_elsewhere_bytes, 256);
   EXPECT_EQ(report.regions, 0);
 }
 
@@ -112,7 +112,7 @@ TEST_F(Explain, PoliciesAndMarks) {
   const auto options = CheckpointOptions().policy(refrain::save_matmuls());
   const auto report = expect_bytes_of_allocator([&] {
     return checkpoint(options, [&] {
-      return refrain::mark(x.mm(w).sin().exp(), CheckpointPolicy::kMustSave).cos().sum();
+      return refrain::set_policy(x.mm(w).sin().exp(), CheckpointPolicy::kMustSave).cos().sum();
     });
   });
   EXPECT_EQ(lines(report), (Lines{
@@ -122,7 +122,7 @@ TEST_F(Explain, PoliciesAndMarks) {
                                "0|aten::exp|[8, 8]|256+|yes|kept by name or mark",
                            }));
   EXPECT_EQ(report.recomputed_bytes, 0);
-  EXPECT_EQ(report.insights, (Lines{"region 0 recomputes nothing: all it computed for backward is kept; a larger piece "
+  EXPECT_EQ(report.hints, (Lines{"region 0 recomputes nothing: all it computed for backward is kept; a larger piece "
                                     "or another policy saves memory"}));
 }
 
@@ -130,11 +130,11 @@ TEST_F(Explain, AMarkThatNothingReads) {
   const Tensor x = param({8, 8});
   const auto report = expect_bytes_of_allocator([&] {
     return checkpoint([&] {
-      refrain::mark(x.sin(), CheckpointPolicy::kMustSave);
+      refrain::set_policy(x.sin(), CheckpointPolicy::kMustSave);
       return x.exp().sin().sum();
     });
   });
-  EXPECT_EQ(report.tensors.back().why, "kept by name or mark, and read by nothing");
+  EXPECT_EQ(report.tensors.back().reason, "kept by name or mark, and read by nothing");
 }
 
 TEST_F(Explain, BetweenRegions) {
@@ -153,7 +153,7 @@ TEST_F(Explain, BetweenRegions) {
                                "1|aten::cos|[8, 8]|256|no|recomputed: 2 operators",
                            }));
   EXPECT_EQ(report.regions, 2);
-  EXPECT_TRUE(report.insights.empty());
+  EXPECT_TRUE(report.hints.empty());
 }
 
 TEST_F(Explain, ALeafThatOnlyTheGraphHolds) {
@@ -183,7 +183,7 @@ TEST_F(Explain, NestedRegions) {
                                "2|aten::cos|[8, 8]|256|no|recomputed: 3 operators",
                                "0|aten::exp|[8, 8]|256|no|recomputed: 5 operators",
                            }));
-  EXPECT_EQ(report.insights,
+  EXPECT_EQ(report.hints,
             (Lines{"region 2 recomputes nothing: all it saved was read from outside; checkpoint a larger piece"}));
 }
 
@@ -191,10 +191,10 @@ TEST_F(Explain, RegionsThatSaveNoMemory) {
   torch::nn::Linear layer(8, 8);
   const Tensor x = torch::randn({4, 8});
   auto report = saved_tensors(CheckpointOptions(), layer, x);
-  EXPECT_EQ(report.insights,
+  EXPECT_EQ(report.hints,
             (Lines{"region 0 recomputes nothing: all it saved was read from outside; checkpoint a larger piece"}));
   report = saved_tensors(CheckpointOptions(), [&] { return checkpoint([&] { return x + layer->bias; }); });
-  EXPECT_EQ(report.insights,
+  EXPECT_EQ(report.hints,
             (Lines{"region 0 recomputes nothing: autograd saved nothing in it; call the function directly"}))
       << "once for both";
   EXPECT_EQ(report.regions, 2);
@@ -212,7 +212,7 @@ TEST_F(Explain, HeldForTheReplayAlone) {
 }
 
 TEST_F(Explain, OperatorsWithEffects) {
-  refrain::register_effect_op("refrain_test::explain_effect");
+  refrain::register_side_effect_op("refrain_test::explain_effect");
   const auto effect = c10::Dispatcher::singleton()
                           .findSchemaOrThrow("refrain_test::explain_effect", "")
                           .typed<Tensor(const Tensor&)>();
@@ -239,7 +239,7 @@ TEST_F(Explain, OverwrittenLeaves) {
     x.zero_();
     return y;
   });
-  EXPECT_EQ(report.tensors.back().why, "copied before it was overwritten, for the replay of aten::add");
+  EXPECT_EQ(report.tensors.back().reason, "copied before it was overwritten, for the replay of aten::add");
   EXPECT_EQ(report.kept_bytes, 256);
 }
 
@@ -274,7 +274,7 @@ TEST_F(Explain, LayersUnderEveryKindOfCheckpoint) {
     return checkpoint(run);
   });
   ASSERT_FALSE(replayed.tensors.empty());
-  EXPECT_EQ(replayed.tensors.back().why, "state of the generator, for the replay of aten::bernoulli_");
+  EXPECT_EQ(replayed.tensors.back().reason, "state of the generator, for the replay of aten::bernoulli_");
   EXPECT_LT(replayed.kept_bytes, selective.kept_bytes);
   EXPECT_LT(selective.kept_bytes, plain.kept_bytes);
   EXPECT_EQ(plain.recomputed_bytes, 0);
@@ -298,7 +298,7 @@ TEST_F(Explain, ObservingChangesNoBit) {
 
 TEST_F(Explain, OfARerunTheInputsAreSeen) {
   const Tensor w = param({8, 8});
-  const auto options = CheckpointOptions().source(refrain::CheckpointSource::kRerun);
+  const auto options = CheckpointOptions().recompute_mode(refrain::RecomputeMode::kRerunFunction);
   Tensor loss;
   const auto report =
       saved_tensors([&] { loss = checkpoint(options, [w](const Tensor& x) { return (x.sin() * w).sum(); }, w.exp()); });
@@ -345,7 +345,7 @@ TEST_F(Explain, WhatNeedsNoGradientSavesNothing) {
   torch::NoGradGuard no_grad;
   const auto report = saved_tensors(CheckpointOptions(), [&] { return w.exp(); });
   EXPECT_TRUE(report.tensors.empty());
-  EXPECT_TRUE(report.insights.empty());
+  EXPECT_TRUE(report.hints.empty());
   EXPECT_EQ(report.regions, 0);
 }
 

@@ -479,7 +479,7 @@ TEST_F(HiddenState, OtherSettingsChangedAreRefused) {
     const std::string text = message_of<CheckpointError>([&] { loss.backward(); });
     EXPECT_NE(text.find(setting.name), std::string::npos) << text;
     flush_engine();
-    const auto options = refrain::CheckpointOptions().source(refrain::CheckpointSource::kRerun);
+    const auto options = refrain::CheckpointOptions().recompute_mode(refrain::RecomputeMode::kRerunFunction);
     setting.undo();
     loss = refrain::checkpoint(options, [&] { return x.mm(x).exp().mm(x).sin(); }).sum();
     setting.change();
@@ -514,7 +514,7 @@ TEST_F(HiddenState, NumberOfThreadsChanged) {
   };
   const auto numbers = torch::randn({299999});
   ASSERT_NE(bytes_of(product(1, numbers)), bytes_of(product(3, numbers))) << "this product does not show how it was cut: choose another";
-  for (const auto source : {refrain::CheckpointSource::kReplay, refrain::CheckpointSource::kRerun}) {
+  for (const auto source : {refrain::RecomputeMode::kReplayOperators, refrain::RecomputeMode::kRerunFunction}) {
     expect_same(
         [&](Trial& run) {
           Tensor x = run.track(numbers);
@@ -525,14 +525,14 @@ TEST_F(HiddenState, NumberOfThreadsChanged) {
           EXPECT_EQ(at::get_num_threads(), 1);
           return Tensor();
         },
-        refrain::CheckpointOptions().source(source));
+        refrain::CheckpointOptions().recompute_mode(source));
   }
 }
 
 #if defined(__SSE__)
 TEST_F(HiddenState, FlushingOfDenormalsChanged) {
   Restore restore([] { at::globalContext().setFlushDenormal(false); });
-  for (const auto source : {refrain::CheckpointSource::kReplay, refrain::CheckpointSource::kRerun}) {
+  for (const auto source : {refrain::RecomputeMode::kReplayOperators, refrain::RecomputeMode::kRerunFunction}) {
     expect_same(
         [](Trial& run) {
           Tensor x = run.track(torch::full({64}, 1e-20F));
@@ -542,7 +542,7 @@ TEST_F(HiddenState, FlushingOfDenormalsChanged) {
           at::globalContext().setFlushDenormal(false);
           return Tensor();
         },
-        refrain::CheckpointOptions().source(source));
+        refrain::CheckpointOptions().recompute_mode(source));
   }
 }
 #endif

@@ -460,7 +460,7 @@ TEST_F(CheckInputs, ProgramsThatChangeNothingUnseenPass) {
 TEST_F(CheckInputs, ArgumentsOfAFunctionThatIsCalledAgain) {
   Tensor w = torch::ones({4}).requires_grad_(), x = torch::ones({4});
   float* kept = x.data_ptr<float>();
-  const auto options = refrain::CheckpointOptions().source(refrain::CheckpointSource::kRerun);
+  const auto options = refrain::CheckpointOptions().recompute_mode(refrain::RecomputeMode::kRerunFunction);
   Tensor loss = refrain::checkpoint(options, [&](const Tensor& in) { return (w * in.exp()).sin().sum(); }, x);
   kept[1] = 3;
   const std::string text = message_of<CheckpointError>([&] { loss.backward(); });
@@ -470,7 +470,7 @@ TEST_F(CheckInputs, ArgumentsOfAFunctionThatIsCalledAgain) {
 TEST_F(Leaf, BorrowedArgumentsOfAFunctionThatIsCalledAgain) {
   Tensor w = torch::ones({4}).requires_grad_();
   std::vector<float> buffer(4, 1);
-  const auto options = refrain::CheckpointOptions().source(refrain::CheckpointSource::kRerun);
+  const auto options = refrain::CheckpointOptions().recompute_mode(refrain::RecomputeMode::kRerunFunction);
   Tensor loss = refrain::checkpoint(options, [&](const Tensor& in) { return (w * in.exp()).sin().sum(); }, torch::from_blob(buffer.data(), {4}));
   buffer[2] = 5;
   EXPECT_THROW(loss.backward(), CheckpointError);

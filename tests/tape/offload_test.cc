@@ -114,7 +114,7 @@ TEST_F(Offload, IsExplained) {
   const auto report = refrain::saved_tensors(under(refrain::offload_ops({"aten::mm"})), [&] { return x.mm(x).sin().exp(); });
   std::vector<std::string> why;
   for (const auto& row : report.tensors)
-    if (!row.kept && !row.alive_anyway) why.push_back(row.op + ": " + row.why);
+    if (!row.kept && !row.referenced_elsewhere) why.push_back(row.op + ": " + row.why);
   EXPECT_EQ(why, (std::vector<std::string>{"aten::mm: offloaded by policy"})) << report.text();
 }
 
@@ -126,7 +126,7 @@ TEST_F(Offload, MarksAndNames) {
     };
     return run.region_with(under(named), [&] {
       auto a = refrain::checkpoint_name(x.mm(w), "a");
-      auto b = refrain::mark(a.sin().mm(w), CheckpointPolicy::kOffload);
+      auto b = refrain::set_policy(a.sin().mm(w), CheckpointPolicy::kOffload);
       return b.exp() * a;
     }).sum();
   });

@@ -36,7 +36,7 @@ TEST_F(OnePass, EachOperatorOnceAndNothingAfterTheLastNeeded) {
   EXPECT_EQ(ticks[4], 1) << "replayed although no slot needs it";
   EXPECT_EQ(ticks[5], 1) << "replayed although no slot needs it";
   EXPECT_EQ(tape_stats().replayed_ops, 4);
-  EXPECT_EQ(tape_stats().refills, 1);
+  EXPECT_EQ(tape_stats().replay_passes, 1);
 }
 
 // A kernel that waits for a thread that needs the tape's lock: it must not be held, in forward or at replay.
@@ -57,7 +57,7 @@ TEST_F(OnePass, SharedSubexpressionOnce) {
     }).sum();
   });
   EXPECT_EQ(ticks[0], 3) << "plain, forward, replay";
-  EXPECT_EQ(n.refills, 1);
+  EXPECT_EQ(n.replay_passes, 1);
 }
 
 TEST_F(OnePass, OnlyWhatPendingSlotsNeed) {
@@ -374,7 +374,7 @@ TEST_F(Slots, TwiceInOneNode) {
     }).sum();
   });
   EXPECT_EQ(ticks[0], 3) << "plain, forward, one replay";
-  EXPECT_EQ(n.refills, 1);
+  EXPECT_EQ(n.replay_passes, 1);
 }
 
 TEST_F(Slots, UnpackedTwiceByOneFunction) {

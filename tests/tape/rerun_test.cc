@@ -16,12 +16,12 @@ namespace {
 
 using refrain::CheckpointError;
 using refrain::CheckpointOptions;
-using refrain::CheckpointSource;
+using refrain::RecomputeMode;
 using refrain::DeterminismCheck;
 using refrain::InvalidArgument;
 
 struct Rerun : TapeTest {
-  CheckpointOptions rerun = CheckpointOptions().source(CheckpointSource::kRerun);
+  CheckpointOptions rerun = CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction);
   CheckpointOptions loose = CheckpointOptions(rerun).determinism_check(DeterminismCheck::kDefault);
   int64_t reruns() { return refrain::tape_stats().reruns; }
   Tensor x = torch::randn({3, 4}).requires_grad_();

@@ -296,8 +296,8 @@ TEST_F(Selective, Marks) {
              return run
                  .region_with(with(refrain::save_ops({"aten::exp"})),
                               [&] {
-                                Tensor h = refrain::mark(x.exp().sin(), a);
-                                return refrain::mark(h.sin(), b).cos();
+                                Tensor h = refrain::set_policy(x.exp().sin(), a);
+                                return refrain::set_policy(h.sin(), b).cos();
                               })
                  .sum();
            })
@@ -312,8 +312,8 @@ TEST_F(Selective, Marks) {
 TEST_F(Selective, NamesAndMarksOutsideRegionsDoNothing) {
   Tensor x = torch::rand({4});
   EXPECT_TRUE(refrain::checkpoint_name(x, "x").is_same(x));
-  EXPECT_TRUE(refrain::mark(x, CheckpointPolicy::kMustSave).is_same(x));
-  EXPECT_FALSE(refrain::mark(Tensor(), CheckpointPolicy::kMustSave).defined());
+  EXPECT_TRUE(refrain::set_policy(x, CheckpointPolicy::kMustSave).is_same(x));
+  EXPECT_FALSE(refrain::set_policy(Tensor(), CheckpointPolicy::kMustSave).defined());
 }
 
 TEST_F(Selective, AnExceptionOfThePolicyPassesAndLeavesNothing) {

@@ -14,14 +14,14 @@ namespace refrain_test {
 
 using refrain::CheckpointError;
 using refrain::CheckpointOptions;
-using refrain::CheckpointSource;
+using refrain::RecomputeMode;
 using refrain::DeterminismCheck;
 using refrain::InvalidArgument;
 
-class BothSources : public TapeTest, public ::testing::WithParamInterface<CheckpointSource> {
+class BothSources : public TapeTest, public ::testing::WithParamInterface<RecomputeMode> {
  protected:
-  static bool reruns() { return GetParam() == CheckpointSource::kRerun; }
-  static CheckpointOptions options() { return CheckpointOptions().source(GetParam()); }
+  static bool reruns() { return GetParam() == RecomputeMode::kRerunFunction; }
+  static CheckpointOptions options() { return CheckpointOptions().recompute_mode(GetParam()); }
   static Counts expect_same(const Program& program) { return refrain_test::expect_same(program, options()); }
   static void expect_same(const CheckpointOptions& options, const Program& program) {
     refrain_test::expect_same(program, options);
@@ -36,14 +36,14 @@ class BothSources : public TapeTest, public ::testing::WithParamInterface<Checkp
   static bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 };
 
-inline std::string source_name(const ::testing::TestParamInfo<CheckpointSource>& info) {
-  return info.param == CheckpointSource::kReplay ? "Replay" : "Rerun";
+inline std::string source_name(const ::testing::TestParamInfo<RecomputeMode>& info) {
+  return info.param == RecomputeMode::kReplayOperators ? "Replay" : "Rerun";
 }
 
-/// For each of `suite`'s tests: with the source kReplay and with kRerun.
+/// For each of `suite`'s tests: with the recompute mode kReplayOperators and with kRerunFunction.
 #define REFRAIN_BOTH_SOURCES(suite)                                                                               \
   INSTANTIATE_TEST_SUITE_P(Sources, suite,                                                                        \
-                           ::testing::Values(CheckpointSource::kReplay, CheckpointSource::kRerun), source_name)
+                           ::testing::Values(RecomputeMode::kReplayOperators, RecomputeMode::kRerunFunction), source_name)
 
 /// CPU autocast to bfloat16, as a Python `with torch.autocast("cpu")`.
 class Autocast {

@@ -156,7 +156,7 @@ inline std::vector<std::pair<std::string, std::string>> execute(const Program& p
 
 /// What the recorded run added to the counters.
 struct Counts {
-  int64_t recorded, replayed, refills, leaf_copies, reruns;
+  int64_t recorded, replayed, replay_passes, leaf_copies, reruns;
 };
 
 /// Runs `expected` plain and `program` recorded; compares all that they leave behind and that the tape is empty again.
@@ -175,7 +175,7 @@ inline Counts expect_same_as(const Program& expected, const Program& program,
     EXPECT_EQ(want[i].first, got[i].first);
     EXPECT_TRUE(want[i].second == got[i].second) << "`" << want[i].first << "` differs from the plain run";
   }
-  return {end.recorded_ops - start.recorded_ops, end.replayed_ops - start.replayed_ops, end.refills - start.refills,
+  return {end.recorded_ops - start.recorded_ops, end.replayed_ops - start.replayed_ops, end.replay_passes - start.replay_passes,
           end.leaf_copies - start.leaf_copies, end.reruns - start.reruns};
 }
 

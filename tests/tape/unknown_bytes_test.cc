@@ -25,14 +25,14 @@ TEST_F(Effects, CustomOperatorIsReplayedUnlessRegistered) {
   effects = 0;
   expect_same(program);
   EXPECT_EQ(effects, 3) << "plain, forward, replay";
-  refrain::register_effect_op("refrain_test::effect");
+  refrain::register_side_effect_op("refrain_test::effect");
   effects = 0;
   expect_same(program);
   EXPECT_EQ(effects, 2) << "plain, forward";
 }
 
 TEST_F(Effects, OutputsOfEffectsAreKeptOnlyAsLongAsNeeded) {
-  refrain::register_effect_op("refrain_test::effect");
+  refrain::register_side_effect_op("refrain_test::effect");
   Trial run(true);
   Tensor x = run.param({1 << 18});
   refrain::MemoryScope memory;

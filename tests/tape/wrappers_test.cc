@@ -621,7 +621,7 @@ TEST_F(Wrappers, AModuleThatNoPointerOwns) {
 }
 
 TEST_F(Wrappers, ARerunFindsItsModuleAlive) {
-  const auto rerun = CheckpointOptions().source(refrain::CheckpointSource::kRerun);
+  const auto rerun = CheckpointOptions().recompute_mode(refrain::RecomputeMode::kRerunFunction);
   Tensor x = torch::rand({4, 8}, torch::requires_grad());
   Tensor loss;
   std::weak_ptr<BlockImpl> watch;

@@ -235,7 +235,7 @@ TEST_P(RegionInputs, OnADiskAndOverwrittenMeanwhile) {
         const auto fn = [w](const Tensor& h) { return (h + w).tanh(); };
         for (int i = 0; i < 3; ++i) {
           auto y = run.region(fn, x);
-          if (run.options().source() == CheckpointSource::kReplay) x.detach().zero_();
+          if (run.options().recompute_mode() == RecomputeMode::kReplayOperators) x.detach().zero_();
           x = y * 0.5;
         }
         return x.sum();
@@ -293,22 +293,22 @@ TEST_P(RegionInputs, AWriteThatNoVersionCounterShowsMakesAnotherInput) {
     y = y + run.region(fn, shared);
     shared.data().fill_(2);
     y = y + run.region(fn, shared);
-    if (run.options().source() == CheckpointSource::kReplay) shared.reset();
+    if (run.options().recompute_mode() == RecomputeMode::kReplayOperators) shared.reset();
     return y.sum();
   });
 }
 
 // Found by random programs: nothing had read it yet, so nothing looked.
 TEST_P(RegionInputs, APointerWrittenThroughBeforeTheInputIsReadMakesAnotherInput) {
-  if (options().source() == CheckpointSource::kRerun) return;  // whose function would write again to what is alive
-  for (const auto source : {CheckpointSource::kReplay, CheckpointSource::kRerun})
+  if (options().recompute_mode() == RecomputeMode::kRerunFunction) return;  // whose function would write again to what is alive
+  for (const auto source : {RecomputeMode::kReplayOperators, RecomputeMode::kRerunFunction})
     expect_same_stored([source](Trial& run) {
       auto w = run.param({8, 8});
       const auto fn = [&run, source, w](const Tensor& h) {
         auto* bytes = h.data_ptr<float>();
         for (int i = 0; i < 64; ++i) bytes[i] = bytes[i] / 2 + 1;
         const auto inner = [w](const Tensor& t) { return t.mm(w).exp() * t; };
-        return run.region_with(CheckpointOptions().source(source), inner, h);
+        return run.region_with(CheckpointOptions().recompute_mode(source), inner, h);
       };
       return run.region(fn, w.sin() / 8).sum();
     });

@@ -49,9 +49,9 @@ std::vector<std::pair<std::string, CheckpointOptions>> variants() {
           {"compute intensive", CheckpointOptions().policy(save_compute_intensive())},
           {"random", CheckpointOptions().policy(save_random())},
           {"everything", CheckpointOptions().policy(everything_saveable())},
-          {"rerun", CheckpointOptions().source(CheckpointSource::kRerun)},
+          {"rerun", CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction)},
           {"strict rerun",
-           CheckpointOptions().source(CheckpointSource::kRerun).determinism_check(DeterminismCheck::kStrict)}};
+           CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction).determinism_check(DeterminismCheck::kStrict)}};
 }
 
 struct Net {
@@ -265,8 +265,8 @@ TEST_F(SharedWeightTest, RegionsLetTheCastGoWithTheScope) {
   };
   install_memory_tracking();
   EXPECT_GE(held(std::nullopt), kCastBytes);
-  for (const auto source : {CheckpointSource::kReplay, CheckpointSource::kRerun})
-    EXPECT_LT(held(CheckpointOptions().source(source)), kCastBytes / 8);
+  for (const auto source : {RecomputeMode::kReplayOperators, RecomputeMode::kRerunFunction})
+    EXPECT_LT(held(CheckpointOptions().recompute_mode(source)), kCastBytes / 8);
   EXPECT_LT(held(CheckpointOptions().policy(save_matmuls())), kCastBytes / 8);
 }
 

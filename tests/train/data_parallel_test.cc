@@ -7,7 +7,7 @@ namespace {
 using namespace refrain_test;
 using namespace refrain::literals;
 using refrain::CheckpointOptions;
-using refrain::CheckpointSource;
+using refrain::RecomputeMode;
 using refrain::DataParallel;
 using refrain::DataParallelOptions;
 using refrain::DistributedError;
@@ -36,8 +36,8 @@ struct SharedNetImpl : torch::nn::Module {
   }
   Tensor run_block(const Tensor& x) {
     if (how == How::kPlain) return block->forward(x);
-    const auto source = how == How::kRerun ? CheckpointSource::kRerun : CheckpointSource::kReplay;
-    return refrain::checkpoint(CheckpointOptions().source(source), block, x);
+    const auto source = how == How::kRerun ? RecomputeMode::kRerunFunction : RecomputeMode::kReplayOperators;
+    return refrain::checkpoint(CheckpointOptions().recompute_mode(source), block, x);
   }
 
   How how;
@@ -156,7 +156,7 @@ TEST_P(DataParallelTest, EachGradientIsReducedOnceAndHooksFireOnce) {
 }
 
 TEST(DataParallel, TheWholeModelInARegion) {
-  for (const auto source : {CheckpointSource::kReplay, CheckpointSource::kRerun}) {
+  for (const auto source : {RecomputeMode::kReplayOperators, RecomputeMode::kRerunFunction}) {
     run_ranks(2, [&](const ProcessGroup& group) {
       auto net = make_net();
       DataParallel model(net, group);
@@ -164,7 +164,7 @@ TEST(DataParallel, TheWholeModelInARegion) {
       for (int step = 1; step <= 2; ++step) {
         net->zero_grad();
         const auto share = share_of(joined_batch(2), group);
-        refrain::checkpoint(CheckpointOptions().source(source), forward, share).square().mean().backward();
+        refrain::checkpoint(CheckpointOptions().recompute_mode(source), forward, share).square().mean().backward();
         expect_close(gradients_of_joined_batch(2), gradients(*net), 2 * kRows);
         EXPECT_EQ(model.stats().bytes, step * gradient_bytes(*net));
       }
@@ -173,7 +173,7 @@ TEST(DataParallel, TheWholeModelInARegion) {
 }
 
 TEST(DataParallel, ARegionAroundItsForwardRunsAgainAfterFirstGradientsAreReady) {
-  for (const auto source : {CheckpointSource::kReplay, CheckpointSource::kRerun}) {
+  for (const auto source : {RecomputeMode::kReplayOperators, RecomputeMode::kRerunFunction}) {
     run_ranks(2, [&](const ProcessGroup& group) {
       auto net = make_net();
       DataParallel model(net, group, DataParallelOptions().bucket_cap(1).first_bucket_cap(1));
@@ -182,7 +182,7 @@ TEST(DataParallel, ARegionAroundItsForwardRunsAgainAfterFirstGradientsAreReady) 
       for (int step = 1; step <= 2; ++step) {
         net->zero_grad();
         const auto share = share_of(joined_batch(2), group);
-        net->last(refrain::checkpoint(CheckpointOptions().source(source), forward, share)).square().mean().backward();
+        net->last(refrain::checkpoint(CheckpointOptions().recompute_mode(source), forward, share)).square().mean().backward();
         auto joined = make_net();
         joined->last(joined->block->forward(joined->first(joined_batch(2)))).square().mean().backward();
         expect_close(gradients(*joined), gradients(*net), 2 * kRows);

@@ -15,19 +15,19 @@ namespace {
 using refrain::ActivationCheckpointing;
 using refrain::ActivationCheckpointingOptions;
 using refrain::CheckpointOptions;
-using refrain::CheckpointSource;
+using refrain::RecomputeMode;
 using refrain::DistributedError;
 using refrain::MemoryScope;
 using refrain::ProcessGroup;
 using torch::Tensor;
 
-constexpr CheckpointSource kSources[] = {CheckpointSource::kReplay, CheckpointSource::kRerun};
+constexpr RecomputeMode kSources[] = {RecomputeMode::kReplayOperators, RecomputeMode::kRerunFunction};
 
 ActivationCheckpointingOptions partitioned() { return ActivationCheckpointingOptions().partition_activations(true); }
 
 CheckpointOptions with(const ActivationCheckpointing& activations,
-                       CheckpointSource source = CheckpointSource::kReplay) {
-  return activations.options(CheckpointOptions().source(source));
+                       RecomputeMode source = RecomputeMode::kReplayOperators) {
+  return activations.options(CheckpointOptions().recompute_mode(source));
 }
 
 Tensor block(const Tensor& x, const Tensor& w) { return torch::gelu(torch::dropout(x.mm(w), 0.2, true)); }
@@ -95,7 +95,7 @@ void expect_kept_is_divided_by(int ranks) {
       const int64_t input = rows * 24 * 4, part = (input + ranks - 1) / ranks;
       for (const auto source : kSources) {
         torch::manual_seed(3);
-        const auto whole = kept_after_forward(CheckpointOptions().source(source), 5, rows);
+        const auto whole = kept_after_forward(CheckpointOptions().recompute_mode(source), 5, rows);
         const ActivationCheckpointing activations(partitioned().profile(true), group);
         torch::manual_seed(3);
         const auto divided = kept_after_forward(with(activations, source), 5, rows);
@@ -103,7 +103,7 @@ void expect_kept_is_divided_by(int ranks) {
         const auto region = activations.report().regions.at(0);
         EXPECT_EQ(region.input_bytes, 5 * input);
         EXPECT_EQ(region.kept_bytes, 5 * part);
-        if (group.rank() == 0 && source == CheckpointSource::kReplay)
+        if (group.rank() == 0 && source == RecomputeMode::kReplayOperators)
           std::printf("%d ranks: %lld bytes of inputs, %lld kept\n", ranks, static_cast<long long>(region.input_bytes),
                       static_cast<long long>(region.kept_bytes));
       }

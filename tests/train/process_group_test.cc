@@ -46,7 +46,7 @@ TEST(FromEnvironment, ReadsWhatStartersSet) {
   EXPECT_EQ(options.local_rank(), 1);
   EXPECT_EQ(options.master_addr(), "10.0.0.7");
   EXPECT_EQ(options.master_port(), 4711);
-  EXPECT_TRUE(options.served_by_starter());
+  EXPECT_TRUE(options.launcher_hosts_store());
 
   options = options_of({{"OMPI_COMM_WORLD_RANK", "3"},
                         {"OMPI_COMM_WORLD_SIZE", "4"},
@@ -57,7 +57,7 @@ TEST(FromEnvironment, ReadsWhatStartersSet) {
   EXPECT_EQ(options.local_rank(), 2);
   EXPECT_EQ(options.master_addr(), "127.0.0.1");
   EXPECT_EQ(options.master_port(), 29500);
-  EXPECT_FALSE(options.served_by_starter());
+  EXPECT_FALSE(options.launcher_hosts_store());
 
   options = options_of({{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}});
   EXPECT_EQ(options.rank(), 1);

@@ -17,7 +17,7 @@
 #include <typeinfo>
 #include <utility>
 
-/// What `checkpoint` with the source `kRerun` needs in a header: copies of the function and its arguments.
+/// What `checkpoint` with the source `kRerunFunction` needs in a header: copies of the function and its arguments.
 namespace refrain {
 
 class CheckpointOptions;
