@@ -192,7 +192,7 @@ void long_chain(benchmark::State& state, bool region, bool backward_too) {
 struct NamedStep {
   std::string name;
   Step step;
-  bool keeps_input = false;  // autograd saves an input or result of the chain: a slot for each operator
+  bool keeps_input = false;       // autograd saves an input or result of the chain: a slot for each operator
   bool overwrites_saved = false;  // autograd refuses the backward of such a chain
 };
 

@@ -1,13 +1,13 @@
 # The library itself: LibTorch's headers that most of its sources include, precompiled once. Each source still includes what it uses.
 if(REFRAIN_PCH)
-  target_precompile_headers(refrain PRIVATE
+  target_precompile_headers(refrain_objects PRIVATE
     <ATen/Context.h> <ATen/ThreadLocalState.h> <ATen/core/Tensor.h> <ATen/core/dispatch/Dispatcher.h> <ATen/core/ivalue.h>
     <ATen/core/stack.h> <ATen/record_function.h> <c10/core/Storage.h> <c10/core/impl/LocalDispatchKeySet.h>
     <c10/util/Exception.h> <c10/util/SmallVector.h> <torch/csrc/autograd/engine.h> <torch/csrc/autograd/function.h>
     <torch/csrc/autograd/graph_task.h> <torch/csrc/autograd/saved_variable_hooks.h> <torch/csrc/autograd/variable.h>
     <torch/library.h>)
   if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
-    target_compile_options(refrain PRIVATE -fpch-preprocess) # ccache asks for it
+    target_compile_options(refrain_objects PRIVATE -fpch-preprocess) # ccache asks for it
   endif()
 endif()
 

@@ -63,8 +63,7 @@ bool breakdown() {
                 100.0 * static_cast<double>(activations) / static_cast<double>(total), mib(peak));
     as_predicted = as_predicted && activations == estimated;
   }
-  std::printf("  Activations pass the fixed cost at batch %ld.\n\n",
-              fixed.fixed() / (kHidden * kDepth * 4) + 1);
+  std::printf("  Activations pass the fixed cost at batch %ld.\n\n", fixed.fixed() / (kHidden * kDepth * 4) + 1);
   return as_predicted;
 }
 
@@ -92,8 +91,7 @@ bool when_it_peaks(int64_t hidden, int64_t batch) {
   net->zero_grad();
   const auto after_zero_grad = tracker.snapshot("after zero_grad");
 
-  std::printf("1.3  %ld layers of %ld, batch %ld\n%s", kDepth, hidden,
-              batch, tracker.report().c_str());
+  std::printf("1.3  %ld layers of %ld, batch %ld\n%s", kDepth, hidden, batch, tracker.report().c_str());
   std::string_view phase;
   for (const auto& span : seen.phases) {
     if (span.begin_us <= seen.peak_us && seen.peak_us <= span.end_us) phase = refrain::name_of(span.phase);

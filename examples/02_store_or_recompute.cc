@@ -1,4 +1,4 @@
-// Section 2: what backward needs of forward, and what it costs to compute it again instead of keeping it.
+// Section 2: what backward needs of forward, and what it costs to recompute it instead of keeping it.
 #include <refrain/refrain.h>
 #include <torch/torch.h>
 
@@ -46,7 +46,7 @@ bool segments() {
   for (const int64_t count : {1, 2, 5, 10, 20, 50, 100}) {
     const auto replayed = refrain::tape_stats().replayed_ops;
     refrain::MemoryScope memory;
-    auto y = refrain::checkpoint_sequential(layers, count, x);  // 1: a single piece, and the last piece is run plainly
+    auto y = refrain::checkpoint_sequential(layers, count, x);  // 1: a single piece, and the last piece is no region
     const double kept = static_cast<double>(memory.current()) / kActivation;
     y.sum().backward();
     peaks[count] = static_cast<double>(memory.peak()) / kActivation;
@@ -58,7 +58,7 @@ bool segments() {
     for (auto& layer : layers) layer->zero_grad();
   }
   const auto best = std::min_element(peaks.begin(), peaks.end(), [](auto& a, auto& b) { return a.second < b.second; });
-  std::printf("  Least peak at %ld segments: %.1f times less than plain.\n", best->first,
+  std::printf("  Lowest peak at %ld segments: %.1f times lower than the baseline's.\n", best->first,
               peaks[1] / best->second);
   return best->first == refrain::suggest_segments(kDepth) && peaks[1] > 4 * best->second && most_recomputed <= 1;
 }
@@ -70,6 +70,7 @@ int main() {
   const bool stored = what_is_stored();
   const bool least = segments();
   if (!stored) std::printf("FAILED: more than a1 is kept\n");
-  if (!least) std::printf("FAILED: sqrt(n) segments are not the least peak, or more than one forward was recomputed\n");
+  if (!least)
+    std::printf("FAILED: sqrt(n) segments do not have the lowest peak, or more than one forward was recomputed\n");
   return stored && least ? 0 : 1;
 }

@@ -71,12 +71,11 @@ int main(int argc, char** argv) {
   run(net, [&] { return layers(x, 0, depth); });  // makes the gradients
   const auto two_plain = run(net, [&] { return layers(layers(x, 0, 1), 1, 2); });
   const auto two = run(net, [&] { return refrain::checkpoint(layers, layers(x, 0, 1), 1, 2); });
-  show("plain", two_plain, two_plain);
+  show("baseline", two_plain, two_plain);
   show("second layer", two, two_plain);
 
   // 4.3: a region keeps its input. Around each layer that is all there was to keep; around five it is one in five.
-  std::printf("4.3  %ld layers of %ld, batch %ld\n", depth, hidden,
-              batch);
+  std::printf("4.3  %ld layers of %ld, batch %ld\n", depth, hidden, batch);
   const auto plain = run(net, [&] { return layers(x, 0, depth); });
   layers_called = 0;
   const auto replayed = refrain::tape_stats().replayed_ops;
@@ -84,11 +83,10 @@ int main(int argc, char** argv) {
   const auto played = refrain::tape_stats().replayed_ops - replayed;
   const auto called = layers_called;
   const auto per_layer = run(net, [&] { return in_regions_of(1); });
-  show("plain", plain, plain);
+  show("baseline", plain, plain);
   show("each layer", per_layer, plain);
   show("4 segments of 5", segments, plain);
-  std::printf("  Forward called %d layers, backward none: it played %ld operators again.\n", called,
-              played);
+  std::printf("  Forward called %d layers, backward none: it replayed %ld operators.\n", called, played);
   // The result is kept by who holds it, in a region or not; so `each layer` can save that much and no more.
   const bool holds = same(two, two_plain) && same(plain, segments) && same(plain, per_layer) && called == depth &&
                      per_layer.kept >= plain.kept - batch * hidden * 4 && segments.kept * 4 <= plain.kept &&

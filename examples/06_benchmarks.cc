@@ -41,7 +41,7 @@ double activation_peak(Model& model, const torch::Tensor& x, int64_t segments) {
 // 6.1
 bool depths(int64_t width, int64_t batch) {
   std::printf("6.1  width %ld, batch %ld; activations and temporaries at the peak\n", width, batch);
-  std::printf("  layers      plain  each layer   sqrt(n) segments   saved\n");
+  std::printf("  layers   baseline  each layer   sqrt(n) segments   saved\n");
   double saved = 0, saved_per_layer = 0;
   for (const int64_t depth : {10, 20, 40, 80}) {
     Model model(depth, width);
@@ -92,7 +92,7 @@ bool batches(int64_t depth, int64_t width, refrain::Bytes for_activations) {
   const auto segments = largest_batch(model, width, refrain::suggest_segments(depth), limit, left_nothing);
   std::printf("6.2  %ld layers of %ld, %s for activations\n", depth, width,
               refrain::format_bytes(for_activations).c_str());
-  std::printf("  largest batch %ld plainly, %ld in segments: %.1f times\n", plain, segments,
+  std::printf("  largest batch: %ld for the baseline, %ld in segments, %.1f times\n", plain, segments,
               static_cast<double>(segments) / static_cast<double>(plain));
   std::printf("  trials that ran out left %s behind\n", left_nothing ? "nothing" : "MEMORY");
   return segments > 2 * plain && left_nothing;
@@ -120,7 +120,7 @@ void overhead(int64_t depth, int64_t width, int64_t batch) {
   };
   const double without = median(plain), with = median(checkpointed);
   std::printf("6.3  %ld layers of %ld, batch %ld\n", depth, width, batch);
-  std::printf("  %.1f ms a step plainly, %.1f ms in %ld segments: %.0f%% more\n", without, with, segments,
+  std::printf("  %.1f ms a step for the baseline, %.1f ms in %ld segments: %.0f%% more\n", without, with, segments,
               100 * (with / without - 1));
 }
 

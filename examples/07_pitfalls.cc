@@ -43,7 +43,7 @@ int main() {
   const auto plain_error = error_of([&] { bad(x).sum().backward(); });
   const auto region_error = error_of([&] { refrain::checkpoint(bad, x).sum().backward(); });
   std::printf("  backward: %s\n", region_error.c_str());
-  claim(!plain_error.empty() && plain_error == region_error, "fails as the plain function does");
+  claim(!plain_error.empty() && plain_error == region_error, "fails as the function does outside a region");
   refrain::checkpoint([](torch::Tensor t) { return t.square(); }, x).sum().backward();
   claim(torch::equal(x.grad(), 2 * x), "without no_grad the gradient is 2 x");
 
@@ -55,7 +55,7 @@ int main() {
   const auto fresh = refrain::CheckpointOptions().preserve_rng_state(false);
   const auto refused = error_of([&] { refrain::checkpoint(fresh, net, input).sum().backward(); });
   std::printf("  preserve_rng_state(false): %s\n", refused.c_str());
-  claim(!refused.empty(), "a mask that cannot be drawn again is an error, not another mask");
+  claim(!refused.empty(), "a mask that cannot be redrawn is an error, not another mask");
 
   std::printf("7.3  gradients first\n");
   torch::nn::Sequential norm(torch::nn::Linear(16, 16), torch::nn::BatchNorm1d(16), torch::nn::ReLU(),
@@ -84,7 +84,7 @@ int main() {
   const auto nested_ops = refrain::tape_stats().replayed_ops - replayed;
   auto z = y.detach().clone().requires_grad_();
   nested(z).sum().backward();
-  std::printf("  a region in a region: 5 operators in forward, %ld again in backward\n", nested_ops);
+  std::printf("  a region in a region: 5 operators in forward, %ld replayed in backward\n", nested_ops);
   claim(torch::equal(y.grad(), z.grad()), "its gradients are equal");
 
   auto w = torch::randn({8, 8}).requires_grad_();

@@ -71,7 +71,7 @@ bool replicas() {
   const auto one = train(net, 1, false), plain = train(net, 2, false), checkpointed = train(net, 2, true);
   const bool same_bits = agree(plain, checkpointed, [](auto& a, auto& b) { return torch::equal(a, b); });
   const bool same_mean = agree(one, checkpointed, [](auto& a, auto& b) { return torch::allclose(a, b, 1e-4, 1e-7); });
-  std::printf("9.1  2 replicas in regions, against 2 plain ones: %s; against one with the whole batch: %s\n",
+  std::printf("9.1  2 replicas in regions, against 2 of the baseline: %s; against one with the whole batch: %s\n",
               same_bits ? "equal to the bit" : "DIFFERENT", same_mean ? "equal within rounding" : "DIFFERENT");
   return same_bits && same_mean;
 }
@@ -102,7 +102,7 @@ bool together() {
         if (row.bfloat16) autocast.emplace(torch::kCPU, torch::kBFloat16);
         loss = loss_of(net, micro, row.checkpointed) / row.micro_batches;
       }
-      loss.backward();  // outside autocast, as in Python; operators that run again see the autocast of forward
+      loss.backward();  // outside autocast, as in Python; replayed operators see the autocast of forward
     }
     row.peak = memory.peak();
     row.gradients = gradients(*net);
@@ -111,7 +111,8 @@ bool together() {
   }
   const auto bits = [](auto& a, auto& b) { return torch::equal(a, b); };
   const bool same_bits = agree(rows[1].gradients, rows[2].gradients, bits);
-  std::printf("  gradients under autocast, regions against plain: %s\n", same_bits ? "equal to the bit" : "DIFFERENT");
+  std::printf("  gradients under autocast, regions against the baseline: %s\n",
+              same_bits ? "equal to the bit" : "DIFFERENT");
   return same_bits && rows[0].peak > rows[1].peak && rows[1].peak > rows[2].peak && rows[2].peak > rows[3].peak;
 }
 
@@ -144,8 +145,7 @@ bool training(torch::ScalarType dtype) {
 
 int main() {
   torch::manual_seed(0);
-  const bool parallel = replicas(), smaller = together(),
-             learns = training(torch::kBFloat16) && training(torch::kHalf);
+  const bool parallel = replicas(), smaller = together(), learns = training(torch::kBFloat16) && training(torch::kHalf);
   if (!parallel) std::printf("FAILED: replicas have other gradients\n");
   if (!smaller) std::printf("FAILED: gradients differ, or a step of the table saves nothing\n");
   if (!learns) std::printf("FAILED: the loss does not fall\n");

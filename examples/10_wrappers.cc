@@ -22,7 +22,7 @@ nn::Sequential make_net() {
   return net;
 }
 
-/// LibTorch refuses a Sequential in a Sequential, so the plain block is a class of its own.
+/// LibTorch refuses a Sequential in a Sequential, so the block of the baseline is a class of its own.
 struct PlainBlockImpl : nn::SequentialImpl {
   using SequentialImpl::SequentialImpl;
   torch::Tensor forward(torch::Tensor x) { return refrain::call_layers(*this, x); }
@@ -63,15 +63,15 @@ int main() {
   const auto x = torch::randn({256, kWidth});
   auto net = make_net<PlainBlock>();
   const auto plain = run(net, x);
-  show("plain", plain, plain);
+  show("baseline", plain, plain);
 
-  // 10.2, FairScale's checkpoint_wrapper: a module that is always a region. Names and archives are the plain model's.
+  // 10.2, FairScale's checkpoint_wrapper: a module that is always a region. Names and archives are those of the unwrapped model.
   auto wrapped = make_net<refrain::nn::Checkpoint<nn::Sequential>>();
   std::stringstream archive;
   torch::save(net, archive);
   torch::load(wrapped, archive);
   const auto wrapper = run(wrapped, x);
-  show("nn::Checkpoint<Sequential>, loaded from plain", wrapper, plain);
+  show("nn::Checkpoint<Sequential>, loaded from the baseline", wrapper, plain);
   const bool names = net->named_parameters().keys() == wrapped->named_parameters().keys();
 
   // Or marks on a finished model, by class or by name, on and off.
@@ -83,7 +83,7 @@ int main() {
   show("disable_checkpointing(net)", off, plain);
 
   // 10.1, DeepSpeed's offload: a policy's answer. On this CPU results are in host memory already and are kept; where a
-  // model is on a device their bytes go to host memory and come back in backward.
+  // model is on a device their bytes are offloaded to host memory and fetched in backward.
   refrain::apply_checkpointing(net, refrain::is_module<PlainBlock>(),
                                refrain::CheckpointOptions().policy(refrain::offload_ops({"aten::addmm"})));
   const auto offload = run(net, x);
@@ -103,8 +103,9 @@ int main() {
 
   const bool holds = names && marked == 4 && same(wrapper, plain) && same(marks, plain) && same(off, plain) &&
                      same(offload, plain) && same(wrapper_to_cpu, plain) && same(deepspeed, plain) &&
-                     wrapper_to_cpu.kept == wrapper.kept && activations.report().regions.at(0).calls == 4 && 2 * wrapper.kept < plain.kept && marks.kept == wrapper.kept &&
-                     off.kept == plain.kept && offload.kept < plain.kept;
+                     wrapper_to_cpu.kept == wrapper.kept && activations.report().regions.at(0).calls == 4 &&
+                     2 * wrapper.kept < plain.kept && marks.kept == wrapper.kept && off.kept == plain.kept &&
+                     offload.kept < plain.kept;
   std::printf("  parameter names %s\n", names ? "equal" : "DIFFERENT");
   if (!holds) std::printf("FAILED: names or gradients differ, or wrapped blocks keep more than half\n");
   return holds ? 0 : 1;

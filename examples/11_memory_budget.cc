@@ -1,7 +1,7 @@
 // Section 11: a memory budget for a row of transformer blocks.
 //
-// torch.compile is Python's. Here policies are the points on the curve between keeping everything and computing
-// everything again, and one forward says what each of them keeps.
+// torch.compile is Python's. Here policies are the points on the curve between keeping everything and recomputing
+// everything, and one forward shows what each of them keeps.
 #include <refrain/refrain.h>
 #include <torch/torch.h>
 
@@ -17,9 +17,14 @@ namespace nn = torch::nn;
 namespace {
 
 struct TransformerBlockImpl : nn::Module {
-  TransformerBlockImpl(int64_t width, int64_t heads)
-      : heads(heads), n1(nn::LayerNormOptions({width})), n2(nn::LayerNormOptions({width})), qkv(width, 3 * width),
-        out(width, width), up(width, 4 * width), down(4 * width, width) {
+  TransformerBlockImpl(int64_t width, int64_t num_heads)
+      : heads(num_heads),
+        n1(nn::LayerNormOptions({width})),
+        n2(nn::LayerNormOptions({width})),
+        qkv(width, 3 * width),
+        out(width, width),
+        up(width, 4 * width),
+        down(4 * width, width) {
     register_module("n1", n1);
     register_module("n2", n2);
     register_module("qkv", qkv);
@@ -99,10 +104,10 @@ int main(int argc, char** argv) {
     }
   }
 
-  // 11.1, 11.2: what runs again is only what backward needs: never the last product, whose result nothing saved.
+  // 11.1, 11.2: only what backward needs is recomputed: never the last product, whose result nothing saved.
   std::printf("11.2  transformer blocks: %zu, width %ld, batch %ld, length %ld: %ld operators\n", blocks.size(), width,
               batch, length, operators);
-  std::printf("  %-34s %10s %9s %10s %10s %9s\n", "keeps", "kept", "of plain", "peak", "run again", "ms");
+  std::printf("  %-34s %10s %9s %10s %10s %9s\n", "keeps", "kept", "% of base", "peak", "recomputed", "ms");
   const auto plain = static_cast<double>(points[0].kept);
   for (auto& point : points) {
     std::sort(point.ms.begin(), point.ms.end());
@@ -112,7 +117,7 @@ int main(int argc, char** argv) {
   }
 
   // 11.3 to 11.5: the first point within the budget recomputes least.
-  std::printf("11.4  budget, as a part of what plain keeps\n");
+  std::printf("11.4  budget, as a fraction of what the baseline keeps\n");
   bool within = true;
   for (const double budget : {1.0, 0.7, 0.5, 0.3, 0.0}) {
     const auto fits = [&](const Point& p) { return static_cast<double>(p.kept) <= budget * plain; };
@@ -128,6 +133,6 @@ int main(int argc, char** argv) {
   const bool part = points.back().replayed < operators;
   if (!within) std::printf("FAILED: no policy within a budget of 0.3\n");
   if (!falls) std::printf("FAILED: a policy does not keep less, or computes less, than the one before it\n");
-  if (!part) std::printf("FAILED: all operators ran again\n");
+  if (!part) std::printf("FAILED: all operators were recomputed\n");
   return within && falls && part ? 0 : 1;
 }

@@ -100,19 +100,19 @@ int main(int argc, char** argv) {
     plain_losses = plain.losses;
     plain_peak = plain.peaks.back();
   }
-  std::printf("11.4  a plan for each budget, from the least peak (0.0) to the plain one (1.0)\n");
-  std::printf("  plain       peak %10s\n", refrain::format_bytes(plain_peak).c_str());
+  std::printf("11.4  a plan for each budget, from the lowest peak (0.0) to the baseline's (1.0)\n");
+  std::printf("  baseline    peak %10s\n", refrain::format_bytes(plain_peak).c_str());
 
   refrain::Bytes last = 0;
   for (const double part : {0.0, 0.3, 0.5, 0.7, 1.0}) {
     Training training(full);
-    refrain::MemoryBudget budget(part);  // all that a training needs
+    refrain::MemoryBudget budget(refrain::Budget::fraction(part));  // all that a training needs
     for (int i = 0; i < kSteps; ++i) training.step();
     const auto peak = training.peaks.back();
     std::printf("  budget %.1f  peak %10s, %ld steps by plan\n", part, refrain::format_bytes(peak).c_str(),
                 budget.stats().planned_steps);
-    expect(same_bits(training.losses, plain_losses), "a loss is another one than in the plain training");
-    expect(budget.stats().planned_steps == kSteps - 1, "a step was not the one planned for");
+    expect(same_bits(training.losses, plain_losses), "a loss differs from the baseline's");
+    expect(budget.stats().planned_steps == kSteps - 1, "a step diverged from its plan");
     expect(peak > last, "a lower budget did not lower the peak");
     last = peak;
     if (part == 0.5) expect(peak < plain_peak * 3 / 4, "half a budget saved less than a quarter");
@@ -120,23 +120,24 @@ int main(int argc, char** argv) {
 
   // Trace, plan, run by hand: to look at a plan before it is used, and to keep it.
   Training training(full);
-  const auto trace = refrain::profile([&] { training.backward(); }, {.runs = 2, .model = "a row of blocks"});
-  const auto plan = refrain::plan_step(trace, 0.3);
+  const auto trace =
+      refrain::profile([&] { training.backward(); }, refrain::ProfileOptions().runs(2).model("a row of blocks"));
+  const auto plan = refrain::plan_step(trace, refrain::Budget::fraction(0.3));
   {
     refrain::MemoryBudget by_plan(plan);
     training.step();
-    expect(by_plan.stats().planned_steps == 1, "the step was not the one profiled");
+    expect(by_plan.stats().planned_steps == 1, "the step diverged from the profiled one");
   }
   std::printf("11.5  traced, planned and run: %s\n", plan.brief().c_str());
-  std::printf("  measured peak %ld bytes, planned %ld, without a plan %ld\n", training.peaks.back(), plan.peak(),
+  std::printf("  measured peak %ld bytes, planned %ld, baseline %ld\n", training.peaks.back(), plan.peak(),
               trace.peak());
-  expect(plan.fits() && training.peaks.back() == plan.peak(), "the peak is not the planned one");
+  expect(plan.fits() && training.peaks.back() == plan.peak(), "the peak differs from the planned one");
 
   // A budget in bytes holds in the first step too.
   const auto limit = plan.peak() + (trace.peak() - plan.peak()) / 2;
   Training limited(full);
   {
-    refrain::MemoryBudget in_bytes(limit);
+    refrain::MemoryBudget in_bytes(refrain::Budget::bytes(limit));
     for (int i = 0; i < kSteps; ++i) limited.step();
   }
   std::printf("  budget of %s in bytes: peaks", refrain::format_bytes(limit).c_str());
@@ -145,6 +146,6 @@ int main(int argc, char** argv) {
     expect(peak <= limit, "a step was over its budget in bytes");
   }
   std::printf("\n");
-  expect(same_bits(limited.losses, plain_losses), "a loss under a budget in bytes is another one");
+  expect(same_bits(limited.losses, plain_losses), "a loss under a budget in bytes differs from the baseline's");
   return failures == 0 ? 0 : 1;
 }

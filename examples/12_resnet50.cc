@@ -179,7 +179,7 @@ bool from_outside(ResNet& net, int64_t batch, int64_t size) {
     return memory.peak();
   };
   const auto plain = peak_of(0), four = peak_of(4);
-  std::printf("12.6  stages in 4 segments each: peak %s, plain %s\n", refrain::format_bytes(four).c_str(),
+  std::printf("12.6  stages in 4 segments each: peak %s, baseline %s\n", refrain::format_bytes(four).c_str(),
               refrain::format_bytes(plain).c_str());
   return four < plain;
 }

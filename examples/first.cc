@@ -8,6 +8,6 @@ int main() {
   const auto residual = [&](torch::Tensor x) { return x + block->forward(x); };
   auto x = torch::randn({32, 64});
   for (int i = 0; i < 8; ++i) x = refrain::checkpoint(residual, x);
-  x.square().mean().backward();  // plays each block again, operator by operator
+  x.square().mean().backward();  // replays each block, operator by operator
   std::cout << "gradient norm " << block->parameters()[0].grad().norm().item<double>() << "\n";
 }

@@ -61,7 +61,9 @@ DenseNetImpl::DenseNetImpl(const std::array<int64_t, 4>& layers, int64_t growth,
 }
 
 torch::Tensor DenseNetImpl::forward(torch::Tensor x, DenseNetStrategy strategy, const CheckpointOptions& options) {
-  const auto if_strategy = [&](DenseNetStrategy wanted) { return strategy == wanted ? Options(options) : std::nullopt; };
+  const auto if_strategy = [&](DenseNetStrategy wanted) {
+    return strategy == wanted ? Options(options) : std::nullopt;
+  };
   const auto per_block = if_strategy(DenseNetStrategy::kPerBlock), per_stage = if_strategy(DenseNetStrategy::kPerStage);
   std::optional<ModuleScope> scope(std::in_place, "stem");
   x = checkpoint_if(per_block, run, stem_, x);
@@ -114,8 +116,9 @@ std::unique_ptr<TrainableModel> make_densenet(const std::string& name, const Mod
                           ": expected 32 or more (it is halved five times)");
   }
   if (options.batch < DenseNetModel::least_batch_of(options)) {
-    throw InvalidArgument("batch 1 with image size " + std::to_string(options.image_size) + " for model " + name +
-                          ": BatchNorm needs more than one value a channel; use a batch of 2 or images from 64 pixels on");
+    throw InvalidArgument(
+        "batch 1 with image size " + std::to_string(options.image_size) + " for model " + name +
+        ": BatchNorm needs more than one value per channel; use a batch of 2 or images of 64 pixels or more");
   }
   return std::make_unique<DenseNetModel>(name, options);
 }

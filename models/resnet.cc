@@ -132,7 +132,7 @@ std::unique_ptr<TrainableModel> make_resnet(const std::string& name, const Model
   if (options.batch < least_batch_of(options)) {
     throw InvalidArgument(
         "batch 1 with image size " + std::to_string(options.image_size) + " for model " + name +
-        ": BatchNorm needs more than one value a channel; use a batch of 2 or images above 32 pixels");
+        ": BatchNorm needs more than one value per channel; use a batch of 2 or images above 32 pixels");
   }
   return std::make_unique<ResNetModel>(name, options);
 }

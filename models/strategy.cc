@@ -56,8 +56,8 @@ Segments segments_asked(const std::string& text, const std::optional<std::string
   const char *begin = detail->data(), *end = begin + detail->size();
   const auto [stop, error] = std::from_chars(begin, end, count);
   if (error != std::errc() || stop != end || count < 1 || count > layers) {
-    throw InvalidArgument(fmt::format("strategy '{}': expected segments:N with N from 1 to {}, the number of layers", text,
-                                      layers));
+    throw InvalidArgument(
+        fmt::format("strategy '{}': expected segments:N with N from 1 to {}, the number of layers", text, layers));
   }
   return Segments(count);
 }
@@ -72,7 +72,8 @@ std::string list_known(const std::string& name, const std::vector<std::string>& 
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
-Strategy parse_strategy(const std::string& text, const std::string& model, std::vector<std::string> places, int64_t layers) {
+Strategy parse_strategy(const std::string& text, const std::string& model, std::vector<std::string> places,
+                        int64_t layers) {
   const size_t colon = text.find(':');
   const auto detail = colon == std::string::npos ? std::nullopt : std::optional(text.substr(colon + 1));
   Strategy strategy{.place = text == "checkpoint" ? "per_block" : text.substr(0, colon)};
@@ -96,7 +97,8 @@ Strategy parse_strategy(const std::string& text, const std::string& model, std::
     if (strategy.offload) return strategy;
     places.insert(places.end(), {"selective:POLICY", "offload:disk", "offload:host"});
   }
-  throw InvalidArgument(fmt::format("strategy '{}' for model {}: expected one of {}", text, model, list_known(text, places)));
+  throw InvalidArgument(
+      fmt::format("strategy '{}' for model {}: expected one of {}", text, model, list_known(text, places)));
 }
 
 }  // namespace refrain::models

@@ -29,7 +29,8 @@ struct Strategy {
 /// * for a row of `layers` > 0, whether in `places` or not: `per_layer`, `segments` (the suggested number), `segments:N`.
 /// @param model  its name, for messages.
 /// @throws InvalidArgument  that lists what is known, nearest first.
-Strategy parse_strategy(const std::string& text, const std::string& model, std::vector<std::string> places, int64_t layers);
+Strategy parse_strategy(const std::string& text, const std::string& model, std::vector<std::string> places,
+                        int64_t layers);
 
 /// All of `known`, comma-separated, those most like `name` first.
 std::string list_known(const std::string& name, const std::vector<std::string>& known);

@@ -24,8 +24,8 @@ TreeLstmImpl::State TreeLstmImpl::leaf(const torch::Tensor& x) {
 TreeLstmImpl::State TreeLstmImpl::join(const State& left, const State& right) {
   // input, two forget, output, update
   const auto gates = join_->forward(torch::cat({left.first, right.first}, 1)).chunk(5, 1);
-  auto cell = gates[0].sigmoid() * gates[4].tanh() + gates[1].sigmoid() * left.second +
-              gates[2].sigmoid() * right.second;
+  auto cell =
+      gates[0].sigmoid() * gates[4].tanh() + gates[1].sigmoid() * left.second + gates[2].sigmoid() * right.second;
   return {gates[3].sigmoid() * cell.tanh(), cell};
 }
 

@@ -21,14 +21,14 @@ struct Batch {
 /// What a user may override; 0 (or a negative dropout) means the preset's own size.
 struct ModelOptions {
   int64_t batch = 0;
-  int64_t seq = 0;         ///< gpt, lstm; leaves of a treelstm's tree
-  int64_t image_size = 0;  ///< resnet, densenet, unet (square, pixels)
-  int64_t depth = 0;       ///< mlp and lstm layers, transformer blocks
-  int64_t width = 0;       ///< mlp and lstm hidden size, transformer d_model, unet channels at full size
-  int64_t vocab = 0;       ///< gpt, lstm, treelstm; 256 = bytes
-  int64_t classes = 0;     ///< resnet, densenet, treelstm
-  double dropout = -1.0;   ///< gpt
-  uint64_t seed = 0;       ///< initialisation; the same seed gives the same weights
+  int64_t seq = 0;               ///< gpt, lstm; leaves of a treelstm's tree
+  int64_t image_size = 0;        ///< resnet, densenet, unet (square, pixels)
+  int64_t depth = 0;             ///< mlp and lstm layers, transformer blocks
+  int64_t width = 0;             ///< mlp and lstm hidden size, transformer d_model, unet channels at full size
+  int64_t vocab = 0;             ///< gpt, lstm, treelstm; 256 = bytes
+  int64_t classes = 0;           ///< resnet, densenet, treelstm
+  double dropout = -1.0;         ///< gpt
+  uint64_t seed = 0;             ///< initialisation; the same seed gives the same weights
   std::string offload_dir = {};  ///< where the strategy `offload:disk` has its file; "": the system's temporary folder
   std::optional<torch::ScalarType> amp = {};  ///< forward under autocast of this dtype, the loss in float
 };

@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 
 #include "apps/refrain/advise_text.h"
 #include "apps/refrain/html_file.h"
@@ -14,21 +13,18 @@
 namespace refrain::cli {
 namespace {
 
-/// Overheads closer than this are noise: the lower peak decides.
-constexpr double kSameOverhead = 0.02;
-
 /// A straight line from the batches tried; the step itself would not fit.
 Bytes expected_peak(const MaxBatch& found, int64_t batch) {
   const Bytes resting = memory_stats().current;
-  const auto per_example = found.batch > 0 ? static_cast<double>(found.next_peak - found.peak)
-                                           : static_cast<double>(found.next_peak - resting) /
-                                                 static_cast<double>(found.next_batch);
+  const auto per_example = found.batch > 0
+                               ? static_cast<double>(found.next_peak - found.peak)
+                               : static_cast<double>(found.next_peak - resting) / static_cast<double>(found.next_batch);
   return found.next_peak + static_cast<Bytes>(per_example * static_cast<double>(batch - found.next_batch));
 }
 
-/// @param timed_batch  set to the batch of the overheads: that asked for, or the largest that fits plainly.
-std::vector<Candidate> find_candidates(const AdviseArgs& args, models::TrainableModel& model, Trials& trials,
-                                       int64_t batch, int64_t& timed_batch) {
+/// @param timed_batch  set to the batch of the overheads: that asked for, or the largest that the baseline fits.
+std::vector<Alternative> find_candidates(const AdviseArgs& args, models::TrainableModel& model, Trials& trials,
+                                         int64_t batch, int64_t& timed_batch) {
   auto timed = plan_strategies(model, args.strategies);
   std::vector<MaxBatch> found;
   for (const auto& seen : timed) found.push_back(find_max_batch(trials, seen.strategy));
@@ -38,50 +34,39 @@ std::vector<Candidate> find_candidates(const AdviseArgs& args, models::Trainable
   measure(model, model.synthetic_batch(args.model.seed), args.iters, 1, timed);
   model.set_batch(batch);
 
-  std::vector<Candidate> all;
+  std::vector<Alternative> all;
   for (size_t i = 0; i < timed.size(); ++i) {
     const bool fits = found[i].batch >= batch;
     const double overhead = median(timed[i].added_ms) / median(timed.front().step_ms);
-    all.push_back({timed[i].strategy, fits,
-                   fits ? trials.run(timed[i].strategy, batch).peak : expected_peak(found[i], batch), overhead,
-                   found[i].batch});
+    const auto trial = fits ? trials.run(timed[i].strategy, batch) : BatchTrial{.peak = expected_peak(found[i], batch)};
+    all.push_back({.name = timed[i].strategy,
+                   .fits = fits,
+                   .peak = trial.peak,
+                   .resident_peak = trial.resident_peak,
+                   .overhead = overhead,
+                   .max_batch = found[i].batch});
   }
   return all;
 }
 
-/// The fastest that fits; if none does, the one with the largest batch.
-const Candidate& choose(const std::vector<Candidate>& all) {
-  if (all.front().fits) return all.front();
-  const auto is_better = [](const Candidate& a, const Candidate& b) {
-    if (a.fits != b.fits) return a.fits;
-    if (!a.fits) return a.max_batch > b.max_batch;
-    const double gap = a.overhead - b.overhead;
-    return std::abs(gap) > kSameOverhead ? gap < 0 : a.peak < b.peak;
-  };
-  const Candidate* best = &all.front();
-  for (const auto& other : all) {
-    if (is_better(other, *best)) best = &other;
-  }
-  return *best;
-}
-
-std::string show(const Situation& now, const std::vector<Candidate>& all, const Candidate& choice) {
-  Table table({"strategy", fmt::format("peak at batch {}", now.batch), "fits",
+std::string show(const Situation& now, const std::vector<Alternative>& all, const Alternative& choice) {
+  Table table({"strategy", fmt::format("peak at batch {}", now.batch), "resident", "fits",
                now.timed_batch == now.batch ? "overhead" : fmt::format("overhead at batch {}", now.timed_batch),
                "largest batch", ""});
   for (const auto& c : all) {
-    table.add({c.strategy, (c.fits ? "" : "about ") + format_bytes(c.peak), c.fits ? "yes" : "no",
-               fmt::format("{:.0f} %", 100 * c.overhead), fmt::format("{}", c.max_batch),
+    table.add({c.name, (c.fits ? "" : "about ") + format_bytes(c.peak), c.fits ? format_bytes(c.resident_peak) : "-",
+               c.fits ? "yes" : "no", fmt::format("{:.0f} %", 100 * c.overhead), fmt::format("{}", c.max_batch),
                &c == &choice ? "chosen" : ""});
   }
   return table.str();
 }
 
-Json candidate_json(const Candidate& c) {
-  return {{"strategy", c.strategy},
+Json candidate_json(const Alternative& c) {
+  return {{"strategy", c.name},
           {"fits", c.fits},
           {"peak_bytes", c.peak},
           {"peak_is_predicted", !c.fits},
+          {"resident_peak_bytes", c.fits ? Json(c.resident_peak) : Json()},
           {"overhead", c.overhead},
           {"max_batch", c.max_batch}};
 }
@@ -100,10 +85,10 @@ int run_advise(const AdviseArgs& args) {
   Trials trials(*model, args.optimizer, args.model.seed, limit);
   int64_t timed_batch = 0;
   const auto all = find_candidates(args, *model, trials, batch, timed_batch);
-  const auto& choice = choose(all);
+  const auto& choice = all[choose_alternative(all)];
   const Situation now{*model, batch, timed_batch, limit, trials.fixed_bytes(), args.optimizer};
   const auto reasons = reasons_for(now, all, choice);
-  const std::string command = command_for(now, choice), code = code_for(*model, choice.strategy);
+  const std::string command = command_for(now, choice), code = code_for(*model, choice.name);
 
   Json candidates = Json::array();
   for (const auto& candidate : all) candidates.push_back(candidate_json(candidate));
@@ -123,8 +108,8 @@ int run_advise(const AdviseArgs& args) {
   document["choice"] = chosen;
   document["candidates"] = candidates;
   document["reasons"] = reasons;
-  publish(document,
-          fmt::format("{}\nTo run:\n  {}\nTo paste:\n{}\n", text, command, indented(code)), args.json, args.html);
+  publish(document, fmt::format("{}\nTo run:\n  {}\nTo paste:\n{}\n", text, command, indented(code)), args.json,
+          args.html);
   return kOk;
 }
 

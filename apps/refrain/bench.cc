@@ -15,15 +15,15 @@ namespace {
 std::vector<std::string> offload_cells(const Measurement& seen) {
   if (!seen.offload) return {"", "", ""};
   const auto& stats = *seen.offload;
-  return {format_bytes(stats.written_bytes), format_bytes(stats.read_bytes),
-          fmt::format("{} ({:.1f})", stats.store_stalls + stats.fetch_stalls,
-                      stats.store_stall_ms + stats.fetch_stall_ms)};
+  return {
+      format_bytes(stats.written_bytes), format_bytes(stats.read_bytes),
+      fmt::format("{} ({:.1f})", stats.store_stalls + stats.fetch_stalls, stats.store_stall_ms + stats.fetch_stall_ms)};
 }
 
 std::string show(const std::vector<Measurement>& all) {
   const bool any_offload = std::any_of(all.begin(), all.end(), [](const auto& m) { return m.offload.has_value(); });
-  std::vector<std::string> columns{"strategy",   "after forward", "peak",         "peak saved", "resident", "ms/step",
-                                   "added ms",   "overhead",      "replayed ops", "bit-equal"};
+  std::vector<std::string> columns{"strategy", "after forward", "peak",     "peak saved",   "resident",
+                                   "ms/step",  "added ms",      "overhead", "replayed ops", "bit-equal"};
   if (any_offload) columns.insert(columns.end(), {"written", "read", "stalls, ms"});
   const bool any_plan = std::any_of(all.begin(), all.end(), [](const auto& m) { return m.planned.has_value(); });
   if (any_plan) columns.insert(columns.end(), {"planned peak", "planned ms"});
@@ -31,10 +31,16 @@ std::string show(const std::vector<Measurement>& all) {
   const auto& plain = all.front();
   for (const auto& seen : all) {
     const double added = median(seen.added_ms);
-    std::vector<std::string> row{seen.strategy, format_bytes(seen.after_forward), format_bytes(seen.peak),
-               saved_percent(seen.peak, plain.peak), format_bytes(seen.resident_peak), median_and_spread(seen.step_ms),
-               fmt::format("{:.1f}", added), fmt::format("{:.0f} %", 100 * added / median(plain.step_ms)),
-               fmt::format("{}", seen.replayed_ops), seen.is_bit_equal ? "yes" : "NO"};
+    std::vector<std::string> row{seen.strategy,
+                                 format_bytes(seen.after_forward),
+                                 format_bytes(seen.peak),
+                                 saved_percent(seen.peak, plain.peak),
+                                 format_bytes(seen.resident_peak),
+                                 median_and_spread(seen.step_ms),
+                                 fmt::format("{:.1f}", added),
+                                 fmt::format("{:.0f} %", 100 * added / median(plain.step_ms)),
+                                 fmt::format("{}", seen.replayed_ops),
+                                 seen.is_bit_equal ? "yes" : "NO"};
     if (any_offload) {
       const auto cells = offload_cells(seen);
       row.insert(row.end(), cells.begin(), cells.end());
@@ -71,11 +77,13 @@ int run_bench(const BenchArgs& args) {
   for (const auto& seen : all) strategies.push_back(strategy_json(seen));
   Json document = document_json("bench", model->name(), config);
   document["strategies"] = strategies;
-  publish(document,
-          fmt::format("{}, {} {} a step, {} steps each, {} threads; bytes over the level before the step; resident: of the process, {} serves tensors\n{}",
-                      title(*model), model->units_per_batch(), model->unit(), args.iters, at::get_num_threads(),
-                      tensor_heap(), show(all)),
-          args.json, args.html);
+  publish(
+      document,
+      fmt::format(
+          "{}, {} {} a step, {} steps each, {} threads; bytes over the level before the step; resident: bytes of the process (tensor heap: {})\n{}",
+          title(*model), model->units_per_batch(), model->unit(), args.iters, at::get_num_threads(), tensor_heap(),
+          show(all)),
+      args.json, args.html);
   return kOk;
 }
 

@@ -129,9 +129,8 @@ int run_breakdown(const BreakdownArgs& args) {
   const auto model = build(args, batches.front());
   int64_t parameters = 0;
   for (const auto& parameter : model->module().parameters()) parameters += parameter.numel();
-  const std::string where = crossover
-                                ? fmt::format("from batch {} on activations are more than the fixed cost", *crossover)
-                                : std::string("at no batch are activations more than the fixed cost");
+  const std::string where = crossover ? fmt::format("activations exceed the fixed cost from batch {} on", *crossover)
+                                      : std::string("activations exceed the fixed cost at no batch");
   Json config = config_json(*model);
   config.erase("batch");
   Json document = document_json("breakdown", model->name(), config);

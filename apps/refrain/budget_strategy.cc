@@ -22,10 +22,10 @@ plan::Budget parse_budget(const std::string& text, const std::string& what) {
   try {
     return plan::Budget::of_bytes(parse_bytes(text));
   } catch (const InvalidArgument&) {
-    throw InvalidArgument(
-        fmt::format("{} '{}': expected bytes, as 400MiB, or a part of the way from the least peak to "
-                    "the plain one, from 0 to 1, as 0.5",
-                    what, text));
+    throw InvalidArgument(fmt::format(
+        "{} '{}': expected bytes, e.g. 400MiB, or a fraction from 0 to 1, e.g. 0.5; 0 is the lowest peak, 1 the "
+        "baseline's",
+        what, text));
   }
 }
 
@@ -43,13 +43,15 @@ void set_model_strategy(models::TrainableModel& model, const std::string& strate
 PlannedBudget plan_budget(const std::string& strategy, const std::function<void()>& step, const std::string& model) {
   const auto budget = budget_of(strategy);
   const Bytes level = memory_stats().current;
-  const auto traced = profile(step, {.model = model});
+  const auto traced = profile(step, ProfileOptions().model(model));
   PlannedBudget planned{
-      budget.fraction < 0 ? plan_step(traced, level + budget.bytes) : plan_step(traced, budget.fraction), level};
+      plan_step(traced, budget.fraction < 0 ? Budget::bytes(level + budget.bytes) : Budget::fraction(budget.fraction)),
+      level};
   if (!planned.plan.fits())
-    throw InvalidArgument(fmt::format("strategy '{}' for model {}: found no plan of a lower peak than {} ({} bytes) over "
-                                      "the level before the step; raise it",
-                                      strategy, model, format_bytes(planned.peak()), planned.peak()));
+    throw InvalidArgument(
+        fmt::format("strategy '{}' for model {}: does not fit; the lowest peak found is {} ({} bytes) over "
+                    "the level before the step; raise the budget to that",
+                    strategy, model, format_bytes(planned.peak()), planned.peak()));
   return planned;
 }
 

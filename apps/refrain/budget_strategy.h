@@ -10,7 +10,7 @@
 
 namespace refrain::cli {
 
-/// Bytes, as 400MiB, or a part of the way from the least peak to the plain one: a plain number from 0 to 1.
+/// Bytes, as 400MiB, or a fraction from 0, the lowest peak, to 1, that of the baseline: a number without a unit.
 /// @param what  it is the budget of, for messages: "--budget". @throws InvalidArgument
 plan::Budget parse_budget(const std::string& text, const std::string& what);
 
@@ -33,8 +33,8 @@ struct PlannedBudget {
 };
 
 /// Bytes of the budget are over the level.
-/// @param step  forward and backward, from no gradients. @throws InvalidArgument if no plan keeps the budget: says the
-/// least peak.
+/// @param step  forward and backward, from no gradients. @throws InvalidArgument if no plan fits the budget: says the
+/// lowest peak.
 PlannedBudget plan_budget(const std::string& strategy, const std::function<void()>& step, const std::string& model);
 
 }  // namespace refrain::cli

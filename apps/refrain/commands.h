@@ -10,11 +10,11 @@ namespace refrain::cli {
 
 enum ExitCode : int {
   kOk = 0,
-  kDiffers = 1,      ///< verify, compare: not equal to the bit
+  kDiffers = 1,      ///< verify, compare: not bit-equal
   kBadInput = 2,     ///< nothing was run, nothing was written
   kOutOfMemory = 3,  ///< the memory limit, or the machine's memory, was reached
   kInternal = 4,     ///< anything else: a defect here or in LibTorch
-  kLostRank = 5,     ///< another rank of the job did not come, has ended or is late
+  kLostRank = 5,     ///< another rank is missing, exited or timed out
 };
 
 /// A model and how to build it; 0 (dropout: negative) means the preset's own. Fields as in `models::ModelOptions`.
@@ -23,8 +23,8 @@ struct ModelArgs {
   int64_t batch = 0, seq = 0, image_size = 0, depth = 0, width = 0, vocab = 0, classes = 0;
   double dropout = -1.0;
   uint64_t seed = 0;
-  int threads = 0;  ///< 0: LibTorch's own choice
-  std::string offload_dir;  ///< of the strategy offload:disk; "": the system's temporary folder
+  int threads = 0;           ///< 0: LibTorch's own choice
+  std::string offload_dir;   ///< of the strategy offload:disk; "": the system's temporary folder
   std::string amp = "none";  ///< bf16, f16 or none: dtype of autocast in forward
 };
 
@@ -43,9 +43,9 @@ struct BenchArgs {
   ModelArgs model;
   std::vector<std::string> strategies;  ///< empty: all of the model
   std::vector<int64_t> depths;          ///< empty: the model's
-  std::vector<std::string> limits;      ///< of a cap, as parts of the plain peak, "60%"; empty: strategies instead
-  std::vector<std::string> heuristics;  ///< of the cap; empty: the library's choice
-  double max_overhead = 10.0;           ///< most time under a cap for computing again, as a part of that of operators
+  std::vector<std::string> limits;      ///< of caps, in % of the baseline peak, "60%"; empty: strategies instead
+  std::vector<std::string> heuristics;  ///< eviction heuristics; empty: the library's choice
+  double max_overhead = 10.0;           ///< of caps: recompute time over operator time, at most
   int iters = 7;
   int warmup = 2;
   std::string json;
@@ -64,14 +64,14 @@ struct TrainArgs {
   ModelArgs model;
   std::string data = "synthetic";
   std::string strategy = "none";
-  int64_t steps = 0;      ///< in all, those before `resume` included; 0: as `epochs` says
-  int64_t epochs = 0;     ///< passes over the data, each in an order of its own; 0: random examples
-  std::string optimizer;  ///< adam, adamw (default) or sgd
-  double lr = 0.0;        ///< 0: the optimizer's default, or what `resume` holds
-  double weight_decay = -1.0;  ///< negative: the same
-  int ranks = 0;               ///< processes to train on; 0: those that a launcher started, else one
-  int64_t accumulate = 1;      ///< batches of each rank in a step
-  double clip_norm = 0.0;      ///< most of the gradients' joint norm; 0: any
+  int64_t steps = 0;                  ///< in all, those before `resume` included; 0: as `epochs` says
+  int64_t epochs = 0;                 ///< passes over the data, each in an order of its own; 0: random examples
+  std::string optimizer;              ///< adam, adamw (default) or sgd
+  double lr = 0.0;                    ///< 0: the optimizer's default, or what `resume` holds
+  double weight_decay = -1.0;         ///< negative: the same
+  int ranks = 0;                      ///< processes to train on; 0: those that a launcher started, else one
+  int64_t accumulate = 1;             ///< batches of each rank in a step
+  double clip_norm = 0.0;             ///< most of the gradients' joint norm; 0: any
   std::string schedule = "constant";  ///< or cosine
   int64_t warmup = 0;                 ///< steps in which the learning rate rises
   double min_lr = 0.0;                ///< where cosine ends
@@ -107,9 +107,10 @@ struct TimelineArgs {
   ModelArgs model;
   std::string strategy = "none";
   std::string optimizer = "adam";
-  int iters = 5;   ///< pairs of steps, with the timeline and without
+  int iters = 5;  ///< pairs of steps, with the timeline and without
   int warmup = 2;
-  std::string trace;  ///< for Perfetto; "-" for stdout, empty for none
+  std::string memory_limit;  ///< of strategy "auto"
+  std::string trace;         ///< for Perfetto; "-" for stdout, empty for none
   std::string json, html;
 };
 
@@ -141,32 +142,32 @@ struct AdviseArgs {
 struct ProfileArgs {
   ModelArgs model;
   std::vector<int64_t> batches;  ///< two to trace and one to check by; empty: one trace
-  int iters = 3;       ///< runs of the step; times are the least of all
-  std::string output;  ///< the traced step
+  int iters = 3;                 ///< runs of the step; times are the least of all
+  std::string output;            ///< the traced step
   std::string json;
 };
 
 /// Of plan and pareto.
 struct PlanArgs {
-  std::string file;              ///< a traced step, or one with two batches
-  int64_t batch = 0;             ///< examples to plan for, of a file with two batches
-  std::string budget;            ///< bytes, or from 0 to 1
+  std::string file;    ///< a traced step, or one with two batches
+  int64_t batch = 0;   ///< examples to plan for, of a file with two batches
+  std::string budget;  ///< bytes, or from 0 to 1
   std::string solver = "auto";
-  double time_limit = 0.0;       ///< seconds; 0: the library's choice
+  double time_limit = 0.0;  ///< seconds; 0: the library's choice
   uint64_t seed = 0;
   bool bound = false;
   int points = 9;
   std::vector<std::string> saved_ops, starts;
   std::vector<std::string> beside;  ///< solvers to draw beside the first
-  std::string output;            ///< the plan, "-" for stdout, empty for none
+  std::string output;               ///< the plan, "-" for stdout, empty for none
   std::string json;
-  std::string html;              ///< of pareto: page, "-" for stdout, empty for none
+  std::string html;  ///< of pareto: page, "-" for stdout, empty for none
 };
 
 struct LeastLimitArgs {
   ModelArgs model;
-  std::vector<double> multiples;  ///< of the least limit; empty: the library's choice
-  double tolerance = 0.01;        ///< of the search, as a part of what a step takes
+  std::vector<double> multiples;  ///< of the lowest limit; empty: the library's choice
+  double tolerance = 0.01;        ///< of the search, as a fraction of what a step needs
   double max_overhead = 10.0;     ///< as of `BenchArgs`
   int iters = 3;
   std::string json;

@@ -30,7 +30,7 @@ struct Report {
 };
 
 Report read_report(const std::string& path) {
-  const Json json = read_json(path);
+  const Json json = read_document(path, "train", "a report of 'refrain train --json'");
   try {
     Report report;
     report.name = std::filesystem::path(path).stem().string();
@@ -90,7 +90,8 @@ int run_compare(const CompareArgs& args) {
   const Report& reference = reports.front();
   if (!reference.is_done) {
     throw InvalidArgument(fmt::format(
-        "'{}': found a run that ran out of memory; expected a finished one as reference, first", args.files.front()));
+        "'{}': found a run that ran out of memory; expected a finished one as the reference; name another file first",
+        args.files.front()));
   }
   Table table({"run", "strategy", "limit", "peak", "resident", "ms/step", "time", "last loss", "losses"});
   Json rows = Json::array();
@@ -119,7 +120,10 @@ int run_compare(const CompareArgs& args) {
                     {"first_difference", agreement.first_difference == 0 ? Json() : Json(agreement.first_difference)}});
   }
   if (args.json != "-") fmt::print("{}", table.str());
-  write_json(args.json, {{"equal", is_all_equal}, {"runs", rows}});
+  Json document = new_document("compare");
+  document["equal"] = is_all_equal;
+  document["runs"] = rows;
+  write_json(args.json, document);
   return is_all_equal ? kOk : kDiffers;
 }
 

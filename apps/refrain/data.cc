@@ -81,9 +81,9 @@ class TextData final : public DataSource {
         batch_(batch),
         seq_(seq),
         stride_(order == Order::kRandom ? 1 : static_cast<uint64_t>(seq)),
-        sampler_(order == Order::kRandom ? text_.size() - static_cast<uint64_t>(seq_)
-                                         : static_cast<uint64_t>(examples()),
-                 batch, seed, order) {}
+        sampler_(
+            order == Order::kRandom ? text_.size() - static_cast<uint64_t>(seq_) : static_cast<uint64_t>(examples()),
+            batch, seed, order) {}
 
   int64_t examples() const override { return (static_cast<int64_t>(text_.size()) - 1) / seq_; }
 
@@ -162,8 +162,8 @@ std::unique_ptr<DataSource> open_text(const std::string& path, models::Trainable
                                       Order order) {
   const auto& sizes = model.options();
   if (sizes.vocab == 0 || sizes.classes != 0) {
-    throw InvalidArgument(
-        fmt::format("data 'text:{}' for model {}: it reads no tokens; use gpt, gptsmall or lstm", path, model.name()));
+    throw InvalidArgument(fmt::format(
+        "data 'text:{}' for model {}: the model reads no tokens; use gpt, gptsmall or lstm", path, model.name()));
   }
   std::string text = read_file(path, "a text");
   const auto least = static_cast<size_t>(sizes.seq) + 1;
@@ -185,8 +185,8 @@ void check_takes_images(const std::string& spec, models::TrainableModel& model) 
   const auto like = model.synthetic_batch(0);
   const bool is_rows = like.input.dim() == 2 && like.input.is_floating_point() && like.target.defined();
   if (like.input.dim() != 4 && !is_rows) {
-    throw InvalidArgument(fmt::format("data '{}' for model {}: it reads no images; use resnet18, resnet50, unet or mlp",
-                                      spec, model.name()));
+    throw InvalidArgument(fmt::format(
+        "data '{}' for model {}: the model reads no images; use resnet18, resnet50, unet or mlp", spec, model.name()));
   }
   const int64_t labels = like.target.dim() == 2 ? like.target.size(1) : model.options().classes;
   if (labels != 0 && labels < kLabels) {

@@ -33,7 +33,8 @@ Row measure_depth(const BenchArgs& args, int64_t depth, Json& config) {
 }
 
 std::string show(const std::vector<Row>& rows) {
-  Table table({"depth", "strategy", "activations", "saved", "peak", "saved", "ms/step", "overhead", "bit-equal"});
+  Table table({"depth", "strategy", "activations", "activations saved", "peak", "peak saved", "ms/step", "overhead",
+               "bit-equal"});
   for (const auto& row : rows) {
     const auto& plain = row.strategies.front();
     for (const auto& seen : row.strategies) {
@@ -45,9 +46,10 @@ std::string show(const std::vector<Row>& rows) {
     }
   }
   const auto& last = rows.back();
-  return table.str() + fmt::format("activations: alive after forward. The peak also holds gradients, in the end {} at depth "
-                                   "{} whatever the strategy\n",
-                                   format_bytes(last.gradients), last.depth);
+  return table.str() + fmt::format(
+                           "activations: bytes after forward. The peak includes gradients, at the end {} at depth {} "
+                           "with any strategy\n",
+                           format_bytes(last.gradients), last.depth);
 }
 
 }  // namespace

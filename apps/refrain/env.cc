@@ -1,8 +1,8 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
-#include "refrain/bytes.h"
 #include "apps/refrain/steps.h"
+#include "refrain/bytes.h"
 #include "refrain/error.h"
 #include "refrain/memory.h"
 #include "refrain/tape.h"
@@ -23,21 +23,23 @@ std::string self_test_result() {
 
 int run_env(const EnvArgs& args) {
   check_can_write(args.json, "--json");
-  Json json = machine_json();
-  json["memory_bytes"] = machine_memory();
-  json["heap"] = tensor_heap();
-  json["models"] = models::model_names();
+  Json facts = machine_json();
+  facts["memory_bytes"] = machine_memory();
+  facts["heap"] = tensor_heap();
+  facts["models"] = models::model_names();
   const std::string self_test = self_test_result();
-  json["self_test"] = self_test;
+  facts["self_test"] = self_test;
   if (args.json != "-") {
-    for (const auto& [key, value] : json.items()) {
+    for (const auto& [key, value] : facts.items()) {
       const std::string text = key == "memory_bytes" ? format_bytes(value.get<Bytes>())
                                : value.is_string()   ? value.get<std::string>()
                                                      : value.dump();
       fmt::print("{:<13} {}\n", key == "memory_bytes" ? "memory" : key, text);
     }
   }
-  write_json(args.json, json);
+  Json document = new_document("env");
+  document.update(facts);
+  write_json(args.json, document);
   return self_test == "ok" ? kOk : kInternal;
 }
 

@@ -18,7 +18,7 @@ namespace {
 
 /// Saved tensors that differ in nothing but their region, bytes counted once.
 struct Group {
-  std::string kept, why, op, tensor;
+  std::string kept, reason, op, tensor;
   int64_t count = 0;
   Bytes bytes = 0;
 };
@@ -41,7 +41,7 @@ std::vector<Group> group(const SavedReport& report) {
 }
 
 std::string show_groups(const SavedReport& report) {
-  Table table({"why", "made by", "tensor", "count", "bytes", "kept"});
+  Table table({"reason", "made by", "tensor", "count", "bytes", "kept"});
   for (const auto& g : group(report))
     table.add({g.reason, g.op, g.tensor, fmt::format("{}", g.count), format_bytes(g.bytes), g.kept});
   // the sums and hints as the library words them
@@ -72,7 +72,8 @@ Json tensors_json(const SavedReport& report) {
 int run_explain(const ExplainArgs& args) {
   if (is_plan_file(args.model.name)) return run_explain_plan(args);
   if (!args.dot.empty() || !args.trace.empty())
-    throw InvalidArgument("--dot and --trace draw a plan; expected a JSON file instead of the model '" + args.model.name + "'");
+    throw InvalidArgument(fmt::format(
+        "--dot and --trace: found the model '{}'; expected a JSON file with a plan or a traced step", args.model.name));
   check_can_write(args.json, "--json");
   auto model = build_model(args.model);
   model->set_strategy(args.strategy);
@@ -81,19 +82,18 @@ int run_explain(const ExplainArgs& args) {
   const auto report = saved_tensors([&] { return model->loss(batch); });
 
   if (args.json != "-") {
-    fmt::print("{}, {} {} a step, strategy {}: what one forward leaves for backward\n{}", title(*model),
+    fmt::print("{}, {} {} a step, strategy {}: tensors that one forward saves for backward\n{}", title(*model),
                model->units_per_batch(), model->unit(), args.strategy, args.all ? report.text() : show_groups(report));
   }
-  write_json(args.json, {{"model", model->name()},
-                         {"config", config_json(*model)},
-                         {"machine", machine_json()},
-                         {"strategy", args.strategy},
-                         {"kept_bytes", report.kept_bytes},
-                         {"referenced_elsewhere_bytes", report.referenced_elsewhere_bytes},
-                         {"recomputed_bytes", report.recomputed_bytes},
-                         {"regions", report.regions},
-                         {"hints", report.hints},
-                         {"tensors", tensors_json(report)}});
+  Json document = document_json("explain", model->name(), config_json(*model));
+  document["strategy"] = args.strategy;
+  document["kept_bytes"] = report.kept_bytes;
+  document["referenced_elsewhere_bytes"] = report.referenced_elsewhere_bytes;
+  document["recomputed_bytes"] = report.recomputed_bytes;
+  document["regions"] = report.regions;
+  document["hints"] = report.hints;
+  document["tensors"] = tensors_json(report);
+  write_json(args.json, document);
   return kOk;
 }
 

@@ -10,6 +10,7 @@
 #include "graph/explain.h"
 #include "graph/export.h"
 #include "graph/json.h"
+#include "plan/plan_file.h"
 #include "refrain/error.h"
 
 namespace refrain::cli {
@@ -31,11 +32,16 @@ const nlohmann::json& part(const nlohmann::json& plan, const char* name, const s
 
 Planned read_planned(const std::string& file) {
   const auto document = accepted(graph::parse_json(read_file(file, "a plan or a traced step")), file);
-  const bool is_plan = document.is_object() && document.value("kind", nlohmann::json()) == "plan";
-  if (!is_plan) {
+  if (graph::is_kind(document, "graph", graph::kGraphVersion)) {
     Planned planned{accepted(graph::graph_of(document), file), {}};
     planned.schedule = graph::empty_schedule(planned.graph);
     return planned;
+  }
+  if (!graph::is_kind(document, "plan", plan::kPlanVersion)) {
+    throw FormatError(
+        fmt::format("'{}': found {}; expected kind \"plan\" version {} or kind \"graph\" version {}; "
+                    "write it again",
+                    file, graph::found_kind(document), plan::kPlanVersion, graph::kGraphVersion));
   }
   Planned planned{accepted(graph::graph_of(part(document, "graph", file)), file), {}};
   planned.schedule = accepted(graph::schedule_of(part(document, "schedule", file), planned.graph), file);
@@ -72,7 +78,9 @@ Json holders_json(const graph::Explanation& explanation) {
 }
 
 Json explanation_json(const graph::Explanation& e, const std::string& model) {
-  return {{"model", model},
+  return {{"kind", "explain_plan"},
+          {"version", 1},
+          {"model", model},
           {"plain_peak_bytes", e.plain_peak},
           {"plain_peak_place", e.plain_peak_place},
           {"peak_bytes", e.peak.bytes},

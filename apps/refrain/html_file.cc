@@ -2,8 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "apps/report/report.h"
 #include "base/atomic_file.h"
-#include "report/report.h"
 
 namespace refrain::cli {
 

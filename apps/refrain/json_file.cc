@@ -8,10 +8,17 @@
 #include <iterator>
 
 #include "base/atomic_file.h"
+#include "graph/json.h"
 #include "refrain/error.h"
 
 namespace refrain::cli {
 namespace fs = std::filesystem;
+
+namespace {
+
+constexpr int64_t kVersion = 1;  ///< of the tool's documents, all kinds
+
+}  // namespace
 
 void check_can_write(const std::string& path, const std::string& option) {
   if (path.empty() || path == "-") return;
@@ -67,8 +74,20 @@ Json read_json(const std::string& path) {
     return Json::parse(text);
   } catch (const Json::parse_error& error) {
     throw FormatError(
-        fmt::format("'{}': found no JSON from byte {} on; expected {}; write it again", path, error.byte, expected));
+        fmt::format("'{}': found invalid JSON at byte {}; expected {}; write it again", path, error.byte, expected));
   }
+}
+
+Json new_document(const std::string& kind) { return {{"kind", kind}, {"version", kVersion}}; }
+
+Json read_document(const std::string& path, const std::string& kind, const std::string& expected) {
+  Json json = read_json(path);
+  const nlohmann::json document(json);
+  if (!graph::is_kind(document, kind, kVersion)) {
+    throw FormatError(fmt::format("'{}': found {}; expected kind \"{}\" version {}, {}; write it again", path,
+                                  graph::found_kind(document), kind, kVersion, expected));
+  }
+  return json;
 }
 
 }  // namespace refrain::cli

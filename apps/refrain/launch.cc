@@ -35,7 +35,7 @@ constexpr milliseconds kMayCleanUp{5000};      ///< between SIGTERM and SIGKILL
 constexpr size_t kLastLines = 20, kLongestLine = 8192;
 
 [[noreturn]] void fail(const std::string& step, int error) {
-  throw Error(fmt::format("launch: {} failed: {}", step, std::generic_category().message(error)));
+  throw EnvironmentError(fmt::format("launch: {} failed: {}", step, std::generic_category().message(error)));
 }
 
 /// Both ends, closed on exec.
@@ -160,7 +160,7 @@ class Launcher {
     close(failure.from);
     if (started) return;
     throw InvalidArgument(
-        fmt::format("launch '{}': it cannot be started: {}; expected a program and its arguments after --",
+        fmt::format("launch '{}': cannot be started: {}; expected a program and its arguments after --",
                     job_.command[0], std::generic_category().message(error)));
   }
 
@@ -289,13 +289,13 @@ class Launcher {
     const int status = *failed->status;
     if (WIFSIGNALED(status)) {
       const int signal = WTERMSIG(status);
-      fmt::print(stderr, "refrain: rank {} of {} was ended by signal {} ({}); the others were stopped\n", number,
+      fmt::print(stderr, "refrain: rank {} of {} was killed by signal {} ({}); the others were stopped\n", number,
                  job_.ranks, signal, strsignal(signal));
       return 128 + signal;
     }
     if (all || !said_why) {
-      fmt::print(stderr, "refrain: rank {} of {} ended with exit code {}; the others were stopped\n", number,
-                 job_.ranks, WEXITSTATUS(status));
+      fmt::print(stderr, "refrain: rank {} of {} exited with code {}; the others were stopped\n", number, job_.ranks,
+                 WEXITSTATUS(status));
     }
     return WEXITSTATUS(status);
   }

@@ -12,17 +12,19 @@ namespace refrain::cli {
 namespace {
 
 std::string show(const LeastLimit& found) {
-  Table table({"limit", "over the level", "of the least", "peak", "ms/step", "overhead", "recomputes", "evictions"});
+  Table table({"limit", "over level", "x lowest", "peak over level", "ms/step", "overhead", "recomputed", "evictions"});
   const double least = static_cast<double>(found.limit - found.level);
   for (const auto& cost : found.costs) {
     const Bytes over = cost.limit - found.level;
-    std::vector<std::string> cells{format_bytes(cost.limit), format_bytes(over), fmt::format("{:.2f}", static_cast<double>(over) / least)};
+    std::vector<std::string> cells{format_bytes(cost.limit), format_bytes(over),
+                                   fmt::format("{:.2f}", static_cast<double>(over) / least)};
     if (cost.holds) {
-      for (const auto& cell : {format_bytes(cost.peak - found.level), fmt::format("{:.1f}", cost.ms), fmt::format("{:.0f} %", 100 * (cost.ratio - 1)),
-                               fmt::format("{}", cost.recomputes), fmt::format("{}", cost.evictions)})
+      for (const auto& cell : {format_bytes(cost.peak - found.level), fmt::format("{:.1f}", cost.ms),
+                               fmt::format("{:.0f} %", 100 * (cost.ratio - 1)), fmt::format("{}", cost.recomputes),
+                               fmt::format("{}", cost.evictions)})
         cells.push_back(cell);
     } else {
-      cells.emplace_back("refused");
+      cells.emplace_back("does not fit");
       cells.resize(8);
     }
     table.add(cells);
@@ -52,10 +54,9 @@ int run_least_limit(const LeastLimitArgs& args) {
   torch::manual_seed(args.model.seed);
   const auto generator = generator_state();
   LeastLimitOptions options;
-  if (!args.multiples.empty()) options.multiples = args.multiples;
-  options.tolerance = args.tolerance;
-  options.runs = args.iters;
-  options.cap.max_overhead(args.max_overhead);
+  if (!args.multiples.empty()) options.multiples(args.multiples);
+  options.tolerance(args.tolerance);
+  options.runs(args.iters).cap(MemoryCapOptions().max_overhead(args.max_overhead));
   const auto found = least_limit(
       [&] {
         drop_gradients(model->module());
@@ -77,13 +78,15 @@ int run_least_limit(const LeastLimitArgs& args) {
                    {"steps", found.steps},
                    {"rows", Json::array()}});
   for (const auto& cost : found.costs) document["rows"].push_back(cost_json(cost));
-  publish(document,
-          fmt::format("{}, {} {} a step, {} threads: the least limit is {} for all tensors, {} over the level before a step ({}); {} was refused.\n"
-                      "Without a limit: {} over the level, {:.1f} ms a step. {} steps were run\n{}",
-                      title(*model), model->units_per_batch(), model->unit(), at::get_num_threads(), format_bytes(found.limit),
-                      format_bytes(found.limit - found.level), format_bytes(found.level), format_bytes(found.refused - found.level),
-                      format_bytes(found.peak - found.level), found.baseline_ms, found.steps, show(found)),
-          args.json, "");
+  publish(
+      document,
+      fmt::format(
+          "{}, {} {} a step, {} threads: the lowest limit is {} for all tensors, {} over the level before a step ({}); {} did not fit.\n"
+          "Baseline: peak {} over the level, {:.1f} ms a step. {} steps were run\n{}",
+          title(*model), model->units_per_batch(), model->unit(), at::get_num_threads(), format_bytes(found.limit),
+          format_bytes(found.limit - found.level), format_bytes(found.level), format_bytes(found.refused - found.level),
+          format_bytes(found.peak - found.level), found.baseline_ms, found.steps, show(found)),
+      args.json, "");
   return kOk;
 }
 

@@ -15,9 +15,9 @@
 #include "apps/refrain/table.h"
 #include "apps/refrain/verify.h"
 #include "models/strategy.h"
-#include "refrain/error.h"
 #include "refrain/memory.h"
 #include "refrain/memory_cap.h"
+#include "refrain/torch_error.h"
 
 namespace refrain::cli {
 namespace {
@@ -35,8 +35,8 @@ constexpr std::array<NamedHeuristic, 4> kHeuristics{{{"h_dtr", EvictionHeuristic
 
 /// Why a step was not done under a limit.
 struct Refusal {
-  bool is_of_time = false;  ///< it fits, but spends more time than `--max-overhead` computing again
-  Bytes missing = 0;        ///< to the least limit that could do; if of time, to one that surely does
+  bool is_of_time = false;  ///< it fits, but recomputes for longer than `--max-overhead` allows
+  Bytes missing = 0;        ///< to the smallest limit that could do; if of time, to one that surely does
 };
 
 /// Steps under one limit. Bytes are over the level before the step; what is counted is of the last step.
@@ -61,8 +61,8 @@ std::vector<int> parse_percents(const std::vector<std::string>& texts) {
     const char* end = text.data() + text.size();
     const auto [rest, error] = std::from_chars(text.data(), end, percent);
     if (error != std::errc() || rest + 1 != end || *rest != '%' || percent < 1 || percent > 1000) {
-      throw InvalidArgument(
-          fmt::format("--limits '{}': expected parts of the plain peak from 1% to 1000%, as 100%,60%,40%", text));
+      throw InvalidArgument(fmt::format(
+          "--limits '{}': expected percentages of the baseline peak from 1% to 1000%, e.g. 100%,60%,40%", text));
     }
     if (std::find(percents.begin(), percents.end(), percent) == percents.end()) percents.push_back(percent);
   }
@@ -90,7 +90,7 @@ void check_options(const BenchArgs& args) {
   check_can_write(args.json, "--json");
   check_can_write(args.html, "--html");
   if (!args.strategies.empty())
-    throw InvalidArgument("--limits: found --strategies as well; a limit is kept without regions, leave one out");
+    throw InvalidArgument("--limits: found --strategies as well; a cap needs no regions; leave one out");
   if (!args.depths.empty()) throw InvalidArgument("--limits: found --depths as well; leave one out");
 }
 
@@ -125,7 +125,7 @@ class Steps {
     return seen;
   }
 
-  /// Not for its time: what was kept for later has gone before.
+  /// Not for its time: free memory was given back before.
   Seen run_for_resident() {
     const ResidentWatch resident;
     Seen seen = run();
@@ -154,7 +154,7 @@ class Steps {
       row.step_ms.push_back(seen.ms);
       row.added_ms.push_back(seen.ms - plain.ms);
     } catch (const OutOfMemory& error) {
-      row.refusal = {error.is_of_time(), error.missing()};
+      row.refusal = {error.reason() == OutOfMemoryReason::kMaxOverhead, error.missing()};
     }
   }
 
@@ -163,7 +163,7 @@ class Steps {
     row.peak = std::max(row.peak, seen.peak);
     row.resident_peak = std::max(row.resident_peak, seen.resident_peak);
     for (size_t i = 0; i < plain.result.size(); ++i) {
-      // a loss may be a view of something large that has left
+      // a loss may be a view of something large that was evicted
       const auto pin = seen.result[i].defined() ? std::make_unique<PinScope>(seen.result[i]) : nullptr;
       row.is_bit_equal &= is_bit_equal(plain.result[i], seen.result[i]);
     }
@@ -173,8 +173,8 @@ class Steps {
     after.evictions -= before.evictions;
     after.evicted_bytes -= before.evicted_bytes;
     after.recomputes -= before.recomputes;
-    after.recompute_ns -= before.recompute_ns;
-    after.policy_ns -= before.policy_ns;
+    after.recompute_ms -= before.recompute_ms;
+    after.policy_ms -= before.policy_ms;
     return after;
   }
 
@@ -192,7 +192,7 @@ struct Limits {
 
   double overhead(const Row& row) const { return median(row.added_ms) / median(plain.step_ms); }
 
-  /// Of the library's own heuristic, or else the first asked; ties go to the smaller limit. Null if all are refused.
+  /// Of the library's own heuristic, or else the first asked; ties go to the smaller limit. Null if none fits.
   const Row* nearest_to(double percent) const {
     const Row* nearest = nullptr;
     const auto distance = [&](const Row& row) { return std::pair(std::abs(row.percent - percent), row.percent); };
@@ -204,10 +204,9 @@ struct Limits {
   }
 };
 
-double to_ms(int64_t ns) { return static_cast<double>(ns) / 1e6; }
-
 std::string show_refusal(const Refusal& refusal) {
-  return refusal.is_of_time ? "refused: too slow" : fmt::format("refused: {} short", format_bytes(refusal.missing));
+  return refusal.is_of_time ? "exceeds max-overhead"
+                            : fmt::format("does not fit: {} missing", format_bytes(refusal.missing));
 }
 
 std::string show_table(const Limits& all) {
@@ -217,7 +216,7 @@ std::string show_table(const Limits& all) {
   };
   add_heuristic(columns, "heuristic");
   for (const char* name :
-       {"bytes", "peak", "resident", "ms/step", "overhead", "evictions", "recomputes", "choosing", "bit-equal"})
+       {"bytes", "peak", "resident", "ms/step", "overhead", "evictions", "recomputed", "policy", "bit-equal"})
     columns.emplace_back(name);
   Table table(columns);
   std::vector<std::string> first{"none"};
@@ -238,7 +237,7 @@ std::string show_table(const Limits& all) {
       cells.push_back(fmt::format("{:.0f} %", 100 * all.overhead(row)));
       cells.push_back(fmt::format("{}", row.cost.evictions));
       cells.push_back(fmt::format("{}", row.cost.recomputes));
-      cells.push_back(fmt::format("{:.1f} %", 100 * to_ms(row.cost.policy_ns) / row.step_ms.back()));
+      cells.push_back(fmt::format("{:.1f} %", 100 * row.cost.policy_ms / row.step_ms.back()));
       cells.push_back(row.is_bit_equal ? "yes" : "NO");
     } else {
       cells.push_back(show_refusal(*row.refusal));
@@ -257,7 +256,7 @@ std::string show_published(const Limits& all) {
                   point.model, 100 * point.overhead, point.percent(), point.limit_gb, point.plain_gb);
   const Row* nearest = all.nearest_to(point.percent());
   text += nearest ? fmt::format("here {:.0f} % at {} %", 100 * all.overhead(*nearest), nearest->percent)
-                  : std::string("here no limit was kept");
+                  : std::string("here no limit fits");
   return fmt::format("{}\n  {}\n", text, point.source);
 }
 
@@ -278,8 +277,8 @@ Json row_json(const Limits& all, const Row& row) {
                {"evictions", row.cost.evictions},
                {"evicted_bytes", row.cost.evicted_bytes},
                {"recomputes", row.cost.recomputes},
-               {"recompute_ms", to_ms(row.cost.recompute_ns)},
-               {"choosing_ms", to_ms(row.cost.policy_ns)},
+               {"recompute_ms", row.cost.recompute_ms},
+               {"choosing_ms", row.cost.policy_ms},
                {"bit_equal", row.is_bit_equal}});
   return json;
 }
@@ -297,7 +296,7 @@ Json published_json(const Limits& all) {
           {"nearest_overhead", nearest ? Json(all.overhead(*nearest)) : Json()}};
 }
 
-/// One turn is the plain step, then each row; who comes first moves on by one each time.
+/// One turn is the baseline's step, then each row; who comes first moves on by one each time.
 void measure_limits(const BenchArgs& args, Steps& steps, Limits& all) {
   const size_t n = all.rows.size();
   for (int i = 0; i < args.warmup + args.iters; ++i) {

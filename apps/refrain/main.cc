@@ -11,25 +11,27 @@
 #include "apps/refrain/failures.h"
 #include "apps/refrain/options.h"
 #include "base/suggest.h"
-#include "refrain/error.h"
+#include "refrain/largest_batch.h"
+#include "refrain/torch_error.h"
+#include "refrain/version.h"
 
 namespace {
 
+using refrain::is_out_of_memory;
 using refrain::cli::allocation_failure_cause;
 using refrain::cli::ExitCode;
 using refrain::cli::first_line;
-using refrain::cli::is_allocation_failure;
 using refrain::cli::one_line;
 
 constexpr const char* kFooter =
     "Exit codes:\n"
     "  0  done\n"
-    "  1  verify, compare: not equal to the bit\n"
+    "  1  verify, compare: not bit-equal\n"
     "  2  bad input: nothing was run, nothing was written\n"
-    "  3  out of memory: the memory limit, or the machine's memory, was reached; --save was not written\n"
+    "  3  out of memory: a limit or the machine's memory was reached, --save was not written; plan: no plan fits\n"
     "  4  anything else\n"
-    "  5  another rank of the job did not come, has ended or is late\n"
-    "  launch, train --ranks: that of the rank that failed first; 128 + n if signal n ended it";
+    "  5  another rank is missing, exited or timed out\n"
+    "  launch, train --ranks: the code of the rank that failed first; 128 + n if signal n killed it";
 
 /// One line on standard error.
 int fail(ExitCode code, const std::string& message) {
@@ -49,7 +51,7 @@ void check_command_name(const CLI::App& app, int argc, char** argv) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("Train models in less memory than they seem to need.", "refrain");
+  CLI::App app("Train LibTorch models in less memory, bit-equal to the baseline.", "refrain");
   app.set_version_flag("--version", std::string("refrain ") + REFRAIN_VERSION);
   app.footer(kFooter);
   app.require_subcommand(1);
@@ -76,7 +78,7 @@ int main(int argc, char** argv) {
   } catch (const refrain::DistributedError& error) {
     return fail(ExitCode::kLostRank, error.what());
   } catch (const c10::Error& error) {
-    if (is_allocation_failure(error)) {
+    if (is_out_of_memory(error)) {
       return fail(ExitCode::kOutOfMemory,
                   "out of memory: " + allocation_failure_cause(error) + "; choose smaller sizes or another strategy");
     }

@@ -12,7 +12,7 @@ namespace refrain::cli {
 namespace {
 
 std::string show(const std::vector<MaxBatch>& all) {
-  Table table({"strategy", "largest batch", "factor", "peak there", "resident", "one more would need", "trials"});
+  Table table({"strategy", "largest batch", "factor", "peak", "resident", "peak of one more", "trials"});
   const int64_t plain = all.front().batch;
   for (const auto& found : all) {
     const double factor = static_cast<double>(found.batch) / static_cast<double>(std::max<int64_t>(plain, 1));
@@ -30,7 +30,7 @@ int run_max_batch(const MaxBatchArgs& args) {
   check_can_write(args.json, "--json");
   check_can_write(args.html, "--html");
   if (args.model.batch != 0)
-    throw InvalidArgument(fmt::format("--batch {}: it is what max-batch looks for; leave it out", args.model.batch));
+    throw InvalidArgument(fmt::format("--batch {}: max-batch searches for it; leave it out", args.model.batch));
   install_memory_tracking();
   const Bytes limit = parse_limit(args.memory_limit);
   auto model = build_model(args.model);
@@ -50,7 +50,7 @@ int run_max_batch(const MaxBatchArgs& args) {
   document["limit_bytes"] = limit;
   document["rows"] = rows;
   publish(document,
-          fmt::format("{}, {}, all tensors of a training step within {}; each batch tried, and one more\n{}",
+          fmt::format("{}, {}, all tensors of a training step within {}; each batch was run, and one more\n{}",
                       title(*model), args.optimizer, format_bytes(limit), show(all)),
           args.json, args.html);
   return kOk;

@@ -35,7 +35,8 @@ PlannedBudget plan_step_of(models::TrainableModel& model, const models::Batch& b
                            const std::string& strategy) {
   set_model_strategy(model, strategy);
   if (gradients == Gradients::kMade) drop_gradients(model.module());
-  return plan_budget(strategy, [&] { model.loss(batch).backward(); }, model.name());
+  return plan_budget(
+      strategy, [&] { model.loss(batch).backward(); }, model.name());
 }
 
 void count_replays(models::TrainableModel& model, const models::Batch& batch, Gradients gradients, Measurement& seen) {
@@ -51,10 +52,10 @@ void count_replays(models::TrainableModel& model, const models::Batch& batch, Gr
   set_op_timing(was_timing);
   if (store) seen.offload = store->stats();
   seen.replayed_ops = after.replayed_ops - before.replayed_ops;
-  seen.replayed_kernel_ms = static_cast<double>(after.replayed_forward_ns - before.replayed_forward_ns) / 1e6;
+  seen.replayed_kernel_ms = after.replayed_forward_ms - before.replayed_forward_ms;
 }
 
-constexpr const char* kFollowing = "budget:1.0";  ///< nothing leaves: its time is that of recording and following
+constexpr const char* kFollowing = "budget:1.0";  ///< evicts nothing: its time is that of recording and following
 
 bool needs_following(const std::vector<Measurement>& all) {
   const auto is_following = [](const auto& m) { return m.strategy == kFollowing; };
@@ -137,22 +138,22 @@ Json offload_json(const OffloadStats& stats) {
 
 Json strategy_json(const Measurement& seen) {
   Json json{{"name", seen.strategy},
-          {"after_forward_bytes", seen.after_forward},
-          {"peak_bytes", seen.peak},
-          {"resident_peak_bytes", seen.resident_peak},
-          {"step_ms_median", median(seen.step_ms)},
-          {"step_ms_min", *std::min_element(seen.step_ms.begin(), seen.step_ms.end())},
-          {"step_ms_spread", spread(seen.step_ms)},
-          {"added_ms_median", median(seen.added_ms)},
-          {"replayed_ops", seen.replayed_ops},
-          {"replayed_kernel_ms", seen.replayed_kernel_ms},
-          {"bit_equal", seen.is_bit_equal}};
+            {"after_forward_bytes", seen.after_forward},
+            {"peak_bytes", seen.peak},
+            {"resident_peak_bytes", seen.resident_peak},
+            {"step_ms_median", median(seen.step_ms)},
+            {"step_ms_min", *std::min_element(seen.step_ms.begin(), seen.step_ms.end())},
+            {"step_ms_spread", spread(seen.step_ms)},
+            {"added_ms_median", median(seen.added_ms)},
+            {"replayed_ops", seen.replayed_ops},
+            {"replayed_kernel_ms", seen.replayed_kernel_ms},
+            {"bit_equal", seen.is_bit_equal}};
   if (seen.planned)
     json["plan"] = {{"peak_bytes", seen.planned->peak()},
                     {"level_bytes", seen.planned->level},
                     {"added_ms", seen.planned->plan.added_ms()},
                     {"following_ms", seen.following_ms},
-                    {"bound_ms", seen.planned->plan.lower_bound_ms()}};
+                    {"lower_bound_ms", seen.planned->plan.lower_bound_ms()}};
   if (seen.offload) json["offload"] = offload_json(*seen.offload);
   return json;
 }

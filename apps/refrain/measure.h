@@ -17,15 +17,16 @@ namespace refrain::cli {
 struct Measurement {
   std::string strategy;
   Bytes after_forward = 0, peak = 0;
-  Bytes resident_peak = 0;  ///< of the process in a step of its own, over what was resident before it with all that is free given back
+  Bytes resident_peak =
+      0;  ///< of the process in a step of its own, over what was resident before it with all that is free given back
   std::vector<double> step_ms = {}, added_ms = {};
   int64_t replayed_ops = 0;
   double replayed_kernel_ms = 0.0;
-  std::optional<OffloadStats> offload = {};  ///< of one step, if the strategy offloads
+  std::optional<OffloadStats> offload = {};   ///< of one step, if the strategy offloads
   std::optional<PlannedBudget> planned = {};  ///< of a budget
-  double following_ms = 0.0;                  ///< of a budget: what a plan by which nothing leaves adds, in the same turns
+  double following_ms = 0.0;                  ///< of a budget: what a plan that evicts nothing adds, in the same turns
 
-  /// What the step should add: following it, and operators that run again as traced.
+  /// What the step should add: following the plan, and recomputing operators as traced.
   double planned_ms() const { return following_ms + planned->plan.added_ms(); }
   bool is_bit_equal = false;
 };
@@ -59,7 +60,7 @@ Json strategy_json(const Measurement& seen);
 /// Member `offload` of such an element, and of a training report.
 Json offload_json(const OffloadStats& stats);
 
-/// Part of `plain` that `bytes` is less, in percent: "64 %".
+/// By how much `bytes` is less than `plain`, the baseline's, in percent: "64 %".
 std::string saved_percent(Bytes bytes, Bytes plain);
 /// Median and half the distance of the quartiles: "12.3 ± 0.2".
 std::string median_and_spread(const std::vector<double>& values);

@@ -11,7 +11,7 @@ namespace {
 
 constexpr const char* kJsonHelp = "write the result as JSON to this file; '-' for standard output";
 constexpr const char* kHtmlHelp = "draw the result as one HTML page to this file; '-' for standard output";
-constexpr const char* kBudgetHelp = "; budget:0.5 or budget:400MiB plans the whole step for a peak";
+constexpr const char* kBudgetHelp = "; budget:0.5 (fraction) or budget:400MiB (bytes) plans the whole step for a peak";
 constexpr int64_t kManySteps = 1'000'000'000;
 constexpr int kMostRanks = 1024;
 
@@ -34,37 +34,41 @@ const CLI::Range kSize(int64_t{1}, int64_t{1} << 30);
 void add_model_options(CLI::App& command, ModelArgs& model, const char* model_help) {
   const auto& size = kSize;
   command.add_option("MODEL", model.name, model_help)->required();
-  command.add_option("--batch", model.batch, "examples in a step")->check(size);
-  command.add_option("--seq", model.seq, "tokens in an example (gpt, blocks, lstm)")->check(size);
-  command.add_option("--image-size", model.image_size, "pixels a side (resnet, unet)")->check(size);
+  command
+      .add_option("--batch", model.batch,
+                  "examples in a batch; default of this and all sizes below: the model's preset")
+      ->check(size);
+  command.add_option("--seq", model.seq, "tokens per example (gpt, blocks, lstm)")->check(size);
+  command.add_option("--image-size", model.image_size, "height and width in pixels (resnet, unet)")->check(size);
   command.add_option("--depth", model.depth, "layers or blocks (mlp, gpt, blocks, lstm)")->check(size);
   command.add_option("--width", model.width, "hidden size or channels (mlp, gpt, blocks, lstm, unet)")->check(size);
-  command.add_option("--vocab", model.vocab, "different tokens (gpt, lstm); 256 reads bytes")->check(size);
-  command.add_option("--classes", model.classes, "different labels (resnet)")->check(size);
-  command.add_option("--dropout", model.dropout, "probability (gpt)")->check(CLI::Range(0.0, 1.0));
-  command.add_option("--seed", model.seed, "of weights, data and dropout")->check(kSeed)->capture_default_str();
+  command.add_option("--vocab", model.vocab, "vocabulary size (gpt, lstm); 256 reads bytes")->check(size);
+  command.add_option("--classes", model.classes, "number of classes (resnet)")->check(size);
+  command.add_option("--dropout", model.dropout, "dropout probability (gpt)")->check(CLI::Range(0.0, 1.0));
+  command.add_option("--seed", model.seed, "seed for weights, data and dropout")->check(kSeed)->capture_default_str();
   command.add_option("--threads", model.threads, "compute threads; default: LibTorch's choice")
       ->check(CLI::Range(1, 1024));
   command.add_option("--offload-dir", model.offload_dir,
-                     "folder for the file of strategy offload:disk; default: the system's for temporary files");
-  command.add_option("--amp", model.amp, "autocast in forward: bf16, f16 (train scales the loss) or none")
+                     "folder for the file of strategy offload:disk; default: the system's temporary folder");
+  command.add_option("--amp", model.amp, "autocast dtype in forward: bf16, f16 (train scales the loss) or none")
       ->check(CLI::IsMember({"bf16", "f16", "none"}))
       ->capture_default_str();
 }
 
 void add_optimizer_option(CLI::App& command, std::string& optimizer) {
-  command.add_option("--optimizer", optimizer, "adam, adamw or sgd (with momentum 0.9)")
+  command.add_option("--optimizer", optimizer, "optimizer: adam, adamw or sgd (momentum 0.9)")
       ->check(CLI::IsMember({"adam", "adamw", "sgd"}))
       ->capture_default_str();
 }
 
-/// @param more  for the help.
+/// @param more  end of the help text.
 void add_strategies_option(CLI::App& command, std::vector<std::string>& strategies, const std::string& more = "") {
-  command.add_option("--strategies", strategies, "comma-separated; default: all of the model; 'none' is always run" + more)
-      ->delimiter(',');
+  const std::string help =
+      "strategies to run, comma-separated; default: all of the model; the baseline 'none' always runs";
+  command.add_option("--strategies", strategies, help + more)->delimiter(',');
 }
 
-/// @param of  what an iteration is one of, for the help.
+/// @param of  what is timed, for the help: "each strategy".
 void add_timing_options(CLI::App& command, int& iters, int& warmup, const std::string& of) {
   command.add_option("--iters", iters, "timed steps of " + of)->check(CLI::Range(1, 100000))->capture_default_str();
   command.add_option("--warmup", warmup, "untimed steps of " + of)->check(CLI::Range(0, 1000))->capture_default_str();
@@ -76,21 +80,26 @@ void add_document_options(CLI::App& command, std::string& json, std::string& htm
 }
 
 void add_planner_options(CLI::App& command, PlanArgs& args) {
-  command.add_option("FILE", args.file, "JSON file with a traced step")->required();
-  command.add_option("--batch", args.batch, "of a file by profile --batches: examples in the step to plan for")->check(kSize);
-  command.add_option("--solver", args.solver, "auto (default: the best of all) or one of them; a wrong name lists them");
-  command.add_option("--time-limit", args.time_limit, "seconds for each budget, as much again for --bound; default: 3, more for large steps")
+  command.add_option("FILE", args.file, "JSON file with a traced step, as 'profile' writes")->required();
+  command.add_option("--batch", args.batch, "batch size to plan for (two-batch profiles only)")->check(kSize);
+  command.add_option("--solver", args.solver,
+                     "solver: auto (default; the best of all) or one by name; an unknown name lists them");
+  command
+      .add_option("--time-limit", args.time_limit,
+                  "seconds to search for each budget, and as many again for --bound; default: 3, more for large steps")
       ->check(CLI::Range(0.001, 1e6));
-  command.add_option("--seed", args.seed, "of the local search")->check(kSeed)->capture_default_str();
-  command.add_flag("--bound", args.bound, "prove how much time any plan adds at least");
-  command.add_option("--saved-ops", args.saved_ops, "of solver selective: parts of names of operators whose outputs are saved, comma-separated")
+  command.add_option("--seed", args.seed, "seed for the local search")->check(kSeed)->capture_default_str();
+  command.add_flag("--bound", args.bound, "prove a lower bound on the added time");
+  command
+      .add_option("--saved-ops", args.saved_ops,
+                  "operators whose outputs solver selective saves: parts of their names, comma-separated")
       ->delimiter(',');
-  command.add_option("--starts", args.starts, "files with plans to start from, comma-separated")->delimiter(',');
+  command.add_option("--starts", args.starts, "plan files to start the search from, comma-separated")->delimiter(',');
   command.add_option("--json", args.json, kJsonHelp);
 }
 
 void add_limit_option(CLI::App& command, std::string& limit) {
-  command.add_option("--memory-limit", limit, "most bytes of tensors at any time, as '300MiB'")->required();
+  command.add_option("--memory-limit", limit, "limit on the bytes of all tensors, e.g. 300MiB")->required();
 }
 
 std::vector<std::string> option_names(const CLI::App& app) {
@@ -104,136 +113,183 @@ std::vector<std::string> option_names(const CLI::App& app) {
 }  // namespace
 
 Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
-  env_ = app.add_subcommand("env", "Show the machine, LibTorch, and whether this LibTorch works as the tape needs");
+  env_ = app.add_subcommand("env", "Show machine and versions, and test that this LibTorch works with Refrain");
   env_->add_option("--json", env_args_.json, kJsonHelp);
 
   verify_ = app.add_subcommand("verify",
-                               "Check that a strategy changes no bit: loss, gradients, buffers, weights, generator");
+                               "Check that strategies are bit-equal to the baseline: loss, gradients, buffers, "
+                               "weights, generator");
   add_model_options(*verify_, verify_args_.model, "model to check, or 'all'");
-  verify_->add_option("--strategy", verify_args_.strategy, std::string("strategy to check, or 'all'") + kBudgetHelp)->capture_default_str();
+  verify_->add_option("--strategy", verify_args_.strategy, std::string("strategy to check, or 'all'") + kBudgetHelp)
+      ->capture_default_str();
   verify_->add_option("--steps", verify_args_.steps, "training steps to compare")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   verify_->add_option("--json", verify_args_.json, kJsonHelp);
 
-  bench_ = app.add_subcommand("bench", "Measure memory and time of strategies, against 'none', interleaved");
+  bench_ =
+      app.add_subcommand("bench", "Measure memory and time of strategies against the baseline, in interleaved steps");
   add_model_options(*bench_, bench_args_.model, "model to measure");
   add_strategies_option(*bench_, bench_args_.strategies, kBudgetHelp);
-  bench_->add_option("--depths", bench_args_.depths, "comma-separated; a table for each depth (mlp, gpt, blocks, lstm)")
+  bench_
+      ->add_option("--depths", bench_args_.depths,
+                   "depths to benchmark, in layers or blocks, comma-separated (mlp, gpt, blocks, lstm)")
       ->delimiter(',')
       ->check(kSize);
-  auto* const limits = bench_->add_option(
-      "--limits", bench_args_.limits, "comma-separated; a row for a cap at each part of the plain peak, as '60%'");
+  auto* const limits =
+      bench_->add_option("--limits", bench_args_.limits,
+                         "memory caps to benchmark, in % of the baseline peak, comma-separated, e.g. 100%,60%,40%");
   limits->delimiter(',');
-  bench_->add_option("--heuristics", bench_args_.heuristics,
-                     "of --limits, what leaves first, comma-separated: h_dtr (default), lru, largest, msps")
+  bench_
+      ->add_option("--heuristics", bench_args_.heuristics,
+                   "eviction heuristics for --limits, comma-separated: h_dtr (default), lru, largest, msps")
       ->delimiter(',')
       ->needs(limits);
-  bench_->add_option("--max-overhead", bench_args_.max_overhead,
-                     "of --limits: refuse one whose steps compute again for more than this times their operators' time")
+  bench_
+      ->add_option("--max-overhead", bench_args_.max_overhead,
+                   "fail a cap whose recompute time exceeds this multiple of operator time")
       ->check(CLI::Range(0.01, 1e6))
       ->needs(limits)
       ->capture_default_str();
   add_timing_options(*bench_, bench_args_.iters, bench_args_.warmup, "each strategy");
   add_document_options(*bench_, bench_args_.json, bench_args_.html);
 
-  explain_ = app.add_subcommand("explain", "Show what a forward keeps for backward, tensor by tensor, and why; or what a plan does, and why");
+  explain_ = app.add_subcommand("explain",
+                                "Show which tensors a forward saves for backward, and why; or what a plan evicts and "
+                                "recomputes, and why");
   add_model_options(*explain_, explain_args_.model, "model to explain, or a JSON file with a plan or a traced step");
-  explain_->add_option("--strategy", explain_args_.strategy, "what to checkpoint")->capture_default_str();
-  explain_->add_flag("--all", explain_args_.all, "a line for each tensor; default: like ones together");
-  explain_->add_option("--dot", explain_args_.dot, "of a file: draw operators and values for Graphviz to this file; '-' for standard output");
-  explain_->add_option("--trace", explain_args_.trace, "of a file: write the planned step to this file, for ui.perfetto.dev; '-' for standard output");
+  explain_->add_option("--strategy", explain_args_.strategy, "strategy to explain")->capture_default_str();
+  explain_->add_flag("--all", explain_args_.all, "print one line for each tensor; default: group similar ones");
+  explain_->add_option(
+      "--dot", explain_args_.dot,
+      "draw operators and values for Graphviz to this file; '-' for standard output (plan or traced step only)");
+  explain_->add_option(
+      "--trace", explain_args_.trace,
+      "write the planned step for ui.perfetto.dev to this file; '-' for standard output (plan or traced step only)");
   explain_->add_option("--json", explain_args_.json, kJsonHelp);
 
-  train_ = app.add_subcommand("train", "Train a model, under a memory limit if asked");
+  train_ = app.add_subcommand("train", "Train a model, within a memory limit if one is given");
   add_model_options(*train_, train_args_.model, "model to train");
-  train_->add_option("--data", train_args_.data, "text:FILE, cifar10:DIR, mnist:DIR or synthetic")
+  train_->add_option("--data", train_args_.data, "training data: text:FILE, cifar10:DIR, mnist:DIR or synthetic")
       ->capture_default_str();
-  train_->add_option("--strategy", train_args_.strategy, std::string("what to checkpoint; auto: nothing, but keep to the limit") + kBudgetHelp)
+  train_
+      ->add_option(
+          "--strategy", train_args_.strategy,
+          std::string("strategy to train with; auto: no regions, evict tensors to stay within the limit") + kBudgetHelp)
       ->capture_default_str();
-  train_->add_option("--steps", train_args_.steps, "steps in all, those before --resume included")
+  train_->add_option("--steps", train_args_.steps, "total steps, including those before --resume")
       ->check(CLI::Range(int64_t{1}, kManySteps));
-  train_->add_option("--epochs", train_args_.epochs, "passes over the data instead, each in a random order")
+  train_
+      ->add_option("--epochs", train_args_.epochs,
+                   "passes over the data, each in a new random order; instead of --steps")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
-  train_->add_option("--optimizer", train_args_.optimizer, "adam, adamw (default) or sgd (with momentum 0.9)")
+  train_->add_option("--optimizer", train_args_.optimizer, "optimizer: adam, adamw (default) or sgd (momentum 0.9)")
       ->check(CLI::IsMember({"adam", "adamw", "sgd"}));
-  train_->add_option("--lr", train_args_.lr, "learning rate; default: 0.001 for adamw, 0.01 for sgd")
+  train_->add_option("--lr", train_args_.lr, "learning rate; default: 0.001 for adam and adamw, 0.01 for sgd")
       ->check(kLearningRate);
-  train_->add_option("--weight-decay", train_args_.weight_decay, "default: 0.01 for adamw, 0 for the others")
+  train_
+      ->add_option("--weight-decay", train_args_.weight_decay,
+                   "weight decay; default: 0.01 for adamw, 0 for the others")
       ->check(CLI::Range(0.0, 1.0));
-  train_->add_option("--schedule", train_args_.schedule, "of the learning rate: constant or cosine, down to --min-lr")
+  train_->add_option("--schedule", train_args_.schedule, "learning rate schedule: constant, or cosine down to --min-lr")
       ->check(CLI::IsMember({"constant", "cosine"}))
       ->capture_default_str();
-  train_->add_option("--warmup", train_args_.warmup, "first steps, in which the learning rate rises to --lr")
+  train_->add_option("--warmup", train_args_.warmup, "steps over which the learning rate rises to --lr; default: 0")
       ->check(CLI::Range(int64_t{0}, kManySteps));
-  train_->add_option("--min-lr", train_args_.min_lr, "learning rate at the end of cosine; default: 0")
+  train_->add_option("--min-lr", train_args_.min_lr, "learning rate at the end of the cosine schedule; default: 0")
       ->check(kLearningRate);
-  train_->add_option("--ranks", train_args_.ranks, "processes of this machine to train on, each with batches of its own")
+  train_
+      ->add_option(
+          "--ranks", train_args_.ranks,
+          "processes to train with on this machine, each with its own batches; default: those of a launcher, else 1")
       ->check(CLI::Range(1, kMostRanks));
-  train_->add_option("--accumulate", train_args_.accumulate, "batches of each rank whose gradients make one step")
+  train_
+      ->add_option("--accumulate", train_args_.accumulate, "batches per rank and step, whose gradients are accumulated")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
       ->capture_default_str();
-  train_->add_option("--clip-norm", train_args_.clip_norm, "scale gradients down to this norm of all of them together")
+  train_
+      ->add_option("--clip-norm", train_args_.clip_norm,
+                   "clip the joint norm of all gradients to this; default: no clipping")
       ->check(CLI::PositiveNumber);
-  auto* memory_limit = train_->add_option("--memory-limit", train_args_.memory_limit, "most bytes of tensors at any time, as '300MiB'");
-  auto* process_limit = train_->add_option("--process-limit", train_args_.process_limit,
-                                           "most resident bytes of the process at any time, libraries and scratch included, as '450MiB'");
-  train_->add_option("--available", train_args_.available,
-                     "part of what control groups and system have free that the process may take, as 0.9")
+  auto* memory_limit =
+      train_->add_option("--memory-limit", train_args_.memory_limit, "limit on the bytes of all tensors, e.g. 300MiB");
+  auto* process_limit =
+      train_->add_option("--process-limit", train_args_.process_limit,
+                         "limit on the resident bytes of the process, libraries and scratch included, e.g. 450MiB");
+  train_
+      ->add_option("--available", train_args_.available,
+                   "fraction of the memory free in control groups and system that the process may use, e.g. 0.9")
       ->check(CLI::Range(0.01, 1.0))
       ->excludes(process_limit)
       ->excludes(memory_limit);
   process_limit->excludes(memory_limit);
   train_->add_option("--save", train_args_.save,
-                     "at the end, write weights, optimizer, step and generators to this file");
-  train_->add_option("--save-every", train_args_.save_every, "write it after every so many steps, too")
+                     "write weights, optimizer, step and generators to this file at the end");
+  train_
+      ->add_option("--save-every", train_args_.save_every,
+                   "steps between writes of the --save file; default: write at the end only")
       ->check(CLI::Range(int64_t{1}, kManySteps));
-  train_->add_option("--resume", train_args_.resume, "go on from a file that --save wrote, to the bit");
+  train_->add_option("--resume", train_args_.resume,
+                     "resume from a file that --save wrote, bit-equal to an uninterrupted run");
   train_->add_option("--json", train_args_.json, kJsonHelp);
 
   train_args_.command_line = std::move(command_line);
 
-  launch_ = app.add_subcommand("launch", "Run a program as several ranks on this machine, told so as torchrun tells it");
-  launch_->add_option("-n,--ranks", launch_args_.ranks, "how many processes")
+  launch_ = app.add_subcommand("launch", "Launch N local ranks; sets RANK, WORLD_SIZE, MASTER_* like torchrun");
+  launch_->add_option("-n,--ranks", launch_args_.ranks, "number of ranks, one process each")
       ->required()
       ->check(CLI::Range(1, kMostRanks));
-  launch_->add_option("--port", launch_args_.port, "where rank 0 listens; default: one that is free")
+  launch_->add_option("--port", launch_args_.port, "port on which rank 0 listens; default: a free one")
       ->check(CLI::Range(1, 65535));
   launch_->add_option("PROGRAM", launch_args_.command, "program and its arguments, after --")->required();
 
-  compare_ = app.add_subcommand("compare", "Compare reports of 'train --json': memory, time, and losses to the bit");
+  compare_ = app.add_subcommand("compare", "Compare reports of 'train --json': memory, time, and losses bit by bit");
   compare_->add_option("FILES", compare_args_.files, "two or more reports; the first is the reference")
       ->required()
       ->expected(2, 1000);
   compare_->add_option("--json", compare_args_.json, kJsonHelp);
 
   breakdown_ = app.add_subcommand("breakdown", "Show where the memory of a training step goes, by batch size");
-  add_model_options(*breakdown_, breakdown_args_.model, "model to take apart");
-  breakdown_->add_option("--strategy", breakdown_args_.strategy, "what to checkpoint")->capture_default_str();
+  add_model_options(*breakdown_, breakdown_args_.model, "model to measure");
+  breakdown_->add_option("--strategy", breakdown_args_.strategy, "strategy to measure")->capture_default_str();
   add_optimizer_option(*breakdown_, breakdown_args_.optimizer);
-  breakdown_->add_option("--batches", breakdown_args_.batches, "comma-separated; default: --batch, twice and 4 times that")
+  breakdown_
+      ->add_option("--batches", breakdown_args_.batches,
+                   "batch sizes, comma-separated; default: --batch, 2 and 4 times that")
       ->delimiter(',')
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
   add_document_options(*breakdown_, breakdown_args_.json, breakdown_args_.html);
 
-  timeline_ = app.add_subcommand("timeline", "Show memory over a training step, and what is alive at its peak");
-  add_model_options(*timeline_, timeline_args_.model, "model to watch");
-  timeline_->add_option("--strategy", timeline_args_.strategy, "what to checkpoint")->capture_default_str();
+  timeline_ = app.add_subcommand("timeline", "Show memory over a training step, and the tensors alive at its peak");
+  add_model_options(*timeline_, timeline_args_.model, "model to record");
+  timeline_
+      ->add_option("--strategy", timeline_args_.strategy,
+                   "strategy to record; auto evicts under --memory-limit, budget:0.5 runs by a plan")
+      ->capture_default_str();
+  timeline_->add_option("--memory-limit", timeline_args_.memory_limit,
+                        "limit of strategy auto in bytes, all tensors; e.g. 120MiB");
   add_optimizer_option(*timeline_, timeline_args_.optimizer);
-  timeline_->add_option("--iters", timeline_args_.iters, "pairs of steps, watched and not, to measure what watching costs")
+  timeline_
+      ->add_option("--iters", timeline_args_.iters,
+                   "pairs of steps, with and without recording, to measure its overhead")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
-  timeline_->add_option("--warmup", timeline_args_.warmup, "steps before")->check(CLI::Range(0, 1000))->capture_default_str();
-  timeline_->add_option("--trace", timeline_args_.trace, "write every event to this file, for ui.perfetto.dev; '-' for standard output");
+  timeline_->add_option("--warmup", timeline_args_.warmup, "untimed steps before")
+      ->check(CLI::Range(0, 1000))
+      ->capture_default_str();
+  timeline_->add_option("--trace", timeline_args_.trace,
+                        "write every event for ui.perfetto.dev to this file; '-' for standard output");
   add_document_options(*timeline_, timeline_args_.json, timeline_args_.html);
 
-  segments_ = app.add_subcommand("segments", "Measure memory and time over the number of segments of a row of layers");
+  segments_ = app.add_subcommand("segments",
+                                 "Measure memory and time by the number of segments that a row of layers is cut into");
   add_model_options(*segments_, segments_args_.model, "model to cut (mlp, gpt, blocks)");
-  segments_->add_option("--segments", segments_args_.segments,
-                        "comma-separated; default: powers of two and about sqrt(n); 1 and n are always run")
+  segments_
+      ->add_option("--segments", segments_args_.segments,
+                   "numbers of segments, comma-separated; default: powers of two and about sqrt(n); 1 and n always run")
       ->delimiter(',')
       ->check(kSize);
-  add_timing_options(*segments_, segments_args_.iters, segments_args_.warmup, "each");
+  add_timing_options(*segments_, segments_args_.iters, segments_args_.warmup, "each number of segments");
   add_document_options(*segments_, segments_args_.json, segments_args_.html);
 
   max_batch_ = app.add_subcommand("max-batch", "Find the largest batch that trains within a memory limit");
@@ -243,23 +299,31 @@ Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
   add_optimizer_option(*max_batch_, max_batch_args_.optimizer);
   add_document_options(*max_batch_, max_batch_args_.json, max_batch_args_.html);
 
-  least_limit_ = app.add_subcommand("least-limit", "Find the least memory limit that a step keeps, and measure what limits above it cost");
+  least_limit_ = app.add_subcommand("least-limit",
+                                    "Find the lowest memory limit under which a step runs, and measure the cost "
+                                    "of limits above it");
   add_model_options(*least_limit_, least_limit_args_.model, "model to measure");
-  least_limit_->add_option("--multiples", least_limit_args_.multiples,
-                           "limits to measure, as multiples of the least one, comma-separated; default: 1,1.1,1.25,1.5")
+  least_limit_
+      ->add_option("--multiples", least_limit_args_.multiples,
+                   "limits to measure, as multiples of the lowest, comma-separated; default: 1,1.1,1.25,1.5")
       ->delimiter(',')
       ->check(CLI::Range(1.0, 1000.0));
-  least_limit_->add_option("--tolerance", least_limit_args_.tolerance, "how near to search, as a part of what a step takes without a limit")
+  least_limit_
+      ->add_option("--tolerance", least_limit_args_.tolerance,
+                   "precision of the search, as a fraction of what a step needs without a limit")
       ->check(CLI::Range(0.0001, 0.5))
       ->capture_default_str();
-  least_limit_->add_option("--max-overhead", least_limit_args_.max_overhead,
-                           "refuse a limit at which a step recomputes for more than this times its operators' time")
+  least_limit_
+      ->add_option("--max-overhead", least_limit_args_.max_overhead,
+                   "fail a limit whose recompute time exceeds this multiple of operator time")
       ->check(CLI::Range(0.01, 1e6))
       ->capture_default_str();
-  least_limit_->add_option("--iters", least_limit_args_.iters, "timed steps at each limit")->check(CLI::Range(1, 100000))->capture_default_str();
+  least_limit_->add_option("--iters", least_limit_args_.iters, "timed steps at each limit")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
   least_limit_->add_option("--json", least_limit_args_.json, kJsonHelp);
 
-  advise_ = app.add_subcommand("advise", "Measure whether to checkpoint within a memory limit, and how");
+  advise_ = app.add_subcommand("advise", "Recommend a strategy for a memory limit, from measurements");
   add_model_options(*advise_, advise_args_.model, "model to train");
   add_limit_option(*advise_, advise_args_.memory_limit);
   add_strategies_option(*advise_, advise_args_.strategies);
@@ -269,33 +333,46 @@ Commands::Commands(CLI::App& app, std::vector<std::string> command_line) {
       ->capture_default_str();
   add_document_options(*advise_, advise_args_.json, advise_args_.html);
 
-  profile_ = app.add_subcommand("profile", "Trace a training step for 'plan' and 'pareto': operators, times, lifetimes, exact bytes");
-  add_model_options(*profile_, profile_args_.model, "model to run");
+  profile_ = app.add_subcommand(
+      "profile", "Trace a training step for 'plan' and 'pareto': operators, times, live ranges, exact bytes");
+  add_model_options(*profile_, profile_args_.model, "model to trace");
   profile_->add_option("-o,--output", profile_args_.output, "write the traced step to this JSON file")->required();
-  profile_->add_option("--batches", profile_args_.batches,
-                       "comma-separated: trace two, for 'plan --batch', and check what they say of a third one; default of that: as far again")
+  profile_
+      ->add_option("--batches", profile_args_.batches,
+                   "two batch sizes to trace for 'plan --batch', and a third to check the scaling at, comma-separated; "
+                   "default of the third: 2 * larger - smaller")
       ->delimiter(',')
       ->check(kSize);
-  profile_->add_option("--iters", profile_args_.iters, "runs of the step; the last is traced, with the least time of each operator")
+  profile_
+      ->add_option("--iters", profile_args_.iters,
+                   "runs of the step; the last is the trace, with the shortest time of each operator")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   profile_->add_option("--json", profile_args_.json, kJsonHelp);
 
-  plan_ = app.add_subcommand("plan", "Plan what to drop and compute again so that a traced step keeps a budget of bytes");
+  plan_ = app.add_subcommand("plan", "Plan what to evict and recompute so that a traced step fits a memory budget");
   add_planner_options(*plan_, plan_args_);
-  plan_->add_option("--budget", plan_args_.budget, "most bytes at any time, as 400MiB; or 0 to 1, from the least peak to the plain one")
+  plan_
+      ->add_option("--budget", plan_args_.budget,
+                   "peak to plan for: bytes, e.g. 400MiB, or a fraction from 0 (lowest peak) to 1 (baseline peak)")
       ->required();
   plan_->add_option("-o,--output", plan_args_.output, "write the plan to this file; '-' for standard output");
 
-  pareto_ = app.add_subcommand("pareto", "Plan a traced step for budgets from the least peak to the plain one");
+  pareto_ = app.add_subcommand("pareto", "Plan a traced step for budgets from the lowest peak to that of the baseline");
   add_planner_options(*pareto_, pareto_args_);
-  pareto_->add_option("--beside", pareto_args_.beside, "further solvers, comma-separated, for the document and the page")->delimiter(',');
+  pareto_->add_option("--beside", pareto_args_.beside, "further solvers for the document and the page, comma-separated")
+      ->delimiter(',');
   pareto_->add_option("--html", pareto_args_.html, kHtmlHelp);
-  pareto_->add_option("--points", pareto_args_.points, "how many budgets")->check(CLI::Range(2, 1000))->capture_default_str();
+  pareto_->add_option("--points", pareto_args_.points, "number of budgets")
+      ->check(CLI::Range(2, 1000))
+      ->capture_default_str();
 
-  report_ = app.add_subcommand("report", "Draw what measuring commands wrote with --json, together on one HTML page");
-  report_->add_option("FILES", report_args_.files, "JSON documents, drawn in this order")->required()->expected(1, 1000);
-  report_->add_option("--html", report_args_.html, "the page to write; '-' for standard output")->required();
+  report_ = app.add_subcommand("report",
+                               "Draw documents that measuring commands wrote with --json, together on one HTML page");
+  report_->add_option("FILES", report_args_.files, "JSON documents, drawn in this order")
+      ->required()
+      ->expected(1, 1000);
+  report_->add_option("--html", report_args_.html, "HTML page to write; '-' for standard output")->required();
 
   for (auto* command : app.get_subcommands({})) command->footer(app.get_footer());
 }

@@ -14,8 +14,8 @@ class Commands {
   int dispatch() const;
 
  private:
-  CLI::App *env_, *verify_, *bench_, *explain_, *train_, *launch_, *compare_, *breakdown_, *timeline_, *segments_, *max_batch_,
-      *least_limit_, *advise_, *profile_, *plan_, *pareto_, *report_;
+  CLI::App *env_, *verify_, *bench_, *explain_, *train_, *launch_, *compare_, *breakdown_, *timeline_, *segments_,
+      *max_batch_, *least_limit_, *advise_, *profile_, *plan_, *pareto_, *report_;
   EnvArgs env_args_;
   VerifyArgs verify_args_;
   BenchArgs bench_args_;

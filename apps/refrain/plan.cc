@@ -20,7 +20,7 @@ namespace {
 plan::PlanOptions options_of(const PlanArgs& args, const graph::Graph& graph) {
   plan::PlanOptions options;
   options.solver = plan::solver_by_name(args.solver);
-  options.time_limit_s = args.time_limit;
+  if (args.time_limit > 0.0) options.time_limit_s = args.time_limit;
   options.seed = args.seed;
   options.bound = args.bound;
   options.saved_ops = args.saved_ops;
@@ -61,19 +61,19 @@ Json plan_json(const plan::Plan& plan) {
 
 std::string show(const plan::Plan& plan) {
   std::string text = fmt::format(
-      "plain peak    {}\nbudget        {}\npeak          {}{}\n"
-      "added time    {:.2f} % of {:.3f} ms, {} operators run again\n",
+      "baseline peak {}\nbudget        {}\npeak          {}{}\n"
+      "added time    {:.2f} % of {:.3f} ms, {} operators recomputed\n",
       format_bytes(plan.plain_peak), format_bytes(plan.budget_bytes), format_bytes(plan.peak),
-      plan.is_feasible ? "" : ", over budget: the least peak found", percent(plan.added_ns, plan.step_ns),
+      plan.is_feasible ? "" : ", does not fit: the lowest peak found", percent(plan.added_ns, plan.step_ns),
       static_cast<double>(plan.step_ns) / 1e6, plan.recomputed_ops);
   if (!plan.is_feasible)
-    text += fmt::format("floor         {}: no plan needs less{}\n", format_bytes(plan.floor_bytes),
-                        plan.proof == "none" ? "; whether the budget can be met is not known" : "");
+    text += fmt::format("lower bound   {}: no plan has a lower peak{}\n", format_bytes(plan.floor_bytes),
+                        plan.proof == "none" ? "; whether one fits the budget is unknown" : "");
   else if (plan.proof != "none")
-    text += fmt::format("at least      {:.2f} % ({}), gap {:.2f} %\n", percent(plan.bound_ns, plan.step_ns),
+    text += fmt::format("lower bound   {:.2f} % ({}), gap {:.2f} %\n", percent(plan.bound_ns, plan.step_ns),
                         plan.proof == "exact" ? "proven" : "by " + plan.proof, 100.0 * plan.gap());
-  text += fmt::format("by            {}\n", plan.solver);
-  Table table({"phase", "seconds", "steps", "added", "peak"});
+  text += fmt::format("solver        {}\n", plan.solver);
+  Table table({"phase", "seconds", "work", "added", "peak"});
   for (const plan::Phase& phase : plan.phases) {
     const bool is_bound = phase.name.starts_with("bound");
     table.add({phase.name, fmt::format("{:.3f}", phase.seconds), fmt::format("{}", phase.steps),
@@ -104,7 +104,9 @@ int run_plan(const PlanArgs& args) {
     if (!graph.model.empty()) fmt::print("{}\n", graph.model);
     fmt::print("{}", show(plan));
   }
-  write_json(args.json, plan_json(plan));
+  Json document = new_document("plan_summary");
+  document.update(plan_json(plan));
+  write_json(args.json, document);
   if (!plan.is_feasible) return kOutOfMemory;
   if (args.output == "-")
     fmt::print("{}", plan::to_json(graph, plan));
@@ -129,7 +131,7 @@ int run_pareto(const PlanArgs& args) {
                 {"least_bytes", planner.least_bytes()},
                 {"floor_bytes", planner.floor_bytes()},
                 {"points", Json::array()}};
-  Table table({"budget", "bytes", "peak", "added time", "at least", "proof", "again", "by"});
+  Table table({"fraction", "budget", "peak", "added time", "lower bound", "proof", "recomputed", "solver"});
   for (size_t k = 0; k < plans.size(); ++k) {
     const plan::Plan& plan = plans[k];
     Json point = plan_json(plan);
@@ -137,13 +139,13 @@ int run_pareto(const PlanArgs& args) {
     document["points"].push_back(std::move(point));
     table.add({fmt::format("{:.3f}", static_cast<double>(k) / static_cast<double>(plans.size() - 1)),
                format_bytes(plan.budget_bytes), format_bytes(plan.peak),
-               plan.is_feasible ? fmt::format("{:.2f} %", percent(plan.added_ns, plan.step_ns)) : "none found",
+               plan.is_feasible ? fmt::format("{:.2f} %", percent(plan.added_ns, plan.step_ns)) : "does not fit",
                fmt::format("{:.2f} %", percent(plan.bound_ns, plan.step_ns)), plan.proof,
                fmt::format("{}", plan.recomputed_ops), plan.solver});
   }
   add_series(document, graph, series);
   if (args.json != "-" && args.html != "-")
-    fmt::print("{}{}plain peak {}, floor {}\n{}", graph.model, graph.model.empty() ? "" : ": ",
+    fmt::print("{}{}baseline peak {}, lower bound of the peak {}\n{}", graph.model, graph.model.empty() ? "" : ": ",
                format_bytes(planner.plain_peak()), format_bytes(planner.floor_bytes()), table.str());
   write_json(args.json, document);
   write_html(args.html, {document});

@@ -36,9 +36,7 @@ Evictable evictable_of(const graph::Graph& graph) {
 
 std::string share(double part, double of) { return fmt::format("{:.0f} %", 100.0 * part / std::max(of, 1e-9)); }
 
-double operators_ms(const graph::Graph& graph) {
-  return static_cast<double>(graph::operators_ns(graph)) / 1e6;
-}
+double operators_ms(const graph::Graph& graph) { return static_cast<double>(graph::operators_ns(graph)) / 1e6; }
 
 double backward_ms(const graph::Graph& graph) {
   double sum = 0.0;
@@ -47,7 +45,7 @@ double backward_ms(const graph::Graph& graph) {
   return sum;
 }
 
-Json holders_json(const graph::Explanation& peak) {
+Json top_holders_json(const graph::Explanation& peak) {
   Json list = Json::array();
   for (const auto& holder : peak.holders)
     list.push_back({{"bytes", holder.bytes}, {"op", holder.op}, {"scope", holder.scope}, {"made", holder.made}});
@@ -70,7 +68,7 @@ Profiled trace_step(models::TrainableModel& model, const ProfileArgs& args) {
     model.loss(batch).backward();
   };
   const auto name = fmt::format("{}, {} {} a step", title(model), model.units_per_batch(), model.unit());
-  Profiled profiled{name, profile(step, {.runs = args.iters, .model = name}), level};
+  Profiled profiled{name, profile(step, ProfileOptions().runs(args.iters).model(name)), level};
   drop_gradients(model.module());
   return profiled;
 }
@@ -90,7 +88,7 @@ std::vector<int64_t> batches_of(const ProfileArgs& args, models::TrainableModel&
   const std::set<int64_t> different(batches.begin(), batches.end());
   if (batches.size() != 3 || different.size() != 3)
     throw InvalidArgument(
-        fmt::format("--batches {}: expected two different ones, as 4,8, or three", fmt::join(args.batches, ",")));
+        fmt::format("--batches {}: expected two or three different sizes, e.g. 4,8", fmt::join(args.batches, ",")));
   for (const auto batch : batches) model.set_batch(batch);  // all of them, before anything runs
   return batches;
 }
@@ -125,12 +123,11 @@ int profile_batches(const ProfileArgs& args, models::TrainableModel& model) {
 
   show(fmt::format("{}, scaled", check.batch), check.scaled);
   if (args.json != "-") {
-    fmt::print("{}: batches {} and {} traced, what they say of {} checked\n{}", title(model), batches[0], batches[1],
+    fmt::print("{}: batches {} and {} traced, scaling checked at {}\n{}", title(model), batches[0], batches[1],
                check.batch, table.str());
-    fmt::print("bytes at each place of the step: {}; of each value: {}\n", off(check.error.worst_peak),
+    fmt::print("bytes at each point of the step: {}; of each value: {}\n", off(check.error.worst_peak),
                off(check.error.worst_value));
-    if (check.error.worst_peak > 0.0)
-      fmt::print("Where that is too much, plan for a batch from a trace of its own.\n");
+    if (check.error.worst_peak > 0.0) fmt::print("If that is too far off, trace the batch that you plan for.\n");
     fmt::print("Next:\n  refrain plan {0} --batch {1} --budget 0.5 -o plan.json\n", args.output,
                2 * std::max(batches[0], batches[1]));
   }
@@ -165,9 +162,9 @@ int run_profile(const ProfileArgs& args) {
   if (args.json != "-") {
     fmt::print("{}: {} operators, {:.1f} ms, of that {} in backward\n", name, trace.operators(), trace.operators_ms(),
                share(backward_ms(graph), trace.operators_ms()));
-    fmt::print("peak {}, {} over the level before; {} of {} values can leave, {} in all\n{}", format_bytes(trace.peak()),
-               format_bytes(trace.peak() - level), evictable.values, graph.values.size(), format_bytes(evictable.bytes),
-               graph::to_text(peak));
+    fmt::print("peak {}, {} over the level before the step; {} of {} values are evictable, {} in total\n{}",
+               format_bytes(trace.peak()), format_bytes(trace.peak() - level), evictable.values, graph.values.size(),
+               format_bytes(evictable.bytes), graph::to_text(peak));
     fmt::print("Next:\n  refrain plan {0} --budget 0.5 -o plan.json\n  refrain pareto {0}\n", args.output);
   }
   Json document = document_json("profile", model->name(), config_json(*model));
@@ -179,7 +176,7 @@ int run_profile(const ProfileArgs& args) {
   document["values"] = graph.values.size();
   document["evictable_values"] = evictable.values;
   document["evictable_bytes"] = evictable.bytes;
-  document["holders"] = holders_json(peak);
+  document["holders"] = top_holders_json(peak);
   write_json(args.json, document);
   return kOk;
 }

@@ -11,7 +11,7 @@ struct PublishedPoint {
   std::string method;  ///< "DTR"
   std::string model;
   double limit_gb, plain_gb;
-  double overhead;  ///< added time as a part of the plain step
+  double overhead;  ///< added time as a fraction of the baseline's step
   std::string source;
 
   double percent() const { return 100.0 * limit_gb / plain_gb; }  ///< the limit, of what is taken without one

@@ -16,11 +16,11 @@
 namespace refrain::cli {
 namespace {
 
-/// Bytes of a row of equal layers: s segments keep their s - 1 first inputs, and all that the last, plain one keeps.
+/// Bytes of a row of equal layers: s segments keep their s - 1 first inputs, and all that the last one saves, which is no region.
 struct Costs {
   int64_t layers = 0;
-  double boundary = 0;  ///< what passes from layer to layer
-  double layer = 0;     ///< what a plain layer keeps
+  double boundary = 0;  ///< what a layer returns to the next
+  double layer = 0;     ///< what a layer of the baseline saves
   double outside = 0;   ///< what the model keeps outside of the row, and what backward needs beside activations
 
   Bytes peak(int64_t segments) const {
@@ -30,7 +30,7 @@ struct Costs {
   }
 };
 
-/// From the plain step, and from a segment for each layer, which differ in all layers but the last.
+/// From the baseline's step, and from a segment for each layer, which differ in all layers but the last.
 Costs find_costs(const models::ModelOptions& sizes, int64_t layers, const Measurement& plain,
                  const Measurement& each_layer) {
   Costs costs{.layers = layers};
@@ -79,7 +79,7 @@ Json row_json(const Row& row) {
 }
 
 std::string show(const std::vector<Row>& rows, int64_t layers) {
-  Table table({"segments", "after forward", "peak", "saved", "predicted peak", "ms/step", "overhead", ""});
+  Table table({"segments", "after forward", "peak", "peak saved", "predicted peak", "ms/step", "overhead", ""});
   const auto& plain = rows.front().seen;
   Bytes least = plain.peak;
   for (const auto& row : rows) least = std::min(least, row.seen.peak);
@@ -88,7 +88,7 @@ std::string show(const std::vector<Row>& rows, int64_t layers) {
     const bool is_cut = &row != &rows.front() && &row != &rows.back();
     if (is_cut && row.segments == nearest_to_root(layers)) marks.emplace_back("sqrt(n)");
     if (is_cut && row.segments == suggest_segments(layers)) marks.emplace_back("suggested");
-    if (row.seen.peak == least) marks.emplace_back("least");
+    if (row.seen.peak == least) marks.emplace_back("lowest peak");
     const std::string mark = fmt::format("{}", fmt::join(marks, ", "));
     table.add({row.name, format_bytes(row.seen.after_forward), format_bytes(row.seen.peak),
                saved_percent(row.seen.peak, plain.peak), format_bytes(row.predicted),
@@ -121,7 +121,7 @@ int run_segments(const SegmentsArgs& args) {
 
   const Measurement &plain = all[0], &per_layer = all[1];
   const auto costs = find_costs(model->options(), layers, plain, all.back());
-  std::vector<Row> rows{{"plain", 0, plain, costs.peak(1)}};
+  std::vector<Row> rows{{"baseline", 0, plain, costs.peak(1)}};
   for (size_t i = 0; i < counts.size(); ++i) {
     rows.push_back({fmt::format("{}", counts[i]), counts[i], all[i + 2], costs.peak(counts[i])});
   }
@@ -141,10 +141,11 @@ int run_segments(const SegmentsArgs& args) {
   document["plain"] = row_json(rows.front());
   document["per_layer"] = row_json(rows.back());
   publish(document,
-          fmt::format("{}, {} layers that keep {} and pass on {}; {} steps each, {} threads; bytes over the level before "
-                      "the step, gradients there already\n{}",
-                      model->name(), layers, format_bytes(std::llround(costs.layer)),
-                      format_bytes(std::llround(costs.boundary)), args.iters, at::get_num_threads(), show(rows, layers)),
+          fmt::format(
+              "{}, {} layers that each save {} and return {}; {} steps each, {} threads; bytes over the level before "
+              "the step, which includes gradients\n{}",
+              model->name(), layers, format_bytes(std::llround(costs.layer)),
+              format_bytes(std::llround(costs.boundary)), args.iters, at::get_num_threads(), show(rows, layers)),
           args.json, args.html);
   return kOk;
 }

@@ -13,9 +13,9 @@ namespace refrain::cli {
 
 /// Where a run is, beside its model, optimizer and scaler.
 struct Position {
-  int64_t step = 0;                             ///< steps done; which batches come next follows from it
-  double lr = 0.0;                              ///< before the schedule
-  std::vector<torch::Tensor> generators = {};   ///< states of the default generators, by rank
+  int64_t step = 0;                            ///< steps done; which batches come next follows from it
+  double lr = 0.0;                             ///< before the schedule
+  std::vector<torch::Tensor> generators = {};  ///< states of the default generators, by rank
 };
 
 /// Writes all that the next step depends on. To `path` at once or not at all.

@@ -2,7 +2,6 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <fmt/format.h>
-#include <malloc.h>
 #include <sys/utsname.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 
 #include "apps/refrain/budget_strategy.h"
 #include "refrain/memory.h"
+#include "refrain/version.h"
 
 namespace refrain::cli {
 namespace {
@@ -159,13 +159,6 @@ Json machine_json() {
 
 Json document_json(const std::string& kind, const std::string& model, const Json& config) {
   return {{"kind", kind}, {"version", 1}, {"model", model}, {"config", config}, {"machine", machine_json()}};
-}
-
-void keep_heap() {
-#ifdef __GLIBC__
-  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
-  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most it takes: half of an arena
-#endif
 }
 
 double spread(std::vector<double> values) {

@@ -58,11 +58,6 @@ Json machine_json();
 /// The members that every document of docs/design/report.md begins with. @param model  its name.
 Json document_json(const std::string& kind, const std::string& model, const Json& config);
 
-/// From now on the heap keeps what is freed. Else many small blocks that are freed, of a report or a tape, make it give
-/// pages back that the next step has to fault in again: 2 us each, several times what watching or recording costs, and
-/// in another step than the one that freed them.
-void keep_heap();
-
 double median(std::vector<double> values);
 /// Half the distance between the quartiles.
 double spread(std::vector<double> values);

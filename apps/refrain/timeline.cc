@@ -3,11 +3,15 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <optional>
 
+#include "apps/refrain/budget_strategy.h"
 #include "apps/refrain/html_file.h"
 #include "apps/refrain/steps.h"
 #include "base/atomic_file.h"
 #include "refrain/memory.h"
+#include "refrain/memory_budget.h"
+#include "refrain/memory_cap.h"
 
 namespace refrain::cli {
 namespace {
@@ -69,18 +73,31 @@ int run_timeline(const TimelineArgs& args) {
   install_memory_tracking();
   keep_heap();
   auto model = build_model(args.model);
-  model->set_strategy(args.strategy);
+  const bool is_auto = args.strategy == "auto";
+  if (is_auto != !args.memory_limit.empty())
+    throw InvalidArgument(
+        fmt::format("--strategy {}: found {} --memory-limit; auto evicts under a limit, others have none",
+                    args.strategy, is_auto ? "no" : "a"));
+  set_model_strategy(*model, is_auto ? "none" : args.strategy);
   const auto batch = model->synthetic_batch(args.model.seed);
   auto optimizer = make_optimizer(args.optimizer, 0.0, model->module());
   torch::manual_seed(args.model.seed);
+  std::optional<MemoryCap> cap;
+  if (is_auto) cap.emplace(parse_bytes(args.memory_limit));
+  std::optional<MemoryBudget> budget;
+  if (is_budget(args.strategy)) {
+    const auto asked = budget_of(args.strategy);
+    budget.emplace(asked.fraction < 0 ? Budget::bytes(asked.bytes) : Budget::fraction(asked.fraction));
+  }
   const auto watched = watch(*model, batch, *optimizer, args);
   const auto& report = watched.report;
 
   if (args.json != "-" && args.html != "-" && args.trace != "-") {
-    fmt::print("{}, {} {} a step, strategy {}, {}, {} threads: one training step\n{}\n"
-               "watching took {:+.1f} % of a step of {:.1f} ms (medians of {} pairs)\n",
-               title(*model), model->units_per_batch(), model->unit(), args.strategy, args.optimizer,
-               at::get_num_threads(), report.text(), 100 * *report.measured_overhead, median(watched.plain_ms), args.iters);
+    fmt::print(
+        "{}, {} {} a step, strategy {}, {}, {} threads: one training step\n{}\n"
+        "recording added {:+.1f} % to a step of {:.1f} ms (medians of {} pairs)\n",
+        title(*model), model->units_per_batch(), model->unit(), args.strategy, args.optimizer, at::get_num_threads(),
+        report.text(), 100 * *report.measured_overhead, median(watched.plain_ms), args.iters);
   }
   if (args.trace == "-") {
     fmt::print("{}", report.trace());

@@ -11,6 +11,8 @@
 namespace refrain::cli {
 namespace {
 
+constexpr int64_t kBatchesVersion = 1;
+
 [[noreturn]] void refuse(const std::string& file, const std::string& member, const std::string& expected) {
   throw FormatError(
       fmt::format("'{}': `{}`: expected {}; trace again, with profile --batches", file, member, expected));
@@ -35,7 +37,8 @@ std::vector<TracedBatch> traces_of(const nlohmann::json& document, const std::st
 }  // namespace
 
 std::string batches_json(const std::string& model, const std::vector<TracedBatch>& traces) {
-  std::string text = fmt::format("{{\"kind\":\"batches\",\"version\":1,\"model\":{},\"traces\":[", json_string(model));
+  std::string text = fmt::format("{{\"kind\":\"batches\",\"version\":{},\"model\":{},\"traces\":[", kBatchesVersion,
+                                 json_string(model));
   const char* separator = "\n";
   for (const auto& trace : traces) {
     text += fmt::format("{}{{\"batch\":{},\"graph\":{}}}", separator, trace.batch, graph::to_json(trace.graph));
@@ -53,13 +56,18 @@ graph::Graph scaled_step(const std::string& model, const std::vector<TracedBatch
 
 graph::Graph read_step(const std::string& file, int64_t batch) {
   const auto document = accepted(graph::parse_json(read_file(file, "a traced step")), file);
-  const bool has_batches = document.is_object() && document.value("kind", nlohmann::json()) == "batches";
-  if (!has_batches) {
+  if (!graph::is_kind(document, "batches", kBatchesVersion)) {
+    if (!graph::is_kind(document, "graph", graph::kGraphVersion))
+      throw FormatError(
+          fmt::format("'{}': found {}; expected kind \"graph\" version {} or kind \"batches\" version {}; "
+                      "write it again, with refrain profile",
+                      file, graph::found_kind(document), graph::kGraphVersion, kBatchesVersion));
     auto step = accepted(graph::graph_of(document), file);
     if (batch == 0) return step;
-    throw InvalidArgument(fmt::format("--batch {}: '{}' has one step, of the batch it was traced with; leave it out, or "
-                                      "trace two with profile --batches",
-                                      batch, file));
+    throw InvalidArgument(
+        fmt::format("--batch {}: '{}' has one step, of the batch it was traced with; leave it out, or "
+                    "trace two with profile --batches",
+                    batch, file));
   }
   auto traces = traces_of(document, file);
   if (batch == 0)

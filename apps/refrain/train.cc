@@ -9,15 +9,17 @@
 #include "apps/refrain/budget_strategy.h"
 #include "apps/refrain/data.h"
 #include "apps/refrain/failures.h"
-#include "apps/refrain/measure.h"
 #include "apps/refrain/launch.h"
+#include "apps/refrain/measure.h"
 #include "apps/refrain/progress.h"
 #include "apps/refrain/schedule.h"
 #include "apps/refrain/state_file.h"
 #include "apps/refrain/steps.h"
 #include "apps/refrain/trials.h"
+#include "refrain/breakdown.h"
 #include "refrain/data_parallel.h"
 #include "refrain/error.h"
+#include "refrain/largest_batch.h"
 #include "refrain/memory.h"
 #include "refrain/memory_cap.h"
 
@@ -38,12 +40,12 @@ struct Run {
   Schedule schedule = {};
   int64_t first_step = 0, last_step = 0;
   std::optional<MemoryBudgetStats> budget = std::nullopt;  ///< at the end, of strategy budget
-  Bytes resident_base = 0;  ///< before the model was made
+  Bytes resident_base = 0;                                 ///< before the model was made
   std::vector<float> losses = {};
   std::vector<double> step_ms = {};
   double total_ms = 0.0;
 
-  /// No regions: what does not fit leaves memory and is computed again.
+  /// No regions: a cap evicts and recomputes what does not fit.
   bool is_auto() const { return args.strategy == "auto"; }
   int64_t steps_done() const { return first_step + static_cast<int64_t>(losses.size()); }
   Json limit_of(Budget::Kind kind) const { return limit && limit->kind() == kind ? Json(limit->bytes()) : Json(); }
@@ -90,8 +92,7 @@ void seed_generator(const Run& run) {
 }
 
 void resume(Run& run) {
-  const auto position =
-      load_state(run.args.resume, identity(run), run.model->module(), *run.optimizer, run.scaler);
+  const auto position = load_state(run.args.resume, identity(run), run.model->module(), *run.optimizer, run.scaler);
   set_generator_state(position.generators.at(static_cast<size_t>(run.rank)));
   run.first_step = position.step;
   if (run.args.lr <= 0) run.schedule.base = position.lr;
@@ -117,13 +118,13 @@ Run prepare(const TrainArgs& args, const ProcessGroupOptions& place) {
   check_options(args);
   install_memory_tracking();
   Run run{.args = args, .rank = place.rank(), .ranks = place.world_size()};
-  if (!args.memory_limit.empty()) run.limit = Budget::tensors(parse_bytes(args.memory_limit));
+  if (!args.memory_limit.empty()) run.limit = Budget::bytes(parse_bytes(args.memory_limit));
   if (!args.process_limit.empty()) run.limit = Budget::process(parse_bytes(args.process_limit));
   run.resident_base = memory_stats().resident;
   run.model = build_model(args.model);
   if (run.is_auto() && !run.limit && args.available == 0.0)
     throw InvalidArgument(
-        "--strategy auto: found no --memory-limit, which is what it keeps to; expected one, as '300MiB', or --process-limit or --available");
+        "--strategy auto: found no --memory-limit; expected one, e.g. 300MiB, or --process-limit or --available");
   set_model_strategy(*run.model, run.is_auto() ? "none" : args.strategy);
   run.data = open_data(args.data, *run.model, args.model.seed, args.epochs > 0 ? Order::kByEpoch : Order::kRandom);
   run.optimizer = make_optimizer(args.optimizer, args.lr, run.model->module());
@@ -141,9 +142,10 @@ Run prepare(const TrainArgs& args, const ProcessGroupOptions& place) {
   seed_generator(run);
   if (!args.resume.empty()) resume(run);
   if (args.weight_decay >= 0) set_weight_decay(*run.optimizer, args.weight_decay);
-  if (run.limit && run.limit->kind() == Budget::Kind::kTensors)
-    check_fixed_cost(run.limit->bytes(), *run.model, *run.optimizer);
-  if (args.available > 0.0) run.limit = Budget::available(args.available);  // with the model made: it is not free any more
+  if (run.limit && run.limit->kind() == Budget::Kind::kBytes)
+    check_fixed_cost(run.model->module(), *run.optimizer, run.limit->bytes());
+  if (args.available > 0.0)
+    run.limit = Budget::available(args.available);  // with the model made: it is not free any more
   if (run.ranks > 1) {
     run.group = init_process_group(place);
     // one layout of buckets from the first step on, so that a resumed run adds in the same order
@@ -183,12 +185,12 @@ float step(Run& run) {
 
 void train(Run& run) {
   std::optional<MemoryLimit> limit;
-  std::optional<MemoryCap> cap;  // a limit of its own, which it lifts to bring back what has left
+  std::optional<MemoryCap> cap;  // a limit of its own, which it lifts to recompute what was evicted
   std::unique_ptr<MemoryBudget> budget;
   if (is_budget(run.args.strategy)) {
     const auto asked = budget_of(run.args.strategy);
-    budget = asked.fraction < 0 ? std::make_unique<MemoryBudget>(asked.bytes)
-                                : std::make_unique<MemoryBudget>(asked.fraction);
+    budget = asked.fraction < 0 ? std::make_unique<MemoryBudget>(Budget::bytes(asked.bytes))
+                                : std::make_unique<MemoryBudget>(Budget::fraction(asked.fraction));
   }
   if (run.is_auto()) {
     cap.emplace(*run.limit);
@@ -220,7 +222,7 @@ Json report(const Run& run, const std::string& failure) {
     losses.push_back(loss);
     bits.push_back(fmt::format("0x{:08x}", std::bit_cast<uint32_t>(loss)));
   }
-  Json json;
+  Json json = new_document("train");
   json["status"] = failure.empty() ? "done" : "out_of_memory";
   if (!failure.empty()) json["message"] = failure;
   json["model"] = run.model->name();
@@ -240,7 +242,7 @@ Json report(const Run& run, const std::string& failure) {
   json["machine"] = machine_json();
   json["first_step"] = run.first_step;
   json["steps"] = run.steps_done();
-  json["memory_limit_bytes"] = run.limit_of(Budget::Kind::kTensors);
+  json["memory_limit_bytes"] = run.limit_of(Budget::Kind::kBytes);
   json["process_limit_bytes"] = run.limit_of(Budget::Kind::kProcess);
   const auto memory = memory_stats();
   json["peak_bytes"] = memory.peak;
@@ -256,16 +258,17 @@ Json report(const Run& run, const std::string& failure) {
   return json;
 }
 
-/// What to do about a limit that was too low. Under a budget, too, what can leave has left by then.
+/// What to do about a limit that was too low. Under a budget, too, all that is evictable was evicted by then.
 std::string advice(const Run& run) {
   const auto& strategy = run.args.strategy;
-  const std::string option = run.args.available > 0.0                                       ? "--available"
+  const std::string option = run.args.available > 0.0                                   ? "--available"
                              : run.limit && run.limit->kind() == Budget::Kind::kProcess ? "--process-limit"
                                                                                         : "--memory-limit";
   if (strategy == "none") return fmt::format("raise {}, lower --batch, or use --strategy per_block or auto", option);
   const auto budget = is_budget(strategy) ? budget_of(strategy) : plan::Budget::of_fraction(1.0);
   const bool is_of_budget = budget.fraction < 0.0 && (!run.limit || budget.bytes <= run.limit->bytes());
-  return is_of_budget ? "raise the bytes of the budget, or lower --batch" : fmt::format("raise {}, or lower --batch", option);
+  return is_of_budget ? "raise the bytes of the budget, or lower --batch"
+                      : fmt::format("raise {}, or lower --batch", option);
 }
 
 int stopped(const Run& run, const std::string& cause) {
@@ -287,14 +290,14 @@ int run_train(const TrainArgs& args) {
     return launch({.ranks = args.ranks, .command = command, .echo = Echo::kRankZero});
   }
   if (args.ranks > 0 && args.ranks != place.world_size()) {
-    throw InvalidArgument(fmt::format("--ranks {}: a launcher has started this process as one of {}; leave it out",
+    throw InvalidArgument(fmt::format("--ranks {}: found a process that a launcher started as one of {}; leave it out",
                                       args.ranks, place.world_size()));
   }
   Run run = prepare(args, place);
   try {
     train(run);
   } catch (const c10::Error& error) {
-    if (!is_allocation_failure(error)) throw;
+    if (!is_out_of_memory(error)) throw;
     return stopped(run, allocation_failure_cause(error));
   } catch (const std::bad_alloc&) {
     return stopped(run, "the system refused an allocation");
@@ -306,10 +309,11 @@ int run_train(const TrainArgs& args) {
     const auto of_limit = [&](Budget::Kind kind) {
       return run.limit && run.limit->kind() == kind ? " of " + format_bytes(run.limit->bytes()) : std::string();
     };
-    fmt::print("{} steps of {}, strategy {}: loss {:.4f} -> {:.4f}, {:.1f} ms/step, {:.0f} {}/s, peak {}{}, resident {}{}\n",
-               run.losses.size(), title(*run.model), args.strategy, run.losses.front(), run.losses.back(),
-               median(run.step_ms), run.units_per_second(), run.model->unit(), format_bytes(memory.peak),
-               of_limit(Budget::Kind::kTensors), format_bytes(memory.resident_peak), of_limit(Budget::Kind::kProcess));
+    fmt::print(
+        "{} steps of {}, strategy {}: loss {:.4f} -> {:.4f}, {:.1f} ms/step, {:.0f} {}/s, peak {}{}, resident {}{}\n",
+        run.losses.size(), title(*run.model), args.strategy, run.losses.front(), run.losses.back(), median(run.step_ms),
+        run.units_per_second(), run.model->unit(), format_bytes(memory.peak), of_limit(Budget::Kind::kBytes),
+        format_bytes(memory.resident_peak), of_limit(Budget::Kind::kProcess));
   }
   write_json(args.json, report(run, ""));
   return kOk;

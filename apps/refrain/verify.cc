@@ -82,7 +82,8 @@ bool is_bit_equal(const torch::Tensor& a, const torch::Tensor& b) {
   if (!a.defined()) return true;
   if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) return false;
   // a gradient may be a tensor that LibTorch knows to be zero, without memory
-  const auto x = (a._is_zerotensor() ? a.clone() : a).contiguous(), y = (b._is_zerotensor() ? b.clone() : b).contiguous();
+  const auto x = (a._is_zerotensor() ? a.clone() : a).contiguous(),
+             y = (b._is_zerotensor() ? b.clone() : b).contiguous();
   return std::memcmp(x.data_ptr(), y.data_ptr(), x.nbytes()) == 0;
 }
 
@@ -102,7 +103,9 @@ std::vector<VerifyResult> verify_strategies(models::TrainableModel& model, const
     std::optional<MemoryBudget> budget;
     if (is_budget(strategy)) {
       set_model_strategy(model, strategy);
-      budget.emplace(plan_budget(strategy, [&] { model.loss(batch).backward(); }, model.name()).plan);
+      budget.emplace(plan_budget(
+                         strategy, [&] { model.loss(batch).backward(); }, model.name())
+                         .plan);
       drop_gradients(model.module());
       before.restore();
     }
@@ -156,7 +159,10 @@ int run_verify(const VerifyArgs& args) {
     }
   }
   if (args.json != "-") fmt::print("{}{}", table.str(), details);
-  write_json(args.json, {{"machine", machine_json()}, {"results", report}});
+  Json document = new_document("verify");
+  document["machine"] = machine_json();
+  document["results"] = report;
+  write_json(args.json, document);
   return is_all_equal ? kOk : kDiffers;
 }
 

@@ -27,9 +27,9 @@ struct VerifyResult {
   double largest_difference() const;
 };
 
-/// Trains `steps` plain steps, goes back to the same weights, buffers and generator, and does it again under each of
+/// Trains `steps` steps of the baseline, goes back to the same weights, buffers and generator, and does it again under each of
 /// `strategies`. Compares after every step: loss, each gradient, each buffer, the default generator's state; at the end
-/// each weight. The model and the generator are left as they were. "none" checks that plain training repeats itself.
+/// each weight. The model and the generator are left as they were. "none" checks that the baseline repeats itself.
 std::vector<VerifyResult> verify_strategies(models::TrainableModel& model, const models::Batch& batch,
                                             const std::vector<std::string>& strategies, int steps);
 

@@ -5,7 +5,6 @@ its own with empty caches. Ours: refrain::MemoryBudget at the fractions, and for
 peaks at, so that steps are compared at equal measured peaks.
 """
 
-import datetime
 import json
 import os
 import shutil
@@ -13,8 +12,9 @@ import statistics
 import subprocess
 import tempfile
 
-from stepping import (MIB, ROOT, Failure, Plan, check_same_model, git, machine, minus, note, number, ratio_with_spread, spread,
-                      start_refrain, start_torch, table, take_turns)
+import results_file
+from stepping import (MIB, ROOT, Failure, Plan, check_same_model, config_of, minus, note, number, ratio_with_spread, spread,
+                      start_refrain, start_torch, table, take_turns, versions_of)
 
 ROUNDS = {"blocks-small": 15, "blocks": 7, "resnet50": 7, "unet": 7}
 COMPILED = {"inductor": (1.0, 0.7, 0.5, 0.3, 0.0), "aot_eager": (0.7, 0.5, 0.3, 0.0)}
@@ -90,6 +90,7 @@ def add_ours(field, refrain, options):
 
 
 def measure(model, options, generator):
+    """@return the model as it stands in the file, and versions and config of its run."""
     rounds = options.iters or ROUNDS[model]
     field = Field()
     try:
@@ -100,7 +101,7 @@ def measure(model, options, generator):
         counterparts = add_ours(field, refrain, options)
         load = os.getloadavg()[0]
         others_share = take_turns(model, list(field.plans.values()), field.peers, rounds, options)
-        hellos = {p.name: {k: v for k, v in p.hello.items() if k != "parameter_shapes"} for p in (refrain, torch)}
+        hellos = {p.name: p.hello for p in (refrain, torch)}
     finally:
         for peer in field.peers:
             peer.close()
@@ -108,18 +109,10 @@ def measure(model, options, generator):
             shutil.rmtree(caches, ignore_errors=True)
     result = {
         "model": model,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(git("status", "--porcelain")),
-        "machine": machine(),
-        "load_average_before_rounds": load,
-        "other_processes_cpu_share": others_share,
         "rounds": rounds,
-        "warmup": options.warmup,
-        "settle": options.settle,
-        "gap_ms": options.gap_ms,
         "input_shape": refrain.hello["input_shape"],
-        "processes": hellos,
+        "load_before_rounds": load,
+        "other_processes_cpu_share": others_share,
         "warnings": [],
         "plans": [],
         "comparisons": [],
@@ -133,8 +126,7 @@ def measure(model, options, generator):
         result["plans"].append(summary)
     for key, ours in counterparts.items():
         result["comparisons"].append(compare(field, field.plans[key], ours and field.plans[ours], generator))
-    result["targets"] = targets(result)
-    return result
+    return result, versions_of(hellos), config_of(hellos, options)
 
 
 def compare(field, theirs, ours, generator):
@@ -234,19 +226,19 @@ def report(data, markdown):
     bullet = "- " if markdown else "  "
     out = []
     for result in data["models"]:
-        m, versions = result["machine"], result["processes"]
-        out += [f"{result['model']}, input {result['input_shape']}: {m['cpu']}, {m['cores']} cores, "
-                f"{versions['torch']['threads']} thread(s); torch {versions['torch']['torch']}; {result['date'][:10]}; "
+        m, config, versions = (results_file.of(data, result, name) for name in ("machine", "config", "versions"))
+        out += [f"{result['model']}, input {result['input_shape']}: {m['processor']}, {m['cores']} cores, "
+                f"{config['threads']} thread(s); torch {versions['torch']}; {results_file.of(data, result, 'date')[:10]}; "
                 f"{result['rounds']} rounds; other processes used {result['other_processes_cpu_share']:.0%} of the processors", "",
                 plans_table(result, markdown), "", comparisons_table(result, markdown), ""]
         out += [f"{bullet}TARGET MISSED: {t['what']}: found {number(t['found'])}, expected below {number(t['limit'])}"
-                for t in result["targets"] if not t["met"]]
+                for t in targets(result) if not t["met"]]
         out += [f"{bullet}WARNING: {w}" for w in result["warnings"]]
         out += ["", "Where we lose:"] + ([f"{bullet}{loss}" for loss in losses(result)] or [f"{bullet}nowhere in this run"]) + [""]
     return "\n".join(out)
 
 
-def pareto_document(result):
+def pareto_document(data, result):
     """Kind `pareto` of docs/design/report.md."""
     def series(name, wanted):
         chosen = [p for p in result["plans"] if "gradients_bit_equal" in p and wanted(p)]
@@ -262,8 +254,9 @@ def pareto_document(result):
                   series("refrain regions", lambda p: p["runtime"] == "refrain" and not p["name"].startswith("budget:")),
                   series("torch.utils.checkpoint", is_torch(("checkpoint", "selective")))]
     all_series += [series(f"torch.compile, {backend}", is_torch(backend)) for backend in COMPILED]
-    return {"kind": "pareto", "version": 1, "model": f"{result['model']}: beside peers", "machine": result["machine"],
-            "config": {"threads": result["processes"]["torch"]["threads"], "rounds": result["rounds"]},
+    machine = {name: value for name, value in results_file.of(data, result, "machine").items() if not name.startswith("load_")}
+    return {"kind": "pareto", "version": 1, "model": f"{result['model']}: beside peers", "machine": machine,
+            "config": {"threads": results_file.of(data, result, "config")["threads"], "rounds": result["rounds"]},
             "plain": {"peak_bytes": plain["peak_bytes"], "step_ms_median": plain["step_ms_median"]},
             "series": [s for s in all_series if s["points"]]}
 
@@ -274,13 +267,7 @@ def write_html(data, tool, path):
         for i, result in enumerate(data["models"]):
             files.append(os.path.join(folder, f"{i}.json"))
             with open(files[-1], "w") as file:
-                json.dump(pareto_document(result), file)
+                json.dump(pareto_document(data, result), file)
         done = subprocess.run([tool, "report", *files, "--html", path], capture_output=True, text=True, cwd=ROOT)
     if done.returncode != 0:
         raise Failure(f"refrain report ended with {done.returncode}: {done.stderr.strip()}")
-
-
-def merged(old, models):
-    """`models`, and those of `old` that were not measured again."""
-    known = {m["model"]: m for m in old.get("models", [])} | {m["model"]: m for m in models}
-    return [known[name] for name in ROUNDS if name in known]

@@ -122,7 +122,7 @@ class StepServer {
     check_followed();
     return fmt::format(
         R"("ms": {:.6f}, "forward_ms": {:.6f}, "after_forward_bytes": {}, "peak_bytes": {}, "left_bytes": {}, )"
-        R"("recorded_ops": {}, "replayed_ops": {}, "refills": {}, "regions": {}, "loss": {:.9g})",
+        R"("recorded_ops": {}, "replayed_ops": {}, "replay_passes": {}, "regions": {}, "loss": {:.9g})",
         forward_ms + ms_between(backward_start, end), forward_ms, after_forward, peak, memory.current(),
         stats.recorded_ops, stats.replayed_ops, stats.replay_passes, regions, value);
   }
@@ -133,14 +133,14 @@ class StepServer {
     refrain::set_op_timing(before);
     const auto stats = refrain::tape_stats();
     return fmt::format(R"({}, "recorded_ms": {:.6f}, "replayed_forward_ms": {:.6f}, "replay_ms": {:.6f})", fields,
-                       stats.recorded_ns * 1e-6, stats.replayed_forward_ns * 1e-6, stats.replay_ns * 1e-6);
+                       stats.recorded_ms, stats.replayed_forward_ms, stats.replay_ms);
   }
 
   std::string plan(const std::string& budget) {
     const auto start = Clock::now();
     const auto& made = plan_of(budget);
     return fmt::format(
-        R"("fits": {}, "planned_peak_bytes": {}, "planned_added_ms": {:.6f}, "bound_ms": {:.6f}, "planning_ms": {:.6f})",
+        R"("fits": {}, "planned_peak_bytes": {}, "planned_added_ms": {:.6f}, "lower_bound_ms": {:.6f}, "planning_ms": {:.6f})",
         made.fits(), made.peak() - level_, made.added_ms(), made.lower_bound_ms(), ms_between(start, Clock::now()));
   }
 
@@ -149,20 +149,22 @@ class StepServer {
     model_->module().zero_grad(/*set_to_none=*/true);
     const auto asked = parsed(budget);
     if (asked.fraction)
-      budget_.emplace(*asked.fraction);
+      budget_.emplace(refrain::Budget::fraction(*asked.fraction));
     else
-      budget_.emplace(refrain::memory_stats().current + asked.bytes);
+      budget_.emplace(refrain::Budget::bytes(refrain::memory_stats().current + asked.bytes));
     std::string fields;
     for (const char* which : {"first", "second"}) {
       refrain::MemoryScope memory;
       const auto start = Clock::now();
       model_->loss(batch_).backward();
-      fields += fmt::format(R"("{0}_ms": {1:.6f}, "{0}_peak_bytes": {2}, )", which, ms_between(start, Clock::now()), memory.peak());
+      fields += fmt::format(R"("{0}_ms": {1:.6f}, "{0}_peak_bytes": {2}, )", which, ms_between(start, Clock::now()),
+                            memory.peak());
       model_->module().zero_grad(/*set_to_none=*/true);
     }
     const auto stats = budget_->stats();
     budget_.reset();
-    return fmt::format(R"({}"first_planning_ms": {:.6f}, "planned_steps": {})", fields, stats.planning_ms, stats.planned_steps);
+    return fmt::format(R"({}"first_planning_ms": {:.6f}, "planned_steps": {})", fields, stats.planning_ms,
+                       stats.planned_steps);
   }
 
   std::string check(const std::string& strategy) {
@@ -186,7 +188,8 @@ class StepServer {
   static constexpr std::string_view kBudget = "budget:";
 
   static Budget parsed(const std::string& strategy) {
-    if (!strategy.starts_with(kBudget)) throw refrain::InvalidArgument("found '" + strategy + "', expected budget:0.5 or budget:BYTES");
+    if (!strategy.starts_with(kBudget))
+      throw refrain::InvalidArgument("found '" + strategy + "', expected budget:0.5 or budget:BYTES");
     const auto text = strategy.substr(kBudget.size());
     if (text.find('.') == std::string::npos) return {.fraction = {}, .bytes = refrain::parse_bytes(text)};
     return {.fraction = std::stod(text), .bytes = 0};
@@ -202,7 +205,7 @@ class StepServer {
       model_->module().zero_grad(/*set_to_none=*/true);
       model_->loss(batch_).backward();
     };
-    trace_.emplace(refrain::profile(step, {.runs = 3, .model = model_->name()}));
+    trace_.emplace(refrain::profile(step, refrain::ProfileOptions().runs(3).model(model_->name())));
     model_->module().zero_grad(/*set_to_none=*/true);
     return *trace_;
   }
@@ -212,7 +215,8 @@ class StepServer {
     if (known != plans_.end()) return known->second;
     const auto budget = parsed(strategy);
     const auto& traced = trace();
-    auto made = budget.fraction ? refrain::plan_step(traced, *budget.fraction) : refrain::plan_step(traced, level_ + budget.bytes);
+    auto made = refrain::plan_step(traced, budget.fraction ? refrain::Budget::fraction(*budget.fraction)
+                                                           : refrain::Budget::bytes(level_ + budget.bytes));
     return plans_.emplace(strategy, std::move(made)).first->second;
   }
 
@@ -230,7 +234,7 @@ class StepServer {
   void check_followed() const {
     if (!budget_) return;
     const auto stats = budget_->stats();
-    if (stats.mismatched_steps > 0) throw refrain::Error("a step was not as planned: " + stats.first_mismatch);
+    if (stats.mismatched_steps > 0) throw refrain::InternalError("a step was not as planned: " + stats.first_mismatch);
   }
 
   /// The sizes that PEERS times; explicit, so that a changed preset cannot change what is compared.

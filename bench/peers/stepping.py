@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import platform
 import queue
 import statistics
 import subprocess
@@ -121,7 +120,7 @@ def finite(x):
 
 
 def ratio_with_spread(numerators, denominators, generator):
-    """Median over rounds of a ratio. A round whose denominator is not positive counts as infinite: against us."""
+    """Median over rounds of a ratio; of each round it follows from the steps, which the file has. A round whose denominator is not positive counts as infinite: against us."""
     rounds = [n / d if d > 0 else math.inf for n, d in zip(numerators, denominators)]
     resampled = [quantile(generator.choices(rounds, k=len(rounds)), 0.5) for _ in range(2000)]
     below = statistics.median(denominators)
@@ -131,7 +130,6 @@ def ratio_with_spread(numerators, denominators, generator):
         "bootstrap_95": [finite(quantile(resampled, 0.025)), finite(quantile(resampled, 0.975))],
         "ratio_of_medians": statistics.median(numerators) / below if below > 0 else None,
         "rounds_without_baseline": sum(d <= 0 for d in denominators),
-        "rounds": [finite(r) for r in rounds],
     }
 
 
@@ -165,7 +163,6 @@ class Plan:
             "step_ms_min": min(ms),
             "step_ms_quartiles": [quantile(ms, 0.25), quantile(ms, 0.75)],
             "added_ms_median": statistics.median(minus(self, plain)),
-            "added_of_min_ms": min(ms) - min(plain.column("ms")),
             # the most any round took: a step that only sometimes stays low has not shown that it does
             "after_forward_bytes": max(self.column("after_forward_bytes")),
             "peak_bytes": max(self.column("peak_bytes")),
@@ -174,7 +171,7 @@ class Plan:
             "replayed_ops": last["replayed_ops"],
             "step_ms": ms,
         }
-        for field in ("recorded_ops", "refills"):
+        for field in ("recorded_ops", "replay_passes"):
             if field in last:
                 out[field] = last[field]
         return out
@@ -255,42 +252,24 @@ def spread(r):
     return f"{number(r['median'])} (quartiles {number(low)} to {number(high)})"
 
 
-# Files ----------------------------------------------------------------------------------------------------------------
+
+# Provenance -----------------------------------------------------------------------------------------------------------
 
 
-def first_line(path, key):
-    with open(path) as file:
-        for line in file:
-            if line.startswith(key):
-                return line.split(":", 1)[1].strip()
-    return "unknown"
+def versions_of(hellos):
+    """@param hellos  first answers of the step servers, by runtime."""
+    out = {}
+    if "refrain" in hellos:
+        out |= {"libtorch": hellos["refrain"]["torch"], "compiler": hellos["refrain"]["compiler"]}
+    if "torch" in hellos:
+        out |= {"torch": hellos["torch"]["torch"], "python": hellos["torch"]["python"]}
+    return out
 
 
-def git(*words):
-    done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def machine():
-    return {
-        "cpu": first_line("/proc/cpuinfo", "model name"),
-        "cores": os.cpu_count(),
-        "memory": first_line("/proc/meminfo", "MemTotal"),
-        "kernel": platform.release(),
-        "libc": " ".join(platform.libc_ver()),
-        "load_average_at_start": os.getloadavg()[0],
-    }
-
-
-def write_atomically(path, text):
-    directory = os.path.dirname(os.path.abspath(path))
-    os.makedirs(directory, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".peers-")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def config_of(hellos, options):
+    """What all steps of a run have in common."""
+    config = {"runtimes": sorted(hellos), "threads": next(iter(hellos.values()))["threads"],
+              "warmup": options.warmup, "settle": options.settle, "gap_ms": options.gap_ms, "seed": options.seed}
+    if "refrain" in hellos:
+        config["optimised"] = hellos["refrain"]["optimised"]
+    return config

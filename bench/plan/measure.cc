@@ -46,13 +46,17 @@ std::vector<Solver> solvers_for(const Step& step, const Args& args) {
 Json to_json(const Plan& plan) {
   Json phases = Json::array();
   for (const Phase& phase : plan.phases)
-    phases.push_back({{"name", phase.name}, {"seconds", phase.seconds}, {"fits", phase.fits},
-                      {"peak_bytes", phase.peak}, {"added_ns", phase.added_ns}});
+    phases.push_back({{"name", phase.name},
+                      {"seconds", phase.seconds},
+                      {"fits", phase.fits},
+                      {"peak_bytes", phase.peak},
+                      {"added_ns", phase.added_ns}});
   double seconds = 0.0;
   for (const Phase& phase : plan.phases)
     if (!phase.name.starts_with("bound")) seconds += phase.seconds;
-  return {{"fits", plan.is_feasible},   {"peak_bytes", plan.peak}, {"added_ns", plan.added_ns}, {"solver", plan.solver},
-          {"timed_out", plan.timed_out}, {"seconds", seconds},      {"phases", phases}};
+  return {{"fits", plan.is_feasible}, {"peak_bytes", plan.peak},     {"added_ns", plan.added_ns},
+          {"solver", plan.solver},    {"timed_out", plan.timed_out}, {"seconds", seconds},
+          {"phases", phases}};
 }
 
 PlanOptions options_of(Solver solver, const Args& args) {
@@ -99,15 +103,9 @@ Json measure(const Step& step, const Args& args) {
   const int64_t plain = planner.plain_peak(), floor = planner.floor_bytes();
   const int64_t before = graph::simulate(step.graph, graph::empty_schedule(step.graph)).in_use.front();
   const int64_t step_ns = graph::operators_ns(step.graph);
-  Json json{{"name", step.name},
-            {"ops", step.graph.ops.size()},
-            {"values", step.graph.values.size()},
-            {"step_ns", step_ns},
-            {"plain_peak_bytes", plain},
-            {"before_bytes", before},
-            {"floor_bytes", floor},
-            {"least_bytes", Json::object()},
-            {"budgets", Json::array()}};
+  Json json{{"name", step.name},    {"ops", step.graph.ops.size()},  {"values", step.graph.values.size()},
+            {"step_ns", step_ns},   {"plain_peak_bytes", plain},     {"before_bytes", before},
+            {"floor_bytes", floor}, {"least_bytes", Json::object()}, {"budgets", Json::array()}};
   for (const Solver solver : solvers_for(step, args)) {
     if (solver == Solver::kLpRounding) continue;  // a linear program for nothing
     json["least_bytes"][std::string(solver_name(solver))] = least_peak(step, solver, floor, args);

@@ -3,42 +3,67 @@
 #include <stdexcept>
 #include <string>
 
+#include "refrain/api.h"
+
 namespace refrain {
 
-/// Root of everything this library throws on its own behalf. Messages say what was found, what was expected, what to do.
-class Error : public std::runtime_error {
+/// The type that every exception of this library can be caught as.
+///
+/// A message says what was found, what was expected and what to do.
+///
+/// It is an interface beside the standard's and LibTorch's own: each class below is a `std::exception` too, and those
+/// that LibTorch's users catch (`CheckpointError`, `OffloadError`, `DistributedError`, `OutOfMemory`, in
+/// refrain/torch_error.h) are `c10::Error`s.
+class REFRAIN_API Error {
+ public:
+  virtual ~Error() = default;
+  virtual const char* what() const noexcept = 0;
+
+ protected:
+  Error() = default;
+  Error(const Error&) = default;
+  Error& operator=(const Error&) = default;
+};
+
+namespace detail {
+
+/// An `Error` that is a `std::runtime_error`.
+class REFRAIN_API RuntimeError : public std::runtime_error, public Error {
  public:
   using std::runtime_error::runtime_error;
+  const char* what() const noexcept override { return std::runtime_error::what(); }
 };
+
+}  // namespace detail
 
 /// A call that could not have worked: wrong size, unknown name, unsupported mode.
-class InvalidArgument : public Error {
+class REFRAIN_API InvalidArgument : public detail::RuntimeError {
  public:
-  using Error::Error;
+  using RuntimeError::RuntimeError;
 };
 
-/// A file or text that is not what it should be: missing, empty, truncated, wrong version.
-class FormatError : public Error {
+/// A file or text has another format than expected: it is missing, empty, truncated, or of another version.
+class REFRAIN_API FormatError : public detail::RuntimeError {
  public:
-  using Error::Error;
+  using RuntimeError::RuntimeError;
 };
 
-/// Backward cannot bring a value back as it was in forward: something it was computed from has changed.
-class CheckpointError : public Error {
+/// The system refused to write a file: full disk, no permission, missing folder. The old file is as it was.
+class REFRAIN_API FileError : public detail::RuntimeError {
  public:
-  using Error::Error;
+  using RuntimeError::RuntimeError;
 };
 
-/// Bytes that were offloaded cannot be stored or read back: full disk, failing disk. Parameters are as they were.
-class OffloadError : public Error {
+/// The machine, LibTorch or another library in the process lacks what is needed; the message names it.
+class REFRAIN_API EnvironmentError : public detail::RuntimeError {
  public:
-  using Error::Error;
+  using RuntimeError::RuntimeError;
 };
 
-/// Processes that train together cannot go on: one did not come, has ended, is late, or brought something else.
-class DistributedError : public Error {
+/// A defect of this library, found by one of its own checks. Please report it.
+class REFRAIN_API InternalError : public detail::RuntimeError {
  public:
-  using Error::Error;
+  using RuntimeError::RuntimeError;
 };
 
 }  // namespace refrain

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -10,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "refrain/api.h"
 #include "refrain/bytes.h"
 
 namespace torch::nn {
@@ -23,26 +25,27 @@ class Optimizer;
 /// holds the bytes at the peak.
 namespace refrain {
 
-/// What a thread is doing when it allocates. `kRecompute` goes before `kBackward`, in which it happens.
+/// The phase of the step in which a thread allocates. `kRecompute` overrides `kBackward`, in which it happens.
 enum class MemoryPhase : int { kForward, kRecompute, kBackward, kOptimizer };
 
-/// What allocated bytes turned out to be for.
+/// The purpose that allocated bytes turned out to have.
 enum class MemoryKind : int {
   kParameter,
-  kGradient,        ///< `.grad` of a parameter
+  kGradient,  ///< `.grad` of a parameter
   kOptimizerState,
   kBuffer,
   kInput,
   kActivationKept,  ///< made in forward, alive when it ends
-  kRecomputed,      ///< made when something is computed again
+  kRecomputed,      ///< made when something is recomputed
   kTemporary,       ///< made and freed within one phase, or by backward for itself
   kWorkspace,       ///< made and freed within one operator, or one node of backward
-  kOther,           ///< from before the timeline, and told to it by nobody
+  kOther,           ///< made before the timeline, and not annotated
 };
+/// Number of kinds.
 inline constexpr int kMemoryKinds = 10;
 
-std::string_view name_of(MemoryPhase phase) noexcept;  ///< "forward", ...
-std::string_view name_of(MemoryKind kind) noexcept;    ///< "activation_kept", ...
+[[nodiscard]] REFRAIN_API std::string_view name_of(MemoryPhase phase) noexcept;  ///< "forward", ...
+[[nodiscard]] REFRAIN_API std::string_view name_of(MemoryKind kind) noexcept;    ///< "activation_kept", ...
 
 /// One allocation. Its times are microseconds since the timeline began.
 struct MemoryBlock {
@@ -50,101 +53,123 @@ struct MemoryBlock {
   MemoryKind kind = MemoryKind::kOther;
   MemoryPhase phase = MemoryPhase::kForward;  ///< in which it was made
   /// Outermost operator that made it, "aten::linear"; in backward the graph's node, "MmBackward0"; "" outside of both.
+  /// Valid until the process ends.
   std::string_view op;
-  /// A parameter's, gradient's, state's, buffer's or input's name, else the path of the `ModuleScope`s open when it was made;
-  /// for what backward and replay make, when its forward ran. Both are valid until the process ends.
+  /// A parameter's, gradient's, state's, buffer's or input's name, else the path of the `ModuleScope`s open when it was
+  /// made; for what backward and replay make, when its forward ran. Valid until the process ends.
   std::string_view module;
-  std::vector<int64_t> sizes;  ///< of the first tensor seen in it; empty if none was, as for most of what backward makes
-  double begin_us = 0, end_us = 0;
-  bool preexisting = false;  ///< alive when the timeline began: `begin_us` is 0
-  bool outlives_recording = false;        ///< alive when it ended: `end_us` is the end
+  std::vector<int64_t> sizes;       ///< of the first tensor seen in it; empty if none was, as mostly in backward
+  double begin_us = 0, end_us = 0;  ///< when it was allocated and freed
+  bool preexisting = false;         ///< alive when the timeline began: `begin_us` is 0
+  bool outlives_recording = false;  ///< alive when it ended: `end_us` is the end
 };
 
-/// A block comes or goes.
+/// An allocation or a free.
 struct MemoryEvent {
-  double time_us = 0;
-  int64_t block = 0;  ///< index in `MemoryTimelineReport::blocks`
+  double time_us = 0;  ///< since the timeline began
+  int64_t block = 0;   ///< index in `MemoryTimelineReport::blocks`
   bool is_free = false;
   Bytes level = 0;  ///< bytes allocated afterwards, as `memory_stats().current`
 };
 
-/// What the system counted for the process, everything included.
+/// The resident bytes that the system counted for the process, everything included.
 struct ResidentSample {
-  double time_us = 0;
+  double time_us = 0;  ///< since the timeline began
   Bytes bytes = 0;
 };
 
 /// A stretch in which the thread that made the timeline stayed in one phase.
 struct MemoryPhaseSpan {
   MemoryPhase phase;
-  double begin_us, end_us;
+  double begin_us, end_us;  ///< since the timeline began
 };
 
-/// What a timeline saw. The bytes of `blocks` alive at any time, by kind or together, sum to the allocator's level then.
-struct MemoryTimelineReport {
+/// The result of a timeline.
+///
+/// The bytes of `blocks` alive at any time, by kind or together, sum to the allocator's level then.
+struct REFRAIN_API MemoryTimelineReport {
   std::vector<MemoryBlock> blocks;  ///< those from before first, then in the order of allocation
   std::vector<MemoryEvent> events;  ///< in the order in which the allocator counted them, all threads together
   std::vector<MemoryPhaseSpan> phases;
-  /// At the beginning, with allocations and frees a millisecond apart at least, and at the end; empty where the system does not say.
+  /// At the beginning, with allocations and frees a millisecond apart at least, and at the end; empty where the system
+  /// does not say.
   std::vector<ResidentSample> resident;
   Bytes resident_before = 0;  ///< resident when tracking was installed, as `memory_stats().resident_before`
-  Bytes base_bytes = 0;  ///< allocated when it began
-  Bytes peak_bytes = 0;  ///< highest level, to the byte that of the allocator in the same stretch
-  double peak_us = 0;    ///< when it was first reached
+  Bytes base_bytes = 0;       ///< allocated when it began
+  Bytes peak_bytes = 0;       ///< highest level, to the byte that of the allocator in the same stretch
+  double peak_us = 0;         ///< when it was first reached
   double end_us = 0;
   std::array<Bytes, kMemoryKinds> peak_by_kind{};  ///< sums to `peak_bytes`
-  std::vector<int64_t> peak_blocks;  ///< indices of the blocks alive at the peak, largest first
+  std::vector<int64_t> peak_blocks;                ///< indices of the blocks alive at the peak, largest first
   int64_t allocations = 0;
   /// Fraction of the step's time that watching it added; set by who measured it, e.g. `refrain timeline`.
   std::optional<double> measured_overhead;
 
+  /// @return bytes of one kind at the peak.
   Bytes peak_of(MemoryKind kind) const { return peak_by_kind[static_cast<size_t>(kind)]; }
-  Bytes resident_peak() const;  ///< highest of `resident`; 0 if it is empty
-  /// Highest level of one kind alone.
-  Bytes highest(MemoryKind kind) const;
+  /// @return highest of `resident`, in bytes; 0 if it is empty.
+  [[nodiscard]] Bytes resident_peak() const;
+  /// @return highest level of one kind alone, in bytes.
+  [[nodiscard]] Bytes highest(MemoryKind kind) const;
 
-  /// Phases, kinds at the peak, and the largest blocks alive there. Ends in a line break.
+  /// Writes phases, kinds at the peak, and the largest blocks alive there. Ends in a line break.
   /// @param top  blocks to show.
-  std::string text(int top = 12) const;
-  /// The document `timeline` of docs/design/report.md, but for the members that say what ran where.
-  std::string json() const;
-  /// For chrome://tracing and ui.perfetto.dev: phases, bytes by kind at every event, and a bar for each block.
-  std::string trace() const;
+  [[nodiscard]] std::string text(int top = 12) const;
+  /// Writes the document `timeline` of docs/design/report.md, but for the members that say what ran where.
+  [[nodiscard]] std::string json() const;
+  /// Writes a trace for chrome://tracing and ui.perfetto.dev: phases, bytes by kind at every event, and a bar for each
+  /// block.
+  [[nodiscard]] std::string trace() const;
 };
 
-/// Records from its construction to `stop`.
+/// Records every allocation and free from its construction to `stop`.
 ///
 ///     refrain::MemoryTimeline timeline(*model, optimizer);
 ///     model->forward(x).sum().backward();
 ///     optimizer.step();
 ///     std::cout << timeline.stop().text();
 ///
-/// Phases are found: a running graph task is backward, a replay or rerun recompute, and code without gradients after a
-/// backward the optimizer. `PhaseScope` names what is left, as gradient clipping. Counts LibTorch's CPU allocator; memory
-/// from before `install_memory_tracking` is not in it, as in all of our numbers. One at a time in a process.
-/// Cost while it records: 0.25 us an operator outside of backward and of `PhaseScope(kOptimizer)`, 0.15 us an allocation or
-/// free, when hot. Of a step: below 2 % of the larger models measured, 3 to 4 % of a GPT of many small operators, up to 8 % of
-/// steps of 8 to 20 ms. 96 bytes an event, none of them from LibTorch's allocator.
-/// Does not disturb profilers that LibTorch calls for each operator; while one is there from the beginning it costs more.
+/// - Phases are detected: a running graph task is backward, a replay or rerun recompute, and code without gradients
+///   after a backward the optimizer. `PhaseScope` names the rest, as gradient clipping.
+/// - It counts LibTorch's CPU allocator; memory from before `install_memory_tracking` is not in it, as in all of our
+///   numbers.
+/// - One at a time in a process.
+/// - It does not disturb profilers that LibTorch calls for each operator; while one is there from the beginning it
+///   costs more.
+///
+/// Cost while it records:
+/// - 0.25 us an operator outside of backward and of `PhaseScope(kOptimizer)`, 0.15 us an allocation or free, when hot.
+/// - Of a step: below 2 % of the larger models measured, 3 to 4 % of a GPT of many small operators, up to 8 % of steps
+///   of 8 to 20 ms.
+/// - 96 bytes an event, none of them from LibTorch's allocator.
 /// Threads: sees all of them. `phases` are those of the thread that made it.
-class MemoryTimeline {
+class REFRAIN_API MemoryTimeline {
  public:
+  /// Begins to record.
   /// @throws InvalidArgument  if another one is recording.
   MemoryTimeline();
-  /// Knows the module's parameters, gradients and buffers by name.
-  /// @param module, optimizer  outlive the recording; their tensors are looked at now, when a backward ends, and in `stop`.
+
+  /// Also knows the module's parameters, gradients and buffers by name.
+  /// @param module  outlives the recording; its tensors are looked at now, when a backward ends, and in `stop`.
   explicit MemoryTimeline(const torch::nn::Module& module);
-  /// Knows also the states of LibTorch's own optimizers. Of others: what is made in the optimizer's phase and stays.
+
+  /// Also knows the states of LibTorch's own optimizers. Of others: what is made in the optimizer's phase and stays.
+  /// @param module, optimizer  outlive the recording; their tensors are looked at now, when a backward ends, and in
+  ///                           `stop`.
   MemoryTimeline(const torch::nn::Module& module, const torch::optim::Optimizer& optimizer);
   ~MemoryTimeline();
   MemoryTimeline(const MemoryTimeline&) = delete;
   MemoryTimeline& operator=(const MemoryTimeline&) = delete;
 
-  /// Says what tensors alive now are for. What was known of them stays.
+  /// Says what tensors alive now are for. What was known of them before is kept.
   /// @param name  shown as their module.
   void annotate(MemoryKind kind, at::ArrayRef<at::Tensor> tensors, std::string_view name = "");
 
-  /// Ends the recording. @throws InvalidArgument  if it has ended. Cost: about 1 us an event.
+  /// Ends the recording.
+  /// @return what it saw.
+  /// @throws InvalidArgument   if it has ended.
+  /// @throws EnvironmentError  if the system had no memory for more events.
+  /// Cost: about 1 us an event.
   MemoryTimelineReport stop();
 
  private:
@@ -152,12 +177,14 @@ class MemoryTimeline {
   bool is_recording_ = false;
 };
 
-/// While it lives, code on this thread outside of backward and recomputation is in `phase`. Nests. In `kOptimizer` operators
-/// are not named: those of an optimizer are many and small, and naming them would be most of a timeline's cost.
-/// Threads: ends on the thread that made it. Cost: about 50 ns.
-class PhaseScope {
+/// Puts code on this thread outside of backward and recomputation into a phase while alive. Nests.
+///
+/// In `kOptimizer` operators are not named: those of an optimizer are many and small, and naming them would be most of
+/// a timeline's cost.
+/// Cost: about 50 ns. Threads: ends on the thread that made it.
+class REFRAIN_API PhaseScope {
  public:
-  explicit PhaseScope(MemoryPhase phase);
+  [[nodiscard]] explicit PhaseScope(MemoryPhase phase);
   ~PhaseScope();
   PhaseScope(const PhaseScope&) = delete;
   PhaseScope& operator=(const PhaseScope&) = delete;

@@ -1,54 +1,70 @@
 #pragma once
 
+#include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "refrain/api.h"
 #include "refrain/checkpoint.h"
 
-/// Is my function the same under `checkpoint`? Gradient checking, as in Ceres Solver, but against the plain run.
+/// Verifies that a function is the same under `checkpoint`. It is gradient checking, as in Ceres Solver, but against
+/// the baseline.
 namespace refrain {
 
-/// One thing that a run leaves behind, against the plain run.
+/// Compares one tensor of a run, b, with that of the baseline, a.
 struct VerifiedTensor {
-  std::string name;      ///< "output 0", "gradient of input 1", "gradient of 0.weight", "buffer running_mean", "generator cpu"
+  /// "output 0", "gradient of input 1", "gradient of 0.weight", "buffer running_mean", "generator cpu".
+  std::string name;
   bool bit_equal = true;
-  double max_abs = 0;    ///< largest |a - b|; infinite if the shapes or dtypes differ, or one is undefined
-  double max_rel = 0;    ///< largest |a - b| / |b|, over b != 0
+  double max_abs = 0;  ///< largest |a - b|; infinite if the shapes or dtypes differ, or one is undefined
+  double max_rel = 0;  ///< largest |a - b| / |a|, over a != 0
 };
 
-/// One source against the plain run.
-struct VerifiedRun {
+/// Compares the run of one recompute mode with the baseline.
+struct REFRAIN_API VerifiedRun {
   std::vector<VerifiedTensor> tensors;
-  int64_t calls = 0;     ///< of the function, backward included: plain and replay 1, rerun 2
-  std::string error;     ///< what it threw, or ""
-  bool bit_equal() const;
+  int64_t calls = 0;  ///< of the function, backward included: baseline and replay 1, rerun 2
+  std::string error;  ///< what it threw, or ""
+
+  /// Returns whether the run threw nothing and all `tensors` are equal to the bit.
+  [[nodiscard]] bool bit_equal() const;
 };
 
-struct VerifyReport {
+/// Holds what `verify_checkpoint` found.
+struct REFRAIN_API VerifyReport {
   VerifiedRun replay, rerun;
-  int64_t plain_calls = 0;
-  bool bit_equal() const { return replay.bit_equal() && rerun.bit_equal(); }
-  /// A line for each source with its largest differences, and one for each tensor that differs.
-  std::string text() const;
+  int64_t plain_calls = 0;  ///< of the function in the baseline
+
+  /// Returns whether both runs are equal to the baseline, to the bit.
+  [[nodiscard]] bool bit_equal() const { return replay.bit_equal() && rerun.bit_equal(); }
+  /// Returns a line for each recompute mode with its largest differences, and one for each tensor that differs.
+  [[nodiscard]] std::string text() const;
 };
 
 namespace detail {
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
-/// What `verify_checkpoint` runs: with null plainly, else under these options; returns the tensors of the result.
+
+/// Holds what `verify_checkpoint` runs and compares.
 struct Verified {
+  /// Runs the function, with null as the baseline, else under these options; returns the tensors of the result.
   std::function<std::vector<at::Tensor>(const CheckpointOptions*)> run;
   NamedTensors inputs, parameters, buffers;
   std::vector<at::Generator> generators;
-  int64_t calls = 0;
+  int64_t calls = 0;  ///< of the function in the last run
 };
-VerifyReport verify(const CheckpointOptions& options, Verified& verified);
 
+/// Implements `verify_checkpoint`.
+[[nodiscard]] REFRAIN_API VerifyReport verify(const CheckpointOptions& options, Verified& verified);
+
+/// Adds the parameters and buffers of `module` to `verified`.
 template <typename M>
 void collect_state(M& module, Verified& verified) {
   for (auto& item : module.named_parameters()) verified.parameters.emplace_back(item.key(), item.value());
@@ -57,20 +73,28 @@ void collect_state(M& module, Verified& verified) {
 
 }  // namespace detail
 
-/// Runs `fn(args...)` three times with its backward: plainly, with `kReplayOperators`, with `kRerunFunction`, each from the same buffers and
-/// random state, and compares outputs, gradients, buffers and generators. What regions read from outside is checked meanwhile
-/// (`set_check_inputs`): memory filled again through a pointer that the function or a hook kept is an error that names the tensor.
+/// Runs `fn(args...)` three times with its backward: as the baseline, with `kReplayOperators` and with
+/// `kRerunFunction`, each from the same buffers and random state, and compares outputs, gradients, buffers and
+/// generators.
 ///
-/// Gradients are of the sum of all floating-point results times fixed random numbers, with respect to every leaf that the
-/// result depends on: inputs, parameters of `fn` if it is a module, and captured ones. `.grad` is not touched; buffers and
-/// generators are put back, so that training goes on as if nothing had been run. BatchNorm under `kRerunFunction` is rightly
-/// reported: its statistics move twice.
+/// - What regions read from outside is checked meanwhile (`set_check_inputs`): memory overwritten through a pointer
+///   that the function or a hook kept is an error that names the tensor.
+/// - Gradients are of the sum of all floating-point results times fixed random numbers, with respect to every leaf that
+///   the result depends on: inputs, parameters of `fn` if it is a module, and captured ones.
+/// - `.grad` is not touched; buffers and generators are restored, so that training continues as if nothing had been
+///   run.
+/// - BatchNorm under `kRerunFunction` is rightly reported: its statistics move twice.
+/// - What the baseline throws passes through; what the other runs throw is reported.
+///
 /// @param options  of the replay run (policy included) and of the rerun (policy left out).
-/// @param fn, args as for `checkpoint`. Buffers are those of `fn` if it is a module or holder; others are not seen.
-/// @throws InvalidArgument if `fn` is null or no result requires a gradient; what the plain run throws. What the others throw is reported.
-/// Cost: three forwards and backwards, and copies of all compared tensors. Threads: as the function.
+/// @param fn       as for `checkpoint`. Buffers are those of `fn` if it is a module or holder; others are not seen.
+/// @param args     as for `checkpoint`.
+/// @return  each run compared with the baseline.
+/// @throws InvalidArgument  if `fn` is null or no result requires a gradient.
+/// Cost: three forwards and backwards, and copies of all compared tensors.
+/// Threads: as the function.
 template <typename F, typename... Args>
-VerifyReport verify_checkpoint(const CheckpointOptions& options, F&& fn, Args&&... args) {
+[[nodiscard]] VerifyReport verify_checkpoint(const CheckpointOptions& options, F&& fn, Args&&... args) {
   detail::refuse_null(fn, args...);
   detail::Verified verified;
   const auto count = [&](auto&... a) -> decltype(auto) {
@@ -94,7 +118,8 @@ VerifyReport verify_checkpoint(const CheckpointOptions& options, F&& fn, Args&&.
   auto named = std::tuple<detail::Kept<Args>...>(detail::Kept<Args>(detail::Keep(), args)...);
   detail::visit_tensors_in(
       named, detail::Overloaded{[&](at::Tensor& tensor) {
-                                  verified.inputs.emplace_back("input " + std::to_string(verified.inputs.size()), tensor);
+                                  verified.inputs.emplace_back("input " + std::to_string(verified.inputs.size()),
+                                                               tensor);
                                 },
                                 [&](at::Generator& generator) { verified.generators.push_back(generator); }});
   if constexpr (requires { fn->named_buffers(); })
@@ -104,9 +129,14 @@ VerifyReport verify_checkpoint(const CheckpointOptions& options, F&& fn, Args&&.
   return detail::verify(options, verified);
 }
 
+/// Verifies `fn(args...)` with default options.
+/// @param fn    as above.
+/// @param args  as above.
+/// @return  each run compared with the baseline.
+/// @throws InvalidArgument  if `fn` is null or no result requires a gradient.
 template <typename F, typename... Args>
-  requires(!std::is_same_v<std::remove_cvref_t<F>, CheckpointOptions>)
-VerifyReport verify_checkpoint(F&& fn, Args&&... args) {
+requires(!std::is_same_v<std::remove_cvref_t<F>, CheckpointOptions>) [[nodiscard]] VerifyReport
+    verify_checkpoint(F&& fn, Args&&... args) {
   return verify_checkpoint(CheckpointOptions(), std::forward<F>(fn), std::forward<Args>(args)...);
 }
 

@@ -33,8 +33,8 @@ std::string advice(int error) {
 }
 
 [[noreturn]] void fail(const fs::path& path, const std::string& step, int error) {
-  throw FileError("[refrain::write_file] cannot write `" + path.string() + "`: " + step + " failed: " +
-                  std::generic_category().message(error) + "; " + advice(error));
+  throw FileError("[refrain::write_file] cannot write `" + path.string() + "`: " + step +
+                  " failed: " + std::generic_category().message(error) + "; " + advice(error));
 }
 
 /// A new file in the folder of `target`, closed and removed on destruction unless it was renamed.
@@ -97,7 +97,7 @@ class TemporaryFile {
 fs::path follow_links(const fs::path& path) {
   fs::path target = path;
   std::error_code error;
-  // Linux gives up after 40 as well
+  // as many as Linux follows
   for (int links = 0; fs::is_symlink(target, error); ++links) {
     if (links == 40) fail(path, "following its symbolic links", ELOOP);
     const fs::path next = fs::read_symlink(target, error);
@@ -126,7 +126,8 @@ void write_file_atomically(const fs::path& path, std::string_view content) {
     throw InvalidArgument("[refrain::write_file] `" + path.string() + "` is a folder; name a file in it");
   }
   if (exists && !S_ISREG(old.st_mode)) {
-    throw InvalidArgument("[refrain::write_file] `" + path.string() + "` is a device, pipe or socket, expected a regular file; name a regular file");
+    throw InvalidArgument("[refrain::write_file] `" + path.string() +
+                          "` is a device, pipe or socket, expected a regular file; name a regular file");
   }
   TemporaryFile file(path, target);
   if (exists) file.keep_mode_of(old);

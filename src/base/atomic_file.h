@@ -7,12 +7,6 @@
 
 namespace refrain {
 
-/// The system refused to write a file: full disk, no permission, missing folder.
-class FileError : public Error {
- public:
-  using Error::Error;
-};
-
 /// Makes `content` the whole content of the file `path`: whoever opens it, now or after a crash, sees the old content
 /// or the new, never a part.
 ///

@@ -117,11 +117,14 @@ Bytes parse_bytes(std::string_view text) {
   }
   rest = trim(rest);
   const Unit* unit = find_unit(rest);
-  if (!unit) refuse(text, "unknown unit `" + std::string(rest) + "`, expected B, KiB, MiB, GiB, TiB, KB, MB, GB, TB, K, M, G or T");
+  if (!unit)
+    refuse(text,
+           "unknown unit `" + std::string(rest) + "`, expected B, KiB, MiB, GiB, TiB, KB, MB, GB, TB, K, M, G or T");
   if (!fraction.empty() && unit->bytes == 1) refuse(text, "a byte cannot be divided");
 
   const auto check = [&](Wide value) {
-    if (value > static_cast<Wide>(kMaxBytes)) refuse(text, "it is above the largest number, " + std::to_string(kMaxBytes) + " bytes");
+    if (value > static_cast<Wide>(kMaxBytes))
+      refuse(text, "it is above the largest number, " + std::to_string(kMaxBytes) + " bytes");
     return value;
   };
   Wide total = 0;

@@ -15,14 +15,14 @@ class Forks {
     return *forks;
   }
 
-  void add(ForkOrder order, std::mutex& mutex) {
+  void add(OrderedMutex& mutex) {
     const std::lock_guard lock(mutex_);
-    mutexes_[static_cast<size_t>(order)] = &mutex;
+    mutexes_[static_cast<size_t>(mutex.order())] = &mutex;
   }
 
-  void add(ForkCall number, void (*call)()) {
+  void add(ForkCall number, void (*function)()) {
     const std::lock_guard lock(mutex_);
-    calls_[static_cast<size_t>(number)] = call;
+    calls_[static_cast<size_t>(number)] = function;
   }
 
  private:
@@ -52,17 +52,17 @@ class Forks {
   }
 
   std::mutex mutex_;  // guards what follows
-  std::array<std::mutex*, static_cast<size_t>(ForkOrder::kCount)> mutexes_{};
+  std::array<OrderedMutex*, static_cast<size_t>(LockOrder::kCount)> mutexes_{};
   std::array<void (*)(), static_cast<size_t>(ForkCall::kCount)> calls_{};
 };
 
 }  // namespace
 
-void lock_at_fork(ForkOrder order, std::mutex& mutex) { Forks::get().add(order, mutex); }
+void lock_at_fork(OrderedMutex& mutex) { Forks::get().add(mutex); }
 
-std::mutex& make_mutex_for_forks(ForkOrder order) {
-  auto* mutex = new std::mutex;
-  lock_at_fork(order, *mutex);
+OrderedMutex& make_mutex_for_forks(LockOrder order) {
+  auto* mutex = new OrderedMutex(order);
+  lock_at_fork(*mutex);
   return *mutex;
 }
 

@@ -1,19 +1,18 @@
 #pragma once
 
-#include <mutex>
+#include "base/ordered_mutex.h"
 
 namespace refrain {
 
-/// Mutexes of the process in the order in which a thread may take one while it holds another.
-enum class ForkOrder { kPass, kGenerator, kTape, kTracking, kTimeline, kWatch, kModules, kNames, kTraits, kEffects, kRoom, kLimits, kResident, kHeap, kCount };
+/// Locks `mutex` before each fork of the process and unlocks it after, in parent and child: a child has no other thread
+/// that would, and the data behind it is consistent there. Once for each `LockOrder`. @param mutex  lives until the
+/// process ends.
+void lock_at_fork(OrderedMutex& mutex);
+/// Makes a mutex that is never destroyed.
+OrderedMutex& make_mutex_for_forks(LockOrder order);
 
-/// Takes `mutex` before each fork of the process and gives it back after, in parent and child: a child has no other thread that would, and finds
-/// what it guards whole. Once for each place in the order. @param mutex  lives until the process ends.
-void lock_at_fork(ForkOrder order, std::mutex& mutex);
-/// Makes one that is never destroyed.
-std::mutex& make_mutex_for_forks(ForkOrder order);
-
-/// Calls `call` in each forked child, after the mutexes are free. Calls come in the order of their numbers here. Not under any lock.
+/// Calls `call` in each forked child, after the mutexes are unlocked. Calls run in the order of `ForkCall`. Not under
+/// any lock.
 enum class ForkCall { kLimits, kRoom, kTape, kListener, kCount };
 void call_in_forked_child(ForkCall number, void (*call)());
 

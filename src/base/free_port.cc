@@ -22,7 +22,7 @@ int free_port() {
   const bool found = socket >= 0 && ::bind(socket, generic, size) == 0 && ::getsockname(socket, generic, &size) == 0;
   const int error = errno;
   if (socket >= 0) ::close(socket);
-  if (!found) throw Error("[refrain] found no free port: " + std::generic_category().message(error));
+  if (!found) throw EnvironmentError("[refrain] found no free port: " + std::generic_category().message(error));
   return ntohs(address.sin_port);
 }
 

@@ -2,9 +2,9 @@
 
 namespace refrain {
 
-/// A TCP port of this machine's loopback address on which nobody listens now. Whoever is to listen there should do so
-/// soon: it is not reserved.
-/// @throws Error if the system has none.
+/// Finds a TCP port of this machine's loopback address on which no process listens. It is not reserved: listen on it
+/// soon.
+/// @throws EnvironmentError if the system has none.
 int free_port();
 
 }  // namespace refrain

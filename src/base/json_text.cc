@@ -5,7 +5,9 @@
 namespace refrain {
 namespace {
 
-unsigned char byte(std::string_view text, size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0; }
+unsigned char byte(std::string_view text, size_t i) {
+  return i < text.size() ? static_cast<unsigned char>(text[i]) : 0;
+}
 
 // Bytes of the character that begins `text`, 0 if they are not UTF-8 (RFC 3629, section 4).
 size_t character(std::string_view text) {

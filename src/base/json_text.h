@@ -5,7 +5,7 @@
 
 namespace refrain {
 
-/// `text` as a JSON string, quotes included. Bytes that are not UTF-8 become '?'.
+/// Writes `text` as a JSON string, quotes included. Bytes that are not UTF-8 become '?'.
 std::string json_string(std::string_view text);
 
 }  // namespace refrain

@@ -5,7 +5,7 @@
 
 namespace refrain {
 
-/// a + b, or the largest or smallest number if that is beyond.
+/// Adds; on overflow the result is the largest or smallest number.
 inline int64_t saturating_add(int64_t a, int64_t b) {
   int64_t sum = 0;
   if (!__builtin_add_overflow(a, b, &sum)) return sum;

@@ -40,7 +40,8 @@ std::vector<std::string> nearest(std::string_view name, const std::vector<std::s
     if (longer - std::min(name.size(), candidate.size()) > allowed) continue;
     const int distance = edit_distance(name, candidate);
     // all characters replaced is no resemblance, however short the names
-    if (static_cast<size_t>(distance) <= allowed && static_cast<size_t>(distance) < longer) close.emplace_back(distance, &candidate);
+    if (static_cast<size_t>(distance) <= allowed && static_cast<size_t>(distance) < longer)
+      close.emplace_back(distance, &candidate);
   }
   std::stable_sort(close.begin(), close.end(), [](const auto& x, const auto& y) { return x.first < y.first; });
   std::vector<std::string> names;

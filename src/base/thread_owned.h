@@ -4,9 +4,10 @@
 
 namespace refrain {
 
-/// This thread's own `T`, made when it is first asked for and destroyed with the thread. It lies on the heap: the loader has little static
-/// thread-local memory for all libraries of a process together. What asks for it while the thread ends, after its destruction, gets
-/// another one that is never destroyed. Cost: a call when the library was loaded by `dlopen`, else a load.
+/// Returns this thread's own `T`, made at the first call and destroyed with the thread. It is on the heap: the loader
+/// has little static thread-local memory for all libraries of a process together. A call that comes after its
+/// destruction, while the thread ends, gets another one that is never destroyed. Cost: a call when the library was
+/// loaded by `dlopen`, else a load.
 template <typename T>
 T& thread_owned() {
   static thread_local T* current = nullptr;

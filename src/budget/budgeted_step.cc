@@ -9,16 +9,16 @@
 #include <utility>
 
 #include "graph/json.h"
+#include "intercept/for_each_tensor.h"
 #include "memory/block.h"
 #include "memory/stack.h"
 #include "memory/tensor_heap.h"
 #include "refrain/memory.h"
-#include "intercept/for_each_tensor.h"
 
 namespace refrain::budget {
 namespace {
 
-/// Of all that it reads, with its name; none if it reads no tensor.
+/// Hash of the sizes of all tensors that it reads, with its name; none if it reads no tensor.
 std::optional<uint64_t> sizes_of(const tape::OpTraits& traits, const torch::jit::Stack& stack) {
   size_t key = std::hash<std::string>()(traits.name());
   bool reads = false;
@@ -26,12 +26,13 @@ std::optional<uint64_t> sizes_of(const tape::OpTraits& traits, const torch::jit:
                         [&](const at::Tensor& tensor, size_t, int32_t) {
                           if (!tensor.defined() || !tape::has_plain_storage(tensor)) return;
                           reads = true;
-                          for (const auto size : tensor.sizes()) key = c10::hash_combine(key, static_cast<size_t>(size));
+                          for (const auto size : tensor.sizes())
+                            key = c10::hash_combine(key, static_cast<size_t>(size));
                         });
   return reads ? std::optional<uint64_t>(key) : std::nullopt;
 }
 
-/// Its values as many bytes as the heap's pages for them.
+/// Rounds its values up to the heap's pages.
 graph::Graph as_heap_rounds(graph::Graph graph) {
   for (auto& value : graph.values) value.bytes = TensorHeap::rounded(value.bytes + static_cast<Bytes>(sizeof(Block)));
   return graph;
@@ -166,7 +167,8 @@ void BudgetedStep::plan_traced() {
   tracer_.reset();
   ++traced_;
   const auto fingerprint = graph::fingerprint(graph);
-  const auto same = std::find_if(kinds_.begin(), kinds_.end(), [&](const auto& kind) { return kind->fingerprint == fingerprint; });
+  const auto same =
+      std::find_if(kinds_.begin(), kinds_.end(), [&](const auto& kind) { return kind->fingerprint == fingerprint; });
   if (same != kinds_.end()) {
     last_ = same->get();
     return note_end(static_cast<int>(same - kinds_.begin()));
@@ -185,10 +187,11 @@ void BudgetedStep::note_end(int kind) {
 void BudgetedStep::note_mismatch(const Kind* kind) {
   ++mismatched_;
   if (first_mismatch_.empty() && kind) first_mismatch_ = kind->step->counters().first_mismatch;
-  if (first_mismatch_.empty()) first_mismatch_ = "the step left the plan before anything had left memory";
-  if (!std::exchange(has_warned_, true))
-    TORCH_WARN("[refrain::MemoryBudget] a step is not the one that was planned for: ", first_mismatch_,
-               ". It runs unplanned; results are right, but it may take more memory or time. Said once.");
+  if (first_mismatch_.empty()) first_mismatch_ = "it ended before the plan's first eviction";
+  if (!std::exchange(has_warned_, true)) {
+    TORCH_WARN("[refrain::MemoryBudget] step diverged from the plan: ", first_mismatch_,
+               "; continuing unplanned: results are right, peak and time may be higher (shown once)");
+  }
 }
 
 void BudgetedStep::step_ended() {
@@ -207,7 +210,8 @@ void BudgetedStep::step_ended() {
   running_ = nullptr;
   if (!is_planned) known_[situation_] = kToTrace;
   const auto is_this = [&](const auto& known) { return known.get() == kind; };
-  note_end(is_planned ? static_cast<int>(std::find_if(kinds_.begin(), kinds_.end(), is_this) - kinds_.begin()) : kNoKind);
+  note_end(is_planned ? static_cast<int>(std::find_if(kinds_.begin(), kinds_.end(), is_this) - kinds_.begin())
+                      : kNoKind);
 }
 
 MemoryBudgetStats BudgetedStep::stats() const {

@@ -5,26 +5,27 @@
 #include <string>
 #include <vector>
 
-#include "budget/step_state.h"
 #include "budget/planned_step.h"
+#include "budget/step_state.h"
 #include "trace/step_tracer.h"
 
 namespace refrain::budget {
 
-/// Steps are planned for what the limit of the process in force leaves to tensors.
+/// Selects planning for what the limit of the process in force leaves to tensors.
 struct OfProcess {};
 
 /// Traces the first step of each kind, plans for it, and runs the next ones by that plan.
 ///
-/// Which kind a step will be is guessed at its first operator that reads a tensor, from the sizes of these and from the kinds of the steps before: as it was
-/// last time after these, else that of the last step of those sizes. A guess that turns out wrong is corrected: the next step in that situation is
-/// traced. So micro-batches, whose first one makes gradients and whose others add to them, are all planned for from the third cycle on at the latest.
+/// The kind of a step is predicted at its first operator that reads a tensor, from the sizes of these and from the
+/// kinds of the steps before: as it was last time after these, else that of the last step of those sizes. A wrong
+/// prediction is corrected: the next step in that situation is traced. So micro-batches, whose first one makes
+/// gradients and whose others add to them, are all planned for from the third cycle on at the latest.
 /// Threads: the one that makes it.
 class BudgetedStep final : public tape::StepListener {
  public:
   explicit BudgetedStep(plan::Budget budget) : budget_(budget), may_trace_(true) {}
   explicit BudgetedStep(OfProcess) : of_process_(true), may_trace_(true) {}
-  /// Only this plan.
+  /// Runs steps by this plan only.
   explicit BudgetedStep(const StepPlan& plan);
 
   MemoryBudgetStats stats() const;
@@ -46,11 +47,11 @@ class BudgetedStep final : public tape::StepListener {
   static constexpr int kMostReplans = 4;     ///< of a kind
   static constexpr int64_t kLeastRise = 64;  ///< in the level: this part of the budget
 
-  /// What is known when a step begins.
+  /// What determines the predicted kind of a step.
   struct Situation {
-    uint64_t sizes = 0;        ///< of what the first operator reads, with its name
-    int before = kNoKind;      ///< kind of the last step
-    int row = 0;               ///< how many of that kind in a row, at most `kLongestRow`
+    uint64_t sizes = 0;    ///< of the tensors that the first operator reads, with its name
+    int before = kNoKind;  ///< kind of the last step
+    int row = 0;           ///< how many of that kind in a row, at most `kLongestRow`
     auto operator<=>(const Situation&) const = default;
   };
   static constexpr int kNoKind = -1;
@@ -61,17 +62,18 @@ class BudgetedStep final : public tape::StepListener {
     std::shared_ptr<const StepPlan::State> state;
     const plan::Plan* plan = nullptr;
     std::unique_ptr<tape::PlannedStep> step;
-    int64_t level = 0;        ///< bytes in use when a step begins, that it is planned for
+    int64_t level = 0;  ///< bytes in use when a step begins, as planned for
     int replans = 0;
 
     void set(std::shared_ptr<const StepPlan::State> planned);
   };
-  /// @return its number.
+  /// Adds a kind. @return its number.
   int add(std::shared_ptr<const StepPlan::State> state);
-  /// Plans again if more is in use now than was planned for. Only a budget of bytes counts what is there before.
+  /// Replans if more is in use now than was planned for. Only a budget of bytes counts what is allocated before the
+  /// step.
   void plan_for_level(Kind& kind);
   plan::Plan timed_plan(const graph::Graph& graph, const plan::PlanOptions& options);
-  /// What is planned for now.
+  /// Budget in force now.
   plan::Budget budget() const;
   void begin_step(const tape::OpTraits& traits, const torch::jit::Stack& stack);
   int guess() const;
@@ -84,12 +86,12 @@ class BudgetedStep final : public tape::StepListener {
   const bool of_process_ = false;
   const bool may_trace_;
   std::vector<std::unique_ptr<Kind>> kinds_;
-  std::map<Situation, int> known_;           ///< kinds that came in a situation, where the default was wrong; or `kToTrace`
-  std::map<uint64_t, int> last_of_sizes_;    ///< kind of the last step
-  std::string first_operator_;               ///< all kinds of steps begin with it
+  std::map<Situation, int> known_;         ///< kinds seen in a situation, where the default was wrong; or `kToTrace`
+  std::map<uint64_t, int> last_of_sizes_;  ///< kind of the last step
+  std::string first_operator_;             ///< all kinds of steps begin with it
   std::unique_ptr<tape::StepTracer> tracer_;
-  Situation situation_;                      ///< of this step, once it has begun
-  int64_t level_ = 0;                        ///< then
+  Situation situation_;  ///< of this step, once it has begun
+  int64_t level_ = 0;    ///< then
   bool has_begun_ = false;
   int before_ = kNoKind, row_ = 0;
   Kind* running_ = nullptr;

@@ -2,15 +2,19 @@
 
 #include <fmt/format.h>
 
-#include "refrain/error.h"
 #include "evict/evict.h"
+#include "refrain/torch_error.h"
 #include "replay/run_again.h"
 #include "trace/step_tracer.h"
 
 namespace refrain::tape {
 
 PlannedStep::PlannedStep(const graph::Graph& graph, const graph::Schedule& schedule)
-    : graph_(graph), schedule_(schedule), names_(graph.ops.size()), values_(graph.values.size()), ops_(graph.ops.size()) {}
+    : graph_(graph),
+      schedule_(schedule),
+      names_(graph.ops.size()),
+      values_(graph.values.size()),
+      ops_(graph.ops.size()) {}
 
 PlannedStep::~PlannedStep() { forget(); }
 
@@ -49,8 +53,9 @@ void PlannedStep::before(const OpTraits& traits, const torch::jit::Stack&) {
   if (lost_) return;
   if (!is_next(traits)) {
     if (place_ == 0) return;
-    mismatch(fmt::format("operator {} is `{}`, planned `{}`", place_, traits.name(),
-                         static_cast<size_t>(place_) < graph_.ops.size() ? graph_.ops[static_cast<size_t>(place_)].name : "the end"));
+    mismatch(fmt::format(
+        "operator {} is `{}`, planned `{}`", place_, traits.name(),
+        static_cast<size_t>(place_) < graph_.ops.size() ? graph_.ops[static_cast<size_t>(place_)].name : "the end"));
     if (lost_ || !is_next(traits)) return;
   }
   if (!act_at(static_cast<size_t>(place_))) return;
@@ -58,13 +63,14 @@ void PlannedStep::before(const OpTraits& traits, const torch::jit::Stack&) {
   was_recorded_ = false;
 }
 
-// What is evicted can always be recomputed; what a plan recomputes for itself, after its death, may turn out to read something that is gone.
+// An evicted tensor can always be recomputed; a temporary that a plan recomputes after its death may read something
+// that is gone.
 bool PlannedStep::act_at(size_t place) {
   try {
     for (const auto& action : schedule_.places[place]) act(action);
     return true;
   } catch (const CheckpointError& error) {
-    mismatch(fmt::format("at operator {} the plan recomputes what cannot be recomputed: {}", place, error.what()));
+    mismatch(fmt::format("before operator {} a planned recomputation failed: {}", place, error.what()));
     return false;
   }
 }
@@ -96,18 +102,19 @@ void PlannedStep::ends(TapeLock&) {
     ++place_;
     return;
   }
-  lost_ = true;  // found out under the lock: `before` tidies up
+  lost_ = true;  // seen under the lock: `before` cleans up
 }
 
 void PlannedStep::step_ended() {
-  const bool is_whole = !lost_ && static_cast<size_t>(place_) + 1 == graph_.ops.size() && graph_.ops.back().name == StepTracer::kEnd;
+  const bool is_whole =
+      !lost_ && static_cast<size_t>(place_) + 1 == graph_.ops.size() && graph_.ops.back().name == StepTracer::kEnd;
   if (is_whole) {
     const auto end = schedule_.places.size();
     if (act_at(end - 2) && act_at(end - 1)) ++counters_.planned;
   } else if (place_ > 0 && acted_) {
     ++counters_.mismatched;
     if (counters_.first_mismatch.empty())
-      counters_.first_mismatch = fmt::format("the step left the plan at operator {} of {}", place_, graph_.ops.size());
+      counters_.first_mismatch = fmt::format("it diverged at operator {} of {}", place_, graph_.ops.size());
   }
   forget();
 }
@@ -147,7 +154,8 @@ void PlannedStep::recompute(graph::OpId id, bool in_place) {
   std::unordered_map<const Value*, graph::ValueId> ids;
   for (const auto out : graph_.ops[static_cast<size_t>(id)].outputs) ids[values_[static_cast<size_t>(out)]] = out;
   for (auto& made : run_again(*op, consumed, std::move(bytes)))
-    if (const auto known = ids.find(made.value); known != ids.end()) temporaries_[known->second] = std::move(made.bytes);
+    if (const auto known = ids.find(made.value); known != ids.end())
+      temporaries_[known->second] = std::move(made.bytes);
 }
 
 }  // namespace refrain::tape

@@ -9,17 +9,17 @@
 
 namespace refrain::tape {
 
-/// Runs steps under a cap by a schedule: before each operator, what the schedule says for its place.
+/// Runs steps under a cap by a schedule: before each operator, the schedule's actions for its place.
 ///
-/// A step is followed operator by operator: names, bytes of results, values read. It begins at the operator that the graph begins with,
-/// so what comes before (an optimizer, a validation) passes by; where it turns out to be another one, the rest of it runs unplanned and
-/// everything comes back when it is read. Results never depend on it.
+/// A step is followed operator by operator: names, bytes of results, values read. It begins at the operator that the
+/// graph begins with, so operators before that (an optimizer, a validation) are ignored. Where it diverges, the rest of
+/// it runs unplanned, and evicted tensors are recomputed when they are read. Results never depend on it.
 /// Threads: the one that makes it.
 class PlannedStep final : public StepListener {
  public:
   struct Counters {
-    int64_t planned = 0;     ///< steps that ran by the schedule to their end
-    int64_t mismatched = 0;  ///< that left it
+    int64_t planned = 0;         ///< steps that ran by the schedule to their end
+    int64_t mismatched = 0;      ///< steps that diverged from it
     std::string first_mismatch;  ///< in words
   };
 
@@ -50,14 +50,14 @@ class PlannedStep final : public StepListener {
 
   const graph::Graph& graph_;
   const graph::Schedule& schedule_;
-  std::vector<const OpTraits*> names_;   ///< as first seen at each place
+  std::vector<const OpTraits*> names_;  ///< as first seen at each place
   graph::OpId place_ = 0;
-  bool acted_ = false;                   ///< in this step
-  bool lost_ = false;                    ///< this step is another one
-  bool inside_ = false;                  ///< an operator of the plan runs
+  bool acted_ = false;   ///< in this step
+  bool lost_ = false;    ///< this step has diverged
+  bool inside_ = false;  ///< an operator of the plan runs
   bool was_recorded_ = false;
-  std::vector<Value*> values_;           ///< by id, those made so far; owned
-  std::vector<Op*> ops_;                 ///< likewise; owned
+  std::vector<Value*> values_;  ///< by id, those made so far; owned
+  std::vector<Op*> ops_;        ///< likewise; owned
   std::unordered_map<graph::ValueId, c10::Storage> temporaries_;
   Counters counters_;
 };

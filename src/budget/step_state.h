@@ -7,7 +7,7 @@ namespace refrain {
 
 struct StepTrace::State {
   graph::Graph graph;
-  graph::Schedule recorded;  ///< what a cap did in it
+  graph::Schedule recorded;  ///< a cap's decisions in it
 };
 
 struct StepPlan::State {
@@ -17,7 +17,8 @@ struct StepPlan::State {
 
 namespace budget {
 
-/// Before a traced step is planned for. @param who  as "MemoryBudget". @throws InvalidArgument if the trace has a defect, and says what to do.
+/// Checks a traced step before planning. @param who  as "MemoryBudget". @throws InvalidArgument if the trace has a
+/// defect.
 void check_trace(const graph::Graph& graph, const char* who);
 
 }  // namespace budget

@@ -28,8 +28,8 @@ struct Mark {
   bool enabled = true;
 };
 
-/// The marks of the process. Options leave it for `Dropped`, which its user declares before the lock and so frees after
-/// it: a policy's captures may have destructors that come back here.
+/// The marks of the process. Options are moved to `Dropped`, which its user declares before the lock and so frees after
+/// it: a policy's captures may have destructors that call this again.
 struct Marks {
   using Map = std::unordered_map<const Module*, Mark>;
   using Dropped = std::vector<std::shared_ptr<const CheckpointOptions>>;
@@ -57,7 +57,7 @@ struct Marks {
   }
 };
 
-// Not by `modules()`, which wants a shared_ptr to `model`.
+// Not by `modules()`, which needs a shared_ptr to `model`.
 std::unordered_set<Module*> tree(Module& model) {
   std::unordered_set<Module*> modules{&model};
   for (const auto& below : model.modules(/*include_self=*/false)) modules.insert(below.get());
@@ -76,16 +76,16 @@ std::string names_in(const Module& model) {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
-/// With their names; of several, the first.
+/// Chooses modules, with their names; of several, the first.
 std::unordered_map<std::shared_ptr<Module>, std::string> choose(Module& model, const ModulePredicate& predicate) {
   std::unordered_map<std::shared_ptr<Module>, std::string> chosen;
   if (predicate("", model)) {
     auto owner = model.weak_from_this().lock();
     if (!owner)
       throw InvalidArgument(fmt::format(
-          "[refrain::apply_checkpointing] the predicate is true for the model itself (\"\", {}), which no "
-          "std::shared_ptr owns, so that a mark could outlive it. Make it with std::make_shared or a module "
-          "holder and mark it after its constructor, or let the predicate be false for \"\".",
+          "[refrain::apply_checkpointing] the predicate is true for the model itself (\"\", {}), expected a model that "
+          "a std::shared_ptr owns: a mark must not outlive it. Make it with std::make_shared or a module holder and "
+          "mark it after its constructor, or return false for \"\".",
           model.name()));
     chosen.emplace(std::move(owner), "");
   }
@@ -93,7 +93,7 @@ std::unordered_map<std::shared_ptr<Module>, std::string> choose(Module& model, c
     if (predicate(item.key(), *item.value())) chosen.emplace(item.value(), item.key());
   if (chosen.empty())
     throw InvalidArgument(
-        fmt::format("[refrain::apply_checkpointing] the predicate is true for no module. Expected one at least of: {}.",
+        fmt::format("[refrain::apply_checkpointing] the predicate is true for no module, expected at least one of: {}.",
                     names_in(model)));
   return chosen;
 }
@@ -103,7 +103,15 @@ std::unordered_map<std::shared_ptr<Module>, std::string> choose(Module& model, c
 void throw_null_module() {
   throw InvalidArgument(
       "[refrain::checkpoint] found a null pointer, an empty module holder or an empty function, expected a module or a function. "
-      "`ModuleList::ptr<T>(i)` is null where module i is no T.");
+      "`ModuleList::ptr<T>(i)` is null if module i is not a T.");
+}
+
+void throw_uncopyable_module(const std::string& name) {
+  throw InvalidArgument(
+      fmt::format("[refrain::nn::Checkpoint] cannot clone {}: its class cannot be copied; expected one with a copy "
+                  "constructor and a copy assignment. Give it both, or construct another Checkpoint and copy the "
+                  "parameters.",
+                  name));
 }
 
 std::shared_ptr<const CheckpointOptions> mark_of(const Module& module) {
@@ -165,7 +173,7 @@ int64_t set_enabled(Module& model, bool enabled) {
 
 namespace {
 
-/// "" if it has no mark, enabled or not.
+/// Name in a mark, enabled or not; "" if there is none.
 std::string name_of_mark(const Module& module) {
   auto& marks = Marks::all();
   if (!marks.any.load(std::memory_order_relaxed)) return "";
@@ -174,7 +182,7 @@ std::string name_of_mark(const Module& module) {
   return mark ? mark->name : "";
 }
 
-/// What of `name` is not the end of `path` already: "mlp" for "blocks.3.mlp" in "gpt.blocks.3".
+/// Part of `name` that is not the end of `path` already: "mlp" for "blocks.3.mlp" in "gpt.blocks.3".
 std::string_view part_not_in(std::string_view name, std::string_view path) {
   for (size_t from = 0; from <= path.size(); from = std::min(path.find('.', from), path.size()) + 1) {
     const auto end = path.substr(from);
@@ -184,7 +192,7 @@ std::string_view part_not_in(std::string_view name, std::string_view path) {
   return name;
 }
 
-/// "torch::nn::LinearImpl" is "Linear".
+/// Shortens "torch::nn::LinearImpl" to "Linear".
 std::string class_name(const std::type_info& type) {
   std::string name = c10::demangle(type.name());
   if (const auto arguments = name.find('<'); arguments != std::string::npos) name.resize(arguments);

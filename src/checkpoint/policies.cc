@@ -7,22 +7,22 @@
 #include <fmt/ranges.h>
 
 #include "base/suggest.h"
+#include "intercept/op_names.h"
 #include "refrain/error.h"
 #include "refrain/selective.h"
-#include "intercept/op_names.h"
 
 namespace refrain {
 namespace {
 
-// Looked up by the tape's own strings: no copy per operator.
+// Looks up by the tape's own strings: no copy per operator.
 struct Hash {
   using is_transparent = void;
   size_t operator()(std::string_view text) const { return std::hash<std::string_view>{}(text); }
 };
 using Names = std::unordered_set<std::string, Hash, std::equal_to<>>;
 
-constexpr std::array kMatmuls{"aten::mm",    "aten::addmm", "aten::bmm",  "aten::baddbmm",  "aten::addmv",
-                              "aten::mv",    "aten::dot",   "aten::addbmm", "aten::_scaled_mm", "aten::linear"};
+constexpr std::array kMatmuls{"aten::mm", "aten::addmm", "aten::bmm",    "aten::baddbmm",    "aten::addmv",
+                              "aten::mv", "aten::dot",   "aten::addbmm", "aten::_scaled_mm", "aten::linear"};
 constexpr std::array kOtherCompute{"aten::convolution",
                                    "aten::_convolution",
                                    "aten::mkldnn_convolution",
@@ -46,7 +46,7 @@ CheckpointPolicy offload_if(bool condition) { return answer_if(condition, Checkp
 bool matmul(std::string_view name) { return in(name, kMatmuls); }
 bool compute_intensive(std::string_view name) { return matmul(name) || in(name, kOtherCompute); }
 
-// Whether `path` is `prefix` or lies below it.
+// Whether `path` is `prefix` or below it.
 bool below(std::string_view path, std::string_view prefix) {
   return path.starts_with(prefix) && (path.size() == prefix.size() || prefix.empty() || path[prefix.size()] == '.');
 }
@@ -83,9 +83,13 @@ Policy answer_names(const std::vector<std::string>& names, CheckpointPolicy answ
 
 }  // namespace
 
-Policy save_ops(const std::vector<std::string>& ops) { return answer_ops("save_ops", ops, CheckpointPolicy::kMustSave); }
+Policy save_ops(const std::vector<std::string>& ops) {
+  return answer_ops("save_ops", ops, CheckpointPolicy::kMustSave);
+}
 
-Policy offload_ops(const std::vector<std::string>& ops) { return answer_ops("offload_ops", ops, CheckpointPolicy::kOffload); }
+Policy offload_ops(const std::vector<std::string>& ops) {
+  return answer_ops("offload_ops", ops, CheckpointPolicy::kOffload);
+}
 
 Policy save_matmuls() {
   return [](const OpContext& op) { return save_if(matmul(op.name())); };
@@ -113,7 +117,9 @@ Policy save_random() {
   return [](const OpContext& op) { return save_if(op.random()); };
 }
 
-Policy save_only_these_names(const std::vector<std::string>& names) { return answer_names(names, CheckpointPolicy::kMustSave); }
+Policy save_only_these_names(const std::vector<std::string>& names) {
+  return answer_names(names, CheckpointPolicy::kMustSave);
+}
 
 Policy offload_only_these_names(const std::vector<std::string>& names) {
   return answer_names(names, CheckpointPolicy::kOffload);
@@ -125,8 +131,10 @@ Policy offload_compute_intensive() {
 
 Policy offload_larger_than(int64_t bytes) {
   if (bytes < 0)
-    throw InvalidArgument(fmt::format("[refrain::offload_larger_than] found {}, expected a number of bytes >= 0.", bytes));
-  return [bytes](const OpContext& op) { return offload_if(op.checkpoint_name().empty() && op.output_bytes() >= bytes); };
+    throw InvalidArgument(
+        fmt::format("[refrain::offload_larger_than] found {}, expected a number of bytes >= 0.", bytes));
+  return
+      [bytes](const OpContext& op) { return offload_if(op.checkpoint_name().empty() && op.output_bytes() >= bytes); };
 }
 
 Policy save_any_names_but_these(const std::vector<std::string>& names) {

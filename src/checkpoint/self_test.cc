@@ -9,9 +9,9 @@
 #include <functional>
 #include <utility>
 
+#include "intercept/key.h"
 #include "refrain/checkpoint.h"
 #include "refrain/error.h"
-#include "intercept/key.h"
 #include "tape/registration.h"
 #include "tape/thread_state.h"
 
@@ -26,8 +26,8 @@ struct Fact {
 at::Tensor grad_input(int64_t n) { return at::arange(1, n + 1, at::kFloat).set_requires_grad(true); }
 
 void backward(const at::Tensor& root) {
-  torch::autograd::Engine::get_default_engine().execute(
-      {torch::autograd::impl::gradient_edge(root)}, {at::ones_like(root)}, false, false, true);
+  torch::autograd::Engine::get_default_engine().execute({torch::autograd::impl::gradient_edge(root)},
+                                                        {at::ones_like(root)}, false, false, true);
 }
 
 int64_t recorded() { return tape_stats().recorded_ops; }
@@ -42,7 +42,8 @@ const Fact kFacts[] = {
     {"no operator has a kernel on the key Fake but the tape's",
      [] {
        const auto name = tape::operator_out_of_sight();
-       if (!name.empty()) throw Error("`" + name + "` has; load the library that registered it before Refrain");
+       if (!name.empty())
+         throw EnvironmentError("`" + name + "` has; load the library that registered it before Refrain");
        return true;
      }},
     {"a kernel on the key Fake sees operators, and each once",
@@ -87,7 +88,7 @@ const Fact kFacts[] = {
        backward(x.sum());
        return inside && after && torch::autograd::get_current_graph_task_id() == -1;
      }},
-    {"a random operator carries its tag, and its generator's state can be set and put back",
+    {"a random operator carries its tag, and its generator's state can be set and restored",
      [] {
        const auto x = grad_input(64);
        const auto y = checkpoint([&] { return std::get<0>(at::native_dropout(x * 2, 0.5, true)).sin().exp().sum(); });
@@ -96,11 +97,12 @@ const Fact kFacts[] = {
        const auto replayed = x.grad().clone();
        const bool put_back = at::equal(state, at::globalContext().defaultGenerator(at::kCPU).get_state());
        const auto& native_dropout = c10::Dispatcher::singleton().findSchemaOrThrow("aten::native_dropout", "");
-       return put_back && native_dropout.hasTag(at::Tag::nondeterministic_seeded) && replayed.count_nonzero().item<int64_t>() > 0;
+       return put_back && native_dropout.hasTag(at::Tag::nondeterministic_seeded) &&
+              replayed.count_nonzero().item<int64_t>() > 0;
      }},
 };
 
-/// What the facts are tried under, whatever this thread is doing.
+/// Settings under which the facts are tested, whatever this thread is doing.
 struct Plainly {
   at::AutoGradMode grad_mode{true};
   bool enabled = set_checkpointing_enabled(true);
@@ -124,8 +126,9 @@ void self_test() {
       why = std::string(" (") + error.what() + ")";
     }
     if (!holds)
-      throw Error(std::string("[refrain::self_test] LibTorch ") + TORCH_VERSION + " no longer does what the tape needs: " +
-                  fact.what + why + ". Use a LibTorch from 2.11 to 2.14, or report this version.");
+      throw EnvironmentError(std::string("[refrain::self_test] LibTorch ") + TORCH_VERSION +
+                             " no longer does what the tape needs: " + fact.what + why +
+                             ". Use a LibTorch from 2.11 to 2.14, or report this version.");
   }
 }
 

@@ -13,15 +13,15 @@
 #include <limits>
 #include <mutex>
 
-#include "refrain/error.h"
-#include "refrain/tape.h"
 #include "intercept/graph_leaves.h"
 #include "intercept/rng.h"
+#include "refrain/error.h"
+#include "refrain/tape.h"
 
 namespace refrain::detail {
 namespace {
 
-/// Buffers, inputs and generators, to put back.
+/// Buffers, inputs and generators, to be restored.
 class Checkpointed {
  public:
   explicit Checkpointed(const Verified& verified) : buffers_(verified.buffers), generators_(verified.generators) {
@@ -46,7 +46,7 @@ class Checkpointed {
     for (const auto& state : generator_states_) state->set();
   }
 
-  // Of the CPU, and of every device of an accelerator that is in use.
+  // Generators of the CPU, and of every device of an accelerator that is in use.
   void add_default_generators() {
     auto& context = at::globalContext();
     generators_.insert(generators_.begin(), at::detail::getDefaultCPUGenerator());
@@ -83,7 +83,7 @@ std::string leaf_name(const at::Tensor& leaf, const Verified& verified, size_t p
   return fmt::format("captured leaf {}", position);
 }
 
-// Everything one run leaves behind.
+// All results of one run.
 NamedTensors run_once(Verified& verified, const CheckpointOptions* options, const Checkpointed& state) {
   verified.calls = 0;
   auto outputs = verified.run(options);
@@ -151,7 +151,7 @@ VerifiedTensor compare(const std::string& name, const at::Tensor& plain_tensor, 
   return row;
 }
 
-/// `set_check_inputs` while it lives.
+/// Sets `set_check_inputs` while alive.
 class CheckInputs {
  public:
   CheckInputs() : before_(set_check_inputs(true)) {}
@@ -173,7 +173,7 @@ VerifiedRun verify_run(Verified& verified, const CheckpointOptions& options, Che
     for (size_t i = 0; i < std::min(left.size(), expected.size()); ++i)
       run.tensors.push_back(compare(expected[i].first, expected[i].second, left[i].second));
     if (left.size() != expected.size())
-      run.error = fmt::format("{} tensors to compare, {} in the plain run", left.size(), expected.size());
+      run.error = fmt::format("{} tensors to compare, {} in the baseline", left.size(), expected.size());
   } catch (const std::exception& failure) {
     run.error = failure.what();
   }
@@ -188,9 +188,11 @@ VerifyReport verify(const CheckpointOptions& options, Verified& verified) {
   VerifyReport report;
   const auto expected = run_once(verified, nullptr, state);
   report.plain_calls = verified.calls;
-  report.replay = verify_run(verified, CheckpointOptions(options).recompute_mode(RecomputeMode::kReplayOperators).context_fn({}), state,
-                             expected);
-  report.rerun = verify_run(verified, CheckpointOptions(options).recompute_mode(RecomputeMode::kRerunFunction).policy({}), state, expected);
+  report.replay =
+      verify_run(verified, CheckpointOptions(options).recompute_mode(RecomputeMode::kReplayOperators).context_fn({}),
+                 state, expected);
+  report.rerun = verify_run(
+      verified, CheckpointOptions(options).recompute_mode(RecomputeMode::kRerunFunction).policy({}), state, expected);
   return report;
 }
 
@@ -203,19 +205,21 @@ bool VerifiedRun::bit_equal() const {
 }
 
 std::string VerifyReport::text() const {
-  std::string text = fmt::format("plain   {} call{}\n", plain_calls, plain_calls == 1 ? "" : "s");
+  std::string text = fmt::format("baseline {} call{}\n", plain_calls, plain_calls == 1 ? "" : "s");
   for (const auto& [name, run] : {std::pair<const char*, const VerifiedRun&>("replay", replay), {"rerun", rerun}}) {
     double abs = 0, rel = 0;
     for (const auto& row : run.tensors) {
       abs = std::max(abs, row.max_abs);
       rel = std::max(rel, row.max_rel);
     }
-    text += fmt::format("{:7} {} call{}, {} tensors: {}\n", name, run.calls, run.calls == 1 ? "" : "s", run.tensors.size(),
-                        !run.error.empty() ? "failed: " + run.error
-                        : run.bit_equal()  ? "all equal to the bit"
-                                           : fmt::format("largest difference {:.3g}, relative {:.3g}", abs, rel));
+    text +=
+        fmt::format("{:8} {} call{}, {} tensors: {}\n", name, run.calls, run.calls == 1 ? "" : "s", run.tensors.size(),
+                    !run.error.empty() ? "failed: " + run.error
+                    : run.bit_equal()  ? "all equal to the bit"
+                                       : fmt::format("largest difference {:.3g}, relative {:.3g}", abs, rel));
     for (const auto& row : run.tensors)
-      if (!row.bit_equal) text += fmt::format("        {}: {:.3g}, relative {:.3g}\n", row.name, row.max_abs, row.max_rel);
+      if (!row.bit_equal)
+        text += fmt::format("         {}: {:.3g}, relative {:.3g}\n", row.name, row.max_abs, row.max_rel);
   }
   return text;
 }

@@ -9,10 +9,11 @@ namespace {
 
 constexpr size_t kMostPasses = size_t{1} << 16;
 
-// Half as many, with the demand of the greater and the time of both.
+// Merges pairs: each has the demand of the greater and the time of both.
 void merge_pairs(std::vector<StepPass>& passes) {
   std::sort(passes.begin(), passes.end(), [](const auto& a, const auto& b) { return a.demand < b.demand; });
-  for (size_t i = 0; i < passes.size() / 2; ++i) passes[i] = {passes[2 * i + 1].demand, passes[2 * i].ns + passes[2 * i + 1].ns};
+  for (size_t i = 0; i < passes.size() / 2; ++i)
+    passes[i] = {passes[2 * i + 1].demand, passes[2 * i].ns + passes[2 * i + 1].ns};
   passes.resize(passes.size() / 2);
 }
 

@@ -12,7 +12,7 @@
 
 namespace refrain::tape {
 
-/// Since the first of the caps alive began.
+/// Counters since the first of the caps alive was opened.
 struct CapCounters {
   std::atomic<int64_t> evictions{0};
   std::atomic<int64_t> evicted_bytes{0};
@@ -21,46 +21,46 @@ struct CapCounters {
 };
 CapCounters& cap_counters();
 
-/// Of this step, which begins when a backward ends.
+/// Times of this step, which begins when a backward ends.
 struct StepTimes {
   int64_t operators_ns = 0;  ///< of the last whole step if that took longer
-  int64_t again_ns = 0;      ///< computing again
+  int64_t again_ns = 0;      ///< recomputing
 };
-/// One pass of this step that brought something back.
+/// A replay pass of this step.
 struct StepPass {
-  int64_t demand = 0;  ///< bytes: a limit of as many, and it would not have been needed
+  int64_t demand = 0;  ///< bytes: under a limit this large the pass would not have been needed
   int64_t ns = 0;
 };
 StepTimes step_times(TapeLock& lock);
 void add_time(TapeLock& lock, int64_t operators_ns);
-/// A copy, for when time has run out.
+/// Copies the passes, for when `max_overhead` is exceeded.
 std::vector<StepPass> step_passes(TapeLock& lock);
 void add_pass(TapeLock& lock, const StepPass& pass);
-/// Bytes of all that is evicted now.
+/// Sum of the bytes that are evicted now.
 int64_t absent_bytes(TapeLock& lock);
-/// Values that are evicted from now on leave for want of a limit of `bytes`.
+/// Sets the demand of values that are evicted from now on: with a limit of `bytes` they would have stayed resident.
 void set_demand(TapeLock& lock, int64_t bytes);
-/// Called before each pass, without the lock; may throw, then there is none. Null for nothing.
+/// Sets the function called before each pass, without the lock; null for none. If it throws, the pass does not run.
 void set_before_pass(void (*call)());
 void before_pass();
 
-/// Least time that this operator took so far with arguments of these sizes, in this process.
+/// Returns the least time that this operator took so far with arguments of these sizes, in this process.
 int64_t least_ns(TapeLock& lock, const Op& op, int64_t ns);
 
-/// For tests: called before each operator, and each that is replayed; null for none.
+/// Sets, for tests, a function called before each operator, replayed ones included; null for none.
 void set_before_operator(std::function<void()> call);
 bool has_before_operator();
 void before_operator();
 
-/// What the caps of the process share. Guarded by the tape's lock.
+/// State that the caps of the process share. Guarded by the tape's lock.
 struct Cap {
   int open = 0;
-  bool closing = false;  ///< nothing leaves any more
+  bool closing = false;  ///< nothing is evicted any more
   std::vector<Value*> evicted;
   EvictedClasses classes;
   StepHistory history;
-  uint64_t steps = 0;  ///< ended
-  uint64_t changes = 0;  ///< to what is evicted
+  uint64_t steps = 0;    ///< ended
+  uint64_t changes = 0;  ///< evictions and their ends
   CapCounters counters;
   StepTimes step;
   std::vector<StepPass> passes;  ///< of this step

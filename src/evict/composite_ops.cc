@@ -20,7 +20,8 @@ at::Tensor max_pool1d(const at::Tensor& self, at::IntArrayRef kernel, at::IntArr
 }  // namespace
 
 void add_composite_ops() {
-  // kept in memory, so that a leak checker sees who holds it: never destroyed, as operators of static tensors still run at exit
+  // a static pointer, so that a leak checker finds it: never destroyed, as operators of static tensors still run at
+  // exit
   [[gnu::used]] static auto* library = [] {
     const Unwarned unwarned;
     auto* made = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradCPU, __FILE__, __LINE__);

@@ -16,9 +16,9 @@ namespace {
 constexpr size_t kWorthHistory = 1024;  ///< bytes, from one step to the next
 
 const char* const kNotThere =
-    "[refrain::MemoryCap] a pointer was asked for to the bytes of a tensor that the cap has evicted. Operators of threads under the "
-    "cap make it resident; for code that takes the pointer (const_data_ptr, torch::save) pin the tensor first: `PinScope "
-    "pin(tensor);`. On a thread of your own: `CapThreadScope scope;`, or pin before the thread reads.";
+    "[refrain::MemoryCap] data_ptr() of an evicted tensor; hold `PinScope pin(tensor)` first. Code that takes pointers "
+    "(const_data_ptr, torch::save) needs the pin; operators on threads under the cap recompute the tensor without it. "
+    "On a thread of your own open `CapThreadScope scope`, or pin before the thread reads.";
 
 }  // namespace
 
@@ -27,7 +27,7 @@ void end_eviction(TapeLock& lock, Value* value) {
   all[value->evicted_index] = all.back();
   all[value->evicted_index]->evicted_index = value->evicted_index;
   all.pop_back();
-  value->evicted = false;
+  value->residency = Residency::kResident;
   ++cap().changes;
   cap().absent_bytes -= static_cast<int64_t>(value->nbytes);
   cap().classes.remove(*value);
@@ -37,8 +37,8 @@ void end_eviction(TapeLock& lock, Value* value) {
 }
 
 bool is_evictable(const Value& value) {
-  return value.producer && !value.fixed && !value.unknown && !value.gradient && !value.parked && seems_resident(value) && value.locks == 0 &&
-         value.pins == 0 && value.holds == 0 && !value.slots;
+  return value.producer && !value.fixed && !value.unknown && !value.gradient && !value.is_in_store() &&
+         seems_resident(value) && value.locks == 0 && value.pins == 0 && value.holds == 0 && !value.slots;
 }
 
 bool evict(TapeLock& lock, Value* value) {
@@ -52,13 +52,13 @@ bool evict(TapeLock& lock, Value* value) {
     value->fixed = true;
     return false;
   }
-  (void)untag(value, storage.get());  // it is alive: the memory has not told
+  (void)untag(value, storage.get());  // it is alive: the memory has not reported its death
   const auto device = data.device();
   auto bytes = std::move(data);
   retain(value);
   storage->set_data_ptr_noswap(at::DataPtr(nullptr, value, &memory_died, device));
   storage->release_data_and_set_meta_custom_data_ptr_error_msg_(kNotThere);
-  value->evicted = true;
+  value->residency = Residency::kEvicted;
   ++cap().changes;
   value->demand = cap().demand;
   cap().absent_bytes += static_cast<int64_t>(value->nbytes);
@@ -81,9 +81,10 @@ int64_t recompute_ns(TapeLock& lock, const Value& value) {
   for (size_t i = 0; i < found.size(); ++i) {
     sum += found[i]->forward_ns;
     for (const auto& ref : found[i]->refs_in) {
-      if (!ref.value || is_source(*ref.value) || ref.value->producer->mark == number || seems_resident(*ref.value)) continue;
+      if (!ref.value || is_source(*ref.value) || ref.value->producer->mark == number || seems_resident(*ref.value))
+        continue;
       if (found.size() >= kMostWalked) {
-        if (ref.value->evicted) sum += cap().classes.ns_once(*ref.value, number);
+        if (ref.value->is_evicted()) sum += cap().classes.ns_once(*ref.value, number);
         continue;
       }
       ref.value->producer->mark = number;
@@ -95,7 +96,9 @@ int64_t recompute_ns(TapeLock& lock, const Value& value) {
 
 uint64_t next_use_distance(TapeLock&, const Value& value) { return cap().history.distance(value); }
 
-Now now(TapeLock& lock) { return {lock.tape().next_seq, cap().history.position(), cap().steps, cap().changes, cap().evicted.size()}; }
+Now now(TapeLock& lock) {
+  return {lock.tape().next_seq, cap().history.position(), cap().steps, cap().changes, cap().evicted.size()};
+}
 
 void note_made(TapeLock& lock, Value* value) {
   cap().history.note_made(*value);
@@ -103,7 +106,7 @@ void note_made(TapeLock& lock, Value* value) {
 }
 
 bool put_back(TapeLock& lock, Value* value, c10::Storage& bytes) {
-  if (!value->evicted) return false;
+  if (!value->is_evicted()) return false;
   auto storage = value->storage.lock();
   if (!storage) return false;
   (void)storage->_mutable_data_ptr_no_checks().release_context();
@@ -124,12 +127,12 @@ void end_step() {
   {
     TapeLock lock;
     collect_gone(lock);
-    // A loss would keep all that it was computed from.
+    // A loss would hold everything that it was computed from.
     std::vector<Value*> small;
     lock.tape().map.for_each([&](Value* value) {
       if (value->region == region && value->nbytes < kWorthHistory && is_resident(*value)) small.push_back(value);
     });
-    for (auto* value : small) make_source(lock, value);
+    for (auto* value : small) turn_into_source(lock, value);
   }
   TapeLock lock;
   cap().last_operators_ns = std::exchange(cap().step, {}).operators_ns;
@@ -140,7 +143,7 @@ void end_step() {
   settle(lock, ThreadState::get());
   sweep_map(lock);
   auto& touched = lock.tape().touched;
-  std::erase(touched, nullptr);  // nobody may ask for a long time
+  std::erase(touched, nullptr);  // it may be long until the next eviction
   for (size_t i = 0; i < touched.size(); ++i) touched[i]->touched_index = static_cast<uint32_t>(i);
   const uint64_t number = ++lock.tape().plan_number;
   std::vector<Op*> ops;
@@ -157,15 +160,16 @@ void end_step() {
   std::sort(ops.begin(), ops.end(), is_earlier);
   for (auto* op : ops)
     for (auto& out : op->outs)
-      if (out.value && (out.value->gradient || out.value->fixed) && is_resident(*out.value)) make_source(lock, out.value);
-  forget_lost(lock, ops);
+      if (out.value && (out.value->gradient || out.value->fixed) && is_resident(*out.value))
+        turn_into_source(lock, out.value);
+  mark_lost(lock, ops);
 }
 
 void forget_history(TapeLock& lock) {
   const auto* region = lock.tape().cap.load();
   if (!region) return;
   for (auto* value : std::vector<Value*>(region->values))
-    if (is_resident(*value)) make_source(lock, value);
+    if (is_resident(*value)) turn_into_source(lock, value);
 }
 
 void note_gradient(const at::Tensor& parameter) {
@@ -175,12 +179,12 @@ void note_gradient(const at::Tensor& parameter) {
   auto* value = value_of(lock, gradient);
   value->gradient = true;
   if (!std::exchange(value->map_owns, true)) retain(value);
-  make_source(lock, value);
-  // What made the parameter, and moves it, is no part of what is computed from it.
+  turn_into_source(lock, value);
+  // The operators that made and updated the parameter are no ancestors of what is computed from it.
   if (has_plain_storage(parameter))
-    if (auto* known = find_value(lock, parameter.storage().unsafeGetStorageImpl()); known && !known->evicted) {
+    if (auto* known = find_value(lock, parameter.storage().unsafeGetStorageImpl()); known && !known->is_evicted()) {
       known->fixed = true;
-      make_source(lock, known);
+      turn_into_source(lock, known);
     }
 }
 

@@ -17,7 +17,7 @@ void EvictedClasses::add(Value& value) {
   nodes_.push_back({node, value.producer->forward_ns, 0});
   value.evicted_class = node;
   for (const auto& ref : value.producer->refs_in) {
-    if (!ref.value || !ref.value->evicted || ref.value == &value) continue;
+    if (!ref.value || !ref.value->is_evicted() || ref.value == &value) continue;
     const auto other = root(ref.value->evicted_class);
     node = root(node);
     if (other == node) continue;
@@ -34,10 +34,12 @@ void EvictedClasses::remove(Value& value) {
 void EvictedClasses::rebuild(const std::vector<Value*>& evicted) {
   nodes_.clear();
   removed_ = 0;
-  for (auto* value : evicted) value->evicted_class = static_cast<uint32_t>(nodes_.size()), nodes_.push_back({value->evicted_class, value->producer->forward_ns, 0});
+  for (auto* value : evicted)
+    value->evicted_class = static_cast<uint32_t>(nodes_.size()),
+    nodes_.push_back({value->evicted_class, value->producer->forward_ns, 0});
   for (auto* value : evicted)
     for (const auto& ref : value->producer->refs_in) {
-      if (!ref.value || !ref.value->evicted) continue;
+      if (!ref.value || !ref.value->is_evicted()) continue;
       const auto one = root(value->evicted_class), other = root(ref.value->evicted_class);
       if (one == other) continue;
       nodes_[one].parent = other;

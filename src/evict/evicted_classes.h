@@ -7,22 +7,23 @@
 
 namespace refrain::tape {
 
-/// Evicted values that hang together, with the time to compute all of a class again: an estimate, in constant time, of what a walk would find.
-/// A value that comes back is subtracted, but what it joined stays joined; when half have come back all is built anew.
+/// Classes of connected evicted values, with the time to recompute all of a class: an estimate in constant time of what
+/// a walk over the ancestors would find. A value that is recomputed is subtracted, but the classes it joined stay
+/// joined; after half of them are recomputed all is rebuilt.
 /// Source: the equivalence classes of Kirisame et al., "Dynamic Tensor Rematerialization", ICLR 2021.
 /// Threads: under the tape's lock.
 class EvictedClasses {
  public:
-  /// `value` was evicted. Joins the classes of the evicted values that its operator read.
+  /// Adds a value that was evicted: joins the classes of the evicted values that its operator read.
   void add(Value& value);
-  /// It is back, or gone.
+  /// Removes a value that was recomputed or died.
   void remove(Value& value);
-  /// @return whether so many have come back that `rebuild` is due.
+  /// Whether so many were removed that `rebuild` is due.
   bool is_worn() const { return removed_ > 64 && removed_ > nodes_.size() / 2; }
-  /// @param evicted  all there are.
+  /// @param evicted  all evicted values.
   void rebuild(const std::vector<Value*>& evicted);
 
-  /// Time of the class of an evicted value, once for each `visit`: 0 for a class that this visit has asked about.
+  /// Time of the class of an evicted value, once for each `visit`: 0 for a class that this visit has counted.
   int64_t ns_once(const Value& value, uint64_t visit);
 
  private:

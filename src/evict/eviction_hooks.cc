@@ -36,7 +36,10 @@ class EvictionHooks final : public CapHooks {
   void release(TapeLock& lock, Operands& operands) override { release_operands(lock, operands); }
   void left(const Operands& operands) noexcept override { ThreadState::get().operands_of = operands.outer; }
 
-  void evicted_died(TapeLock& lock, Value* value) override { end_eviction(lock, value); }
+  void evicted_died(TapeLock& lock, Value* value) override {
+    end_eviction(lock, value);
+    value->residency = Residency::kOverwritten;
+  }
   void materialize_dependents(Value* source) override { tape::materialize_dependents(source); }
   void pin(const at::Tensor& tensor, int by) override { tape::pin(tensor, by); }
 
@@ -48,7 +51,9 @@ class EvictionHooks final : public CapHooks {
 
   void before_pass() override { tape::before_pass(); }
   void before_replay() override { tape::before_operator(); }
-  bool put_back(TapeLock& lock, Value* value, c10::Storage& bytes) override { return tape::put_back(lock, value, bytes); }
+  bool put_back(TapeLock& lock, Value* value, c10::Storage& bytes) override {
+    return tape::put_back(lock, value, bytes);
+  }
   void pass_ended(TapeLock& lock, int64_t ns, int64_t operators, int64_t demand) override {
     add_pass(lock, {demand, ns});
     cap_counters().recomputes += operators;

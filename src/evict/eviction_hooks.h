@@ -2,7 +2,7 @@
 
 namespace refrain::tape {
 
-/// Makes `Tape::cap_hooks` those of this folder. Any number of times.
+/// Sets `Tape::cap_hooks` to those of this folder. May be called any number of times.
 void install_cap_hooks();
 
 }  // namespace refrain::tape

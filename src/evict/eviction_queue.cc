@@ -13,7 +13,7 @@ namespace {
 
 constexpr double kNeverUsed = 1e15;  ///< as a distance in operators
 constexpr uint64_t kNever = std::numeric_limits<uint64_t>::max();
-constexpr uint64_t kSmallShare = 64;  ///< one in so many evicted values more or less, and a cost is what it was
+constexpr uint64_t kSmallShare = 64;  ///< a cost stays valid while fewer than one in so many evicted values changed
 
 bool looks_at_cost(EvictionHeuristic heuristic) {
   return heuristic == EvictionHeuristic::kHDtr || heuristic == EvictionHeuristic::kMsps;
@@ -23,7 +23,8 @@ bool looks_at_cost(EvictionHeuristic heuristic) {
 uint32_t level_of(double rate, uint32_t levels) {
   constexpr uint64_t kLeastExponent = 1023 - 48;  // 2^-48 ns for a byte
   const uint64_t level = std::bit_cast<uint64_t>(rate) >> 51;
-  return static_cast<uint32_t>(std::clamp<uint64_t>(level, 2 * kLeastExponent, 2 * kLeastExponent + levels - 1) - 2 * kLeastExponent);
+  return static_cast<uint32_t>(std::clamp<uint64_t>(level, 2 * kLeastExponent, 2 * kLeastExponent + levels - 1) -
+                               2 * kLeastExponent);
 }
 
 }  // namespace
@@ -54,13 +55,21 @@ void EvictionQueue::insert(tape::TapeLock& lock, tape::Value& value, int64_t cos
   entry.seq = value.producer->seq << 16 | value.out;
   bool knows_next_use = false;
   switch (heuristic_) {
-    case EvictionHeuristic::kLru: entry.order = value.last_use; break;
-    case EvictionHeuristic::kLargest: entry.order = ~static_cast<uint64_t>(value.nbytes); break;
-    case EvictionHeuristic::kMsps: entry.order = static_cast<uint64_t>(entry.rate * 1e6); break;
+    case EvictionHeuristic::kLru:
+      entry.order = value.last_use;
+      break;
+    case EvictionHeuristic::kLargest:
+      entry.order = ~static_cast<uint64_t>(value.nbytes);
+      break;
+    case EvictionHeuristic::kMsps:
+      entry.order = static_cast<uint64_t>(entry.rate * 1e6);
+      break;
     case EvictionHeuristic::kHDtr: {
       const auto distance = tape::next_use_distance(lock, value);
       knows_next_use = distance != tape::StepHistory::kUnknown;
-      entry.order = !knows_next_use ? value.last_use : distance == tape::StepHistory::kNever ? 0 : ~(now_.position + distance);
+      entry.order = !knows_next_use                         ? value.last_use
+                    : distance == tape::StepHistory::kNever ? 0
+                                                            : ~(now_.position + distance);
     }
   }
   const uint32_t level = looks_at_cost(heuristic_) ? level_of(entry.rate, kLevels) : 0;
@@ -103,7 +112,8 @@ void EvictionQueue::remove(tape::Value& value) {
 }
 
 bool EvictionQueue::is_judged(const Member& member) const {
-  return !looks_at_cost(heuristic_) || (member.judged != kNever && (now_.changes - member.judged) * kSmallShare <= now_.evicted);
+  return !looks_at_cost(heuristic_) ||
+         (member.judged != kNever && (now_.changes - member.judged) * kSmallShare <= now_.evicted);
 }
 
 void EvictionQueue::note_first(uint32_t heap) {
@@ -166,9 +176,12 @@ void EvictionQueue::take_touched(tape::TapeLock& lock) {
 double EvictionQueue::score(const Entry& first, bool knows_next_use) const {
   switch (heuristic_) {
     case EvictionHeuristic::kLru:
-    case EvictionHeuristic::kLargest: return static_cast<double>(first.order);
-    case EvictionHeuristic::kMsps: return first.rate;
-    case EvictionHeuristic::kHDtr: break;
+    case EvictionHeuristic::kLargest:
+      return static_cast<double>(first.order);
+    case EvictionHeuristic::kMsps:
+      return first.rate;
+    case EvictionHeuristic::kHDtr:
+      break;
   }
   double distance = static_cast<double>(now_.seq - first.order) + 1.0;
   if (knows_next_use) {

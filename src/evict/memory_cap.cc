@@ -1,13 +1,15 @@
 #include "refrain/memory_cap.h"
 
-#include "evict/room_maker.h"
-#include "memory/stack.h"
-#include "refrain/error.h"
-#include "refrain/memory.h"
+#include <fmt/format.h>
+
 #include "evict/cap_state.h"
 #include "evict/evict.h"
 #include "evict/open_cap.h"
 #include "evict/operands.h"
+#include "evict/room_maker.h"
+#include "memory/stack.h"
+#include "refrain/error.h"
+#include "refrain/memory.h"
 
 namespace refrain {
 namespace {
@@ -21,8 +23,7 @@ Bytes checked(Bytes value, const char* name) {
 }  // namespace
 
 struct MemoryCap::State {
-  State(Budget budget, const MemoryCapOptions& options)
-      : limit(budget), number(budget::RoomMaker::get().add(options)) {
+  State(Budget budget, const MemoryCapOptions& options) : limit(budget), number(budget::RoomMaker::get().add(options)) {
     set_relief(&budget::RoomMaker::get());
     try {
       tape::open_cap();
@@ -37,19 +38,24 @@ struct MemoryCap::State {
 };
 
 MemoryCap::MemoryCap(Bytes limit, const MemoryCapOptions& options)
-    : MemoryCap(Budget::tensors(checked(limit, "limit")), options) {}
+    : MemoryCap(Budget::bytes(checked(limit, "limit")), options) {}
 
 MemoryCap::MemoryCap(Budget budget, const MemoryCapOptions& options) {
+  if (budget.kind() == Budget::Kind::kFraction)
+    throw InvalidArgument(fmt::format(
+        "[refrain::MemoryCap] found Budget::fraction({}), expected bytes, or Budget::process or available; a fraction is of the "
+        "peak of a step that MemoryBudget plans",
+        budget.fraction()));
   checked(options.min_bytes(), "min_bytes");
   if (!(options.max_overhead() > 0.0))
     throw InvalidArgument("[refrain::MemoryCap] `max_overhead` is " + std::to_string(options.max_overhead()) +
-                          ", expected a part above 0, as 0.5");
+                          ", expected a fraction above 0, such as 0.5");
   state_ = std::make_unique<State>(budget, options);
 }
 
 MemoryCap::~MemoryCap() {
   const int number = state_->number;
-  state_.reset();  // first the limit goes, then what has left comes back
+  state_.reset();  // first lift the limit, then recompute what is evicted
   tape::close_cap();
   budget::RoomMaker::get().remove(number);
 }
@@ -61,8 +67,8 @@ MemoryCapStats MemoryCap::stats() const {
           .evictions = counters.evictions.load(),
           .evicted_bytes = counters.evicted_bytes.load(),
           .recomputes = counters.recomputes.load(),
-          .recompute_ns = counters.recompute_ns.load(),
-          .policy_ns = budget::RoomMaker::get().policy_ns()};
+          .recompute_ms = static_cast<double>(counters.recompute_ns.load()) / 1e6,
+          .policy_ms = static_cast<double>(budget::RoomMaker::get().policy_ns()) / 1e6};
 }
 
 void MemoryCap::pin(const at::Tensor& tensor) { tape::pin(tensor, 1); }

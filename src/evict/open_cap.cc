@@ -67,7 +67,7 @@ void close_cap() {
   try {
     bring_back(left);
   } catch (...) {
-    // not all at once: there may be no room, even without the limit
+    // one by one: even without the limit all of them may not fit
     for (auto* value : left) try_bring_back_one(value);
   }
   release_all(left);
@@ -79,8 +79,8 @@ void close_cap() {
     auto* region = lock.tape().cap.exchange(nullptr);
     region->active = false;
     for (auto* value : region->values) {
-      if (value->evicted) continue;
-      make_source(lock, value);
+      if (value->is_evicted()) continue;
+      turn_into_source(lock, value);
       disown(lock, value);
     }
     lock.tape().map.for_each([&](Value* value) {

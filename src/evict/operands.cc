@@ -10,7 +10,7 @@
 namespace refrain::tape {
 namespace {
 
-// What is evicted and computed from `source`.
+// Lists the evicted values computed from `source`.
 void add_dependents(TapeLock& lock, const Value* source, std::vector<Value*>& dependents) {
   for (auto* value : cap().evicted) {
     const uint64_t number = ++lock.tape().plan_number;
@@ -34,9 +34,10 @@ void add_dependents(TapeLock& lock, const Value* source, std::vector<Value*>& de
   }
 }
 
-// What is evicted and computed from `source`, which is about to be overwritten. Once back, it must not leave before that.
-// @return whether `source` is needed at all.
-bool lock_dependents(TapeLock& lock, const Value& source, std::vector<Value*>& missing, c10::SmallVectorImpl<Value*>& locked) {
+// Lists and locks the evicted values computed from `source`, which is about to be overwritten: recomputed, they must
+// stay resident until then. @return whether `source` is needed at all.
+bool lock_dependents(TapeLock& lock, const Value& source, std::vector<Value*>& missing,
+                     c10::SmallVectorImpl<Value*>& locked) {
   if (source.needed == 0 && !(source.fixed && source.producer && source.producer->secured > 0)) return false;
   const auto first = missing.size();
   add_dependents(lock, &source, missing);
@@ -78,14 +79,15 @@ bool begin_operands(TapeLock& lock, const OpTraits& traits, Arguments& arguments
     history.note_use(*value);
     touch(lock, value);
     operands.values.push_back(value);
-    if (value->evicted && !traits.only_metadata) {
+    if (value->is_evicted() && !traits.only_metadata) {
       retain(value);
       operands.missing.push_back(value);
     }
     if (!argument.write) return;
-    ++value->writers;  // what would need it again does not leave from now on
+    ++value->writers;  // what depends on it is not evicted from now on
     operands.overwritten.push_back(value);
-    if (lock_dependents(lock, *value, operands.missing, operands.values) && value->fixed) operands.written.push_back(value);
+    if (lock_dependents(lock, *value, operands.missing, operands.values) && value->fixed)
+      operands.written.push_back(value);
   };
   for (auto& argument : arguments) add(argument);
   for (auto& argument : arguments.inside()) {
@@ -109,20 +111,21 @@ void materialize_operands(Operands& operands) {
     bring_back(operands.missing);
     release_all(operands.missing);
     TapeLock lock;
-    for (auto* value : operands.overwritten) lock_dependents(lock, *value, operands.missing, operands.values);  // evicted meanwhile
+    for (auto* value : operands.overwritten)
+      lock_dependents(lock, *value, operands.missing, operands.values);  // evicted meanwhile
   }
   if (operands.written.empty()) return;
   TapeLock lock;
-  for (auto* value : operands.written) make_source(lock, value);
+  for (auto* value : operands.written) turn_into_source(lock, value);
 }
 
 void materialize_dependents(Value* source) {
   {
     TapeLock lock;
-    ++source->writers;  // what would need it again does not leave from now on
+    ++source->writers;  // what depends on it is not evicted from now on
   }
   std::vector<Value*> missing;
-  c10::SmallVector<Value*, 8> locked;  // what is back stays: operators that others have secured would let it leave again
+  c10::SmallVector<Value*, 8> locked;  // recomputed values: secured by others, they could be evicted a second time
   const auto end = [&] {
     TapeLock lock;
     --source->writers;
@@ -156,7 +159,7 @@ void pin(const at::Tensor& tensor, int by) {
     if (!value) return;
     value->pins = std::max(0, value->pins + by);
     if (by < 0) touch(lock, value);
-    if (by < 0 || !value->evicted) return;
+    if (by < 0 || !value->is_evicted()) return;
     retain(value);
     one.push_back(value);
   }

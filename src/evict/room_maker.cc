@@ -7,10 +7,10 @@
 #include <limits>
 
 #include "base/fork.h"
-#include "memory/stack.h"
 #include "evict/cap_state.h"
 #include "evict/evict.h"
 #include "evict/operands.h"
+#include "memory/stack.h"
 #include "tape/thread_state.h"
 
 namespace refrain::budget {
@@ -21,7 +21,7 @@ RoomMaker& RoomMaker::get() {
 }
 
 RoomMaker::RoomMaker() {
-  lock_at_fork(ForkOrder::kRoom, mutex_);
+  lock_at_fork(mutex_);
   call_in_forked_child(ForkCall::kRoom, [] { get().forget_caps(); });
 }
 
@@ -36,7 +36,7 @@ void RoomMaker::forget_caps() {
 
 int RoomMaker::add(const MemoryCapOptions& options) {
   std::lock_guard guard(mutex_);
-  if (options_.empty()) choosing_ns_ = 0;
+  if (options_.empty()) policy_ns_ = 0;
   tape::set_before_pass([] { get().check_overhead(limiting_allocator().limit()); });
   options_.emplace_back(++last_number_, options);
   return last_number_;
@@ -70,7 +70,7 @@ Bytes RoomMaker::evict_until(Bytes missing) {
   step_ = step;
   Bytes freed = evict_queued(lock, missing);
   if (freed >= missing || is_new) return freed;
-  queue_.fill(lock, *region);  // what has become evictable unseen
+  queue_.fill(lock, *region);  // values that became evictable unseen
   return freed + evict_queued(lock, missing - freed);
 }
 
@@ -95,7 +95,7 @@ void RoomMaker::check_overhead(Bytes limit) {
   }
   const double allowed = most * static_cast<double>(step.operators_ns);
   if (static_cast<double>(step.again_ns) <= allowed) return;
-  // With a higher limit what left for want of it would have stayed, and the passes for that would not have run.
+  // With a higher limit some values would not have been evicted, and the passes for them would not have run.
   std::vector<tape::StepPass> passes;
   {
     tape::TapeLock lock;
@@ -112,13 +112,16 @@ void RoomMaker::check_overhead(Bytes limit) {
   }
   refusals_.fetch_add(1);
   throw OutOfMemory(
-      {__func__, __FILE__, static_cast<uint32_t>(__LINE__)},
-      fmt::format("[refrain::MemoryCap] out of memory: the limit {} bytes ({}) would be kept, but this step has spent {:.1f} ms "
-                  "computing again beside {:.1f} ms of operators, expected at most {:.2f} of that; the least limit that would have "
-                  "done so far is {} bytes ({}); raise the limit or max_overhead",
-                  limit, format_bytes(limit), static_cast<double>(step.again_ns) / 1e6,
-                  static_cast<double>(step.operators_ns) / 1e6, most, enough, format_bytes(enough)),
-      enough, limit, true);
+      fmt::format(
+          "[refrain::MemoryCap] out of memory: under the limit {} bytes ({}) recompute overhead {:.2f} exceeds max_overhead {:.2f}: this "
+          "step spent {:.1f} ms recomputing beside {:.1f} ms of operators; the smallest limit that keeps max_overhead so far is {} bytes ({}); "
+          "raise the limit or max_overhead",
+          limit, format_bytes(limit),
+          static_cast<double>(step.again_ns) / static_cast<double>(std::max<int64_t>(step.operators_ns, 1)), most,
+          static_cast<double>(step.again_ns) / 1e6, static_cast<double>(step.operators_ns) / 1e6, enough,
+          format_bytes(enough)),
+      OutOfMemoryReason::kMaxOverhead,
+      {.requested = 0, .in_use = limiting_allocator().in_use(), .limit = limit, .min_limit = enough});
 }
 
 void RoomMaker::make_room(Bytes missing, Bytes requested, Bytes limit) {
@@ -131,7 +134,7 @@ void RoomMaker::make_room(Bytes missing, Bytes requested, Bytes limit) {
   const Bytes freed = evict_until(missing);
   const int64_t took =
       std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
-  choosing_ns_.fetch_add(took);
+  policy_ns_.fetch_add(took);
   tape::ThreadState::get().made_room_ns += took;
   if (freed > 0) return;
   {
@@ -139,17 +142,18 @@ void RoomMaker::make_room(Bytes missing, Bytes requested, Bytes limit) {
     tape::forget_history(lock);
   }
   const Bytes floor = limiting_allocator().in_use() + requested;
-  if (floor <= limit) return;  // another thread gave some up
+  if (floor <= limit) return;  // another thread freed memory
   const auto op = tape::running_operator();
   refusals_.fetch_add(1);
   throw OutOfMemory(
-      {__func__, __FILE__, static_cast<uint32_t>(__LINE__)},
-      fmt::format("[refrain::MemoryCap] out of memory: {} needs {} bytes ({}) where {} bytes ({}) cannot leave memory, limit {} "
-                  "bytes ({}): {} bytes ({}) are missing; raise the limit, or lower the batch",
-                  op.empty() ? std::string("an allocation") : "`" + op + "`", requested, format_bytes(requested),
-                  floor - requested, format_bytes(floor - requested), limit, format_bytes(limit), floor - limit,
-                  format_bytes(floor - limit)),
-      floor, limit);
+      fmt::format(
+          "[refrain::MemoryCap] out of memory: {} needs {} bytes ({}) where {} bytes ({}) cannot be evicted, limit {} "
+          "bytes ({}): {} bytes ({}) are missing; raise the limit, or lower the batch",
+          op.empty() ? std::string("an allocation") : "`" + op + "`", requested, format_bytes(requested),
+          floor - requested, format_bytes(floor - requested), limit, format_bytes(limit), floor - limit,
+          format_bytes(floor - limit)),
+      OutOfMemoryReason::kMemoryCap,
+      {.requested = requested, .in_use = floor - requested, .limit = limit, .min_limit = floor});
 }
 
 void RoomMaker::evict_all() { evict_until(LimitingAllocator::kNoLimit); }

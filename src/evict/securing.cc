@@ -12,7 +12,7 @@ bool is_readable(const Value& source, const ArgRef& ref) {
   return static_cast<bool>(resident(source));
 }
 
-// The operators behind `op` that nobody has secured yet, and itself. @return whether all of them can be replayed.
+// Finds `op` and the operators behind it that are not secured yet. @return whether all of them can be replayed.
 bool find_unsecured(TapeLock& lock, Op* op, c10::SmallVectorImpl<Op*>& found) {
   const uint64_t number = ++lock.tape().plan_number;
   bool is_whole = true;
@@ -41,25 +41,29 @@ bool is_earlier(const Op* a, const Op* b) { return a->seq < b->seq; }
 
 bool is_source(const Value& value) { return !value.producer || !value.region || !value.region->cap; }
 
-bool is_resident(const Value& value) { return !value.evicted && !value.stale && !value.storage.expired(); }
+bool is_resident(const Value& value) {
+  return !value.is_evicted() && !value.is_overwritten() && !value.storage.expired();
+}
 
-bool seems_resident(const Value& value) { return !value.evicted && !value.stale && value.key && (value.tagged || !value.storage.expired()); }
+bool seems_resident(const Value& value) {
+  return !value.is_evicted() && !value.is_overwritten() && value.key && (value.tagged || !value.storage.expired());
+}
 
-void make_source(TapeLock& lock, Value* value) {
+void turn_into_source(TapeLock& lock, Value* value) {
   if (!value->producer || value->producer->secured > 0) return;
   value->producer->outs[value->out].value = nullptr;
   lock.release(std::exchange(value->producer, nullptr));
   if (!value->gradient) disown(lock, value);
 }
 
-void forget_lost(TapeLock& lock, c10::ArrayRef<Op*> ops) {
+void mark_lost(TapeLock& lock, c10::ArrayRef<Op*> ops) {
   for (auto* op : ops) {
     if (op->secured > 0) continue;
     for (const auto& ref : op->refs_in)
       op->lost |= ref.value && (is_source(*ref.value) ? !is_readable(*ref.value, ref) : ref.value->producer->lost);
     if (!op->lost) continue;
     for (auto& out : op->outs)
-      if (out.value && is_resident(*out.value)) make_source(lock, out.value);
+      if (out.value && is_resident(*out.value)) turn_into_source(lock, out.value);
   }
 }
 
@@ -67,10 +71,10 @@ bool secure(TapeLock& lock, Op* op) {
   if (op->secured == 0) {
     c10::SmallVector<Op*, 16> found;
     if (!op->lost && !find_unsecured(lock, op, found)) {
-      // what lies between the loss and `op` may still be in memory, and serve as a source
+      // values between the loss and `op` may still be resident, and serve as sources
       std::sort(found.begin(), found.end(), is_earlier);
       ++op->refs;
-      forget_lost(lock, found);
+      mark_lost(lock, found);
       const bool is_lost = op->lost || op->refs == 1;
       lock.release(op);
       if (is_lost) return false;

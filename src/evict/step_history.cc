@@ -25,7 +25,8 @@ void StepHistory::note_operator(const OpTraits& traits) {
 }
 
 void StepHistory::note_use(Value& value) {
-  if (value.history_step == number_) current_.uses.push_back({value.history, static_cast<uint32_t>(current_.operators.size())});
+  if (value.history_step == number_)
+    current_.uses.push_back({value.history, static_cast<uint32_t>(current_.operators.size())});
 }
 
 void StepHistory::note_made(Value& value) {
@@ -51,7 +52,8 @@ void StepHistory::end_step() {
     return step.matches && step.operators.size() == current_.operators.size() && step.values == current_.values;
   });
   if (is_repeat) {
-    std::erase_if(known_, [&](const Step& step) { return step.matches && step.operators.size() == current_.operators.size(); });
+    std::erase_if(known_,
+                  [&](const Step& step) { return step.matches && step.operators.size() == current_.operators.size(); });
   } else if (known_.size() == kMostSteps) {
     known_.erase(known_.begin());
   }

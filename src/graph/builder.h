@@ -8,21 +8,21 @@
 
 namespace refrain::graph {
 
-/// Puts a graph together operator by operator and works out lifetimes: values die after their last use, unless told to
-/// stay; sources at the end.
+/// Builds a graph operator by operator and computes lifetimes: values die after their last use, unless `keep_to_end`
+/// says otherwise; sources at the end.
 class Builder {
  public:
-  /// A source that is there before the next operator.
+  /// Adds a source that is resident before the next operator.
   ValueId source(int64_t bytes);
 
-  /// What an operator that cannot run again wrote over `old`, which is there: a source that is there before the next
-  /// one.
+  /// Adds the value that an operator that cannot be recomputed wrote over `old`, which is resident: a source that is
+  /// resident before the next operator.
   ValueId source_over(ValueId old);
 
   /// Begins an operator; `output` and `overwrite` are about the last one. @return it, to set more; until the next `op`.
   Op& op(std::string name, std::vector<ValueId> inputs, int64_t ns = 1);
   ValueId output(int64_t bytes);
-  /// `old` must be there and not overwritten.
+  /// Overwrites `old`, which must be resident and not overwritten.
   ValueId overwrite(ValueId old);
 
   const Op& last() const { return graph_.ops.back(); }
@@ -31,7 +31,7 @@ class Builder {
   Value& value(ValueId id) { return graph_.values[static_cast<size_t>(id)]; }
   bool is_overwritten(ValueId id) const { return overwritten_[static_cast<size_t>(id)] != kNone; }
 
-  /// It is there until the end, or until overwritten.
+  /// Makes the value resident until the end, or until it is overwritten.
   void keep_to_end(ValueId id) { stays_[static_cast<size_t>(id)] = true; }
 
   Graph finish();
@@ -40,7 +40,7 @@ class Builder {
   ValueId add(Value value, bool stays);
 
   Graph graph_;
-  std::vector<OpId> overwritten_;  // first place of what overwrote it
+  std::vector<OpId> overwritten_;  // first place of the value that overwrote it
   std::vector<char> stays_;
 };
 

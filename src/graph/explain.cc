@@ -64,7 +64,7 @@ class Explainer {
     }
   }
 
-  /// By value, the first operator from `place` on that reads it.
+  /// Finds, by value, the first operator from `place` on that reads it.
   std::vector<OpId> reads_from(OpId place) const {
     std::vector<OpId> next(graph_.values.size(), kNone);
     for (auto i = static_cast<OpId>(graph_.ops.size()); i-- > place;)
@@ -165,7 +165,7 @@ std::string peak_text(const Explanation& e) {
   const std::string what = op_text(e.peak_op, e.peak_scope);
   if (e.peak.running == kNone) return fmt::format("before operator {} {}", e.peak.place, what);
   if (e.peak.in_recompute)
-    return fmt::format("before operator {}, while operator {} {} runs again", e.peak.place, e.peak.running, what);
+    return fmt::format("before operator {}, while operator {} {} is recomputed", e.peak.place, e.peak.running, what);
   return fmt::format("while operator {} {} runs", e.peak.place, what);
 }
 
@@ -194,7 +194,7 @@ std::string holders_text(const Explanation& e) {
                     place(h.next_read), h.is_temporary ? "temporary" : ""});
   if (e.other_holders > 0)
     rows.push_back({format_bytes(e.other_bytes), fmt::format("({} others)", e.other_holders), "", "", "", ""});
-  if (e.peak.made != 0) rows.push_back({format_bytes(e.peak.made), "(what runs makes)", "", "", "", ""});
+  if (e.peak.made != 0) rows.push_back({format_bytes(e.peak.made), "(outputs of what runs)", "", "", "", ""});
   if (e.peak.workspace != 0) rows.push_back({format_bytes(e.peak.workspace), "(its workspace)", "", "", "", ""});
   if (e.peak.outside != 0) rows.push_back({format_bytes(e.peak.outside), "(outside of the graph)", "", "", "", ""});
   return "held at the peak\n" + table(rows, "rllrrl");
@@ -219,7 +219,7 @@ std::vector<std::string> scope_row(const Explanation::Scope& s) {
 
 std::string scopes_text(const Explanation& e, size_t most) {
   if (e.scopes.empty()) return "nothing is dropped\n";
-  std::vector<std::vector<std::string>> rows{{"module", "freed", "dropped", "again", "time", "before", "what"}};
+  std::vector<std::vector<std::string>> rows{{"module", "freed", "dropped", "recomputed", "time", "before", "what"}};
   for (size_t i = 0; i < std::min(most, e.scopes.size()); ++i) rows.push_back(scope_row(e.scopes[i]));
   if (e.scopes.size() > most) {
     Explanation::Scope rest;
@@ -232,8 +232,9 @@ std::string scopes_text(const Explanation& e, size_t most) {
     rest.scope = fmt::format("({} others)", e.scopes.size() - most);
     rows.push_back(scope_row(rest));
   }
-  return fmt::format("what is dropped and runs again; freed: bytes at operator {}, where the plain step has its peak\n",
-                     e.plain_peak_place) +
+  return fmt::format(
+             "dropped and recomputed, by module; freed: bytes at operator {}, where the baseline has its peak\n",
+             e.plain_peak_place) +
          table(rows, "lrrrrll");
 }
 
@@ -246,9 +247,10 @@ Explanation explain(const Graph& graph, const Schedule& schedule, size_t most) {
 std::string to_text(const Explanation& e, size_t most) {
   if (!e.error.empty()) return fmt::format("this schedule cannot run: {}\n", e.error);
   const double part = e.step_ns == 0 ? 0 : 100.0 * static_cast<double>(e.added_ns) / static_cast<double>(e.step_ns);
-  return fmt::format("peak {} {}; plain {}\n", format_bytes(e.peak.bytes), peak_text(e), format_bytes(e.plain_peak)) +
-         fmt::format("adds {} to {} ({:.1f} %): {} operators run again, {} times a value is dropped\n",
-                     milliseconds(e.added_ns), milliseconds(e.step_ns), part, e.recomputed_ops, e.dropped_values) +
+  return fmt::format("peak {} {}; baseline {}\n", format_bytes(e.peak.bytes), peak_text(e),
+                     format_bytes(e.plain_peak)) +
+         fmt::format("adds {} to {} ({:.1f} %): {} operators recomputed, {} values dropped\n", milliseconds(e.added_ns),
+                     milliseconds(e.step_ns), part, e.recomputed_ops, e.dropped_values) +
          holders_text(e) + scopes_text(e, most);
 }
 

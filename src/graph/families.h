@@ -6,7 +6,7 @@
 
 #include "graph/builder.h"
 
-/// Made-up steps for the tests and benchmarks of planners.
+/// Synthetic steps for the tests and benchmarks of planners.
 namespace refrain::graph {
 
 /// Builds forward and backward of a network from its forward.
@@ -29,7 +29,7 @@ class JointBuilder {
   ValueId layer(const Layer& layer);
   void scope(std::string path) { scope_ = std::move(path); }
 
-  /// Adds backward from the last layer on. What is overwritten is not saved.
+  /// Adds backward from the last layer on. Overwritten values are not saved.
   Graph finish(std::string model);
 
  private:
@@ -55,11 +55,11 @@ inline constexpr Family kFamilies[] = {Family::kChain, Family::kResidual, Family
 
 std::string family_name(Family family);
 
-/// A step of about `ops` operators, forward and backward, at most 100,000 or so. Sizes and times of layers vary a
+/// Makes a step of about `ops` operators, forward and backward, at most 100,000 or so. Sizes and times of layers vary a
 /// little by `seed`. Cost: linear. Deterministic.
 Graph make_family(Family family, int32_t ops, uint64_t seed = 0);
 
-/// A transformer of `layers` layers of width 256, 4 heads, 128 tokens, batch 8, in 32 bits.
+/// Makes a transformer of `layers` layers of width 256, 4 heads, 128 tokens, batch 8, in 32 bits.
 Graph make_transformer(int32_t layers, uint64_t seed = 0);
 
 }  // namespace refrain::graph

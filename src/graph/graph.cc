@@ -52,7 +52,7 @@ class Checker {
       return fmt::format("all values up to it have {} bytes; expected at most {}", bytes_, kMostSum);
     if (auto defect = value.producer == kNone ? check_source(value) : check_made(id); !defect.empty()) return defect;
     if (value.death < first_place(value) || value.death > end_)
-      return fmt::format("found death {}; expected {} (where it is first there) to {} (the end)", value.death,
+      return fmt::format("found death {}; expected {} (where it is first resident) to {} (the end)", value.death,
                          first_place(value), end_);
     return "";
   }
@@ -60,7 +60,7 @@ class Checker {
   std::string check_source(const Value& value) const {
     if (value.birth < 0 || value.birth > end_)
       return fmt::format("found birth {} of a source; expected 0 to {}", value.birth, end_);
-    if (value.evictable) return "found a source that is evictable; a source cannot come back";
+    if (value.evictable) return "found a source that is evictable; a source cannot be recomputed";
     return "";
   }
 
@@ -70,13 +70,15 @@ class Checker {
       return fmt::format("found producer {}; expected {} (a source) or an operator, 0 to {}", value.producer, kNone,
                          end_ - 1);
     if (std::pair(value.producer, value.output) <= last_made_)
-      return fmt::format("found output {} of operator {} after output {} of operator {}; expected the order of making",
-                         value.output, value.producer, last_made_.second, last_made_.first);
+      return fmt::format(
+          "found output {} of operator {} after output {} of operator {}; expected values in the order in which "
+          "operators make them",
+          value.output, value.producer, last_made_.second, last_made_.first);
     last_made_ = {value.producer, value.output};
     const auto& outputs = graph_.ops[static_cast<size_t>(value.producer)].outputs;
     if (!is_index(value.output, outputs.size()) || outputs[static_cast<size_t>(value.output)] != id)
-      return fmt::format("says to be output {} of operator {}, which has something else there", value.output,
-                         value.producer);
+      return fmt::format("claims to be output {} of operator {}, which has another value at that position",
+                         value.output, value.producer);
     return "";
   }
 
@@ -96,8 +98,8 @@ class Checker {
       return fmt::format("found {} bytes, and {} of value {}, which it overwrites; expected the same storage",
                          value.bytes, old.bytes, old_id);
     if (old.death != first_place(value) || first_place(old) >= old.death)
-      return fmt::format("it overwrites value {}, there from {} until {}; expected one that is there until {}", old_id,
-                         first_place(old), old.death, first_place(value));
+      return fmt::format("it overwrites value {}, resident from {} until {}; expected one that is resident until {}",
+                         old_id, first_place(old), old.death, first_place(value));
     return "";
   }
 
@@ -122,8 +124,9 @@ class Checker {
                          static_cast<int64_t>(graph_.values.size()) - 1);
     const Value& value = graph_.values[static_cast<size_t>(v)];
     if (first_place(value) > id || id >= value.death)
-      return fmt::format("it reads value {}, which is there from {} until {}; expected a value that is there at {}", v,
-                         first_place(value), value.death, id);
+      return fmt::format(
+          "it reads value {}, which is resident from {} until {}; expected a value that is resident at {}", v,
+          first_place(value), value.death, id);
     if (reader_[static_cast<size_t>(v)] == id)
       return fmt::format("it reads value {} twice; expected each input once", v);
     reader_[static_cast<size_t>(v)] = id;
@@ -136,8 +139,8 @@ class Checker {
                          static_cast<int64_t>(graph_.values.size()) - 1);
     const Value& value = graph_.values[static_cast<size_t>(v)];
     if (value.producer != id || value.output != static_cast<int64_t>(position))
-      return fmt::format("output {} is value {}, which says to be output {} of operator {}", position, v, value.output,
-                         value.producer);
+      return fmt::format("output {} is value {}, which claims to be output {} of operator {}", position, v,
+                         value.output, value.producer);
     return "";
   }
 

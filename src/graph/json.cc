@@ -14,7 +14,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int kVersion = 1;
 constexpr int kDeepest = 64;
 constexpr std::array<const char*, 3> kActionNames{"drop", "recompute", "recompute_in_place"};
 constexpr size_t kLongestShown = 40;
@@ -31,7 +30,7 @@ FormatError refusal(const std::string& where, const std::string& found, const st
   return FormatError(fmt::format("[refrain::graph] {}: found {}; expected {}", where, found, expected));
 }
 
-/// A member and, in the frames of its readers, where it is: a path is put together only when it is refused.
+/// A member and, in the frames of its readers, where it is: the path is built only for an error.
 class Member {
  public:
   explicit Member(const Json& json) : json_(json) {}
@@ -48,10 +47,10 @@ class Member {
 
   [[noreturn]] void refuse(const std::string& expected) const {
     const std::string where = path();
-    throw refusal(where.empty() ? "the whole" : "`" + where + "`", shown(json_), expected);
+    throw refusal(where.empty() ? "the document" : "`" + where + "`", shown(json_), expected);
   }
 
-  /// Calls `read(member)` if it is there.
+  /// Calls `read(member)` if the member exists.
   template <typename Read>
   bool with(const char* name, Read read) const {
     if (!json_.is_object()) refuse("an object");
@@ -80,7 +79,7 @@ class Member {
   }
 
   std::string text() const {
-    if (!json_.is_string()) refuse("a text");
+    if (!json_.is_string()) refuse("a string");
     return json_.get<std::string>();
   }
 
@@ -129,7 +128,7 @@ class Member {
   size_t index_ = 0;
 };
 
-/// What `make` returns, or the refusal that it throws.
+/// Returns what `make` returns, or the `FormatError` that it throws.
 template <typename Make>
 auto caught(Make make) -> std::variant<decltype(make()), FormatError> {
   try {
@@ -139,7 +138,7 @@ auto caught(Make make) -> std::variant<decltype(make()), FormatError> {
   }
 }
 
-/// Text is refused before it is parsed, so that memory stays near its size whatever it is.
+/// Checks the depth before parsing, so that memory stays near the text's size whatever it is.
 void check_depth(std::string_view text) {
   int depth = 0;
   bool in_string = false;
@@ -161,24 +160,21 @@ void check_depth(std::string_view text) {
 }
 
 Json parsed(std::string_view text) {
-  if (text.empty()) throw refusal("the whole", "no bytes", "a JSON document");
+  if (text.empty()) throw refusal("the document", "no bytes", "a JSON document");
   check_depth(text);
   try {
     return Json::parse(text);
   } catch (const Json::parse_error& error) {
-    throw refusal(fmt::format("byte {}", error.byte), "what is no JSON", "a JSON document");
+    throw refusal(fmt::format("byte {}", error.byte), "text that is not valid JSON", "a JSON document");
   } catch (const Json::exception& error) {  // a number that no double holds
-    throw refusal("the whole", error.what(), "a JSON document");
+    throw refusal("the document", error.what(), "a JSON document");
   }
 }
 
-void check_kind(const Member& document, const char* kind) {
-  document.need("kind", [&](const Member& member) {
-    if (member.text() != kind) member.refuse(fmt::format("\"{}\"", kind));
-  });
-  document.need("version", [&](const Member& member) {
-    if (member.integer() != kVersion) member.refuse(fmt::format("{}, the version that this refrain writes", kVersion));
-  });
+void check_kind(const Json& document, const char* kind) {
+  if (!document.is_object()) Member(document).refuse("an object");
+  if (!is_kind(document, kind, kGraphVersion))
+    throw refusal("the document", found_kind(document), fmt::format("kind \"{}\" version {}", kind, kGraphVersion));
 }
 
 Op read_op(const Member& member) {
@@ -209,7 +205,7 @@ Value read_value(const Member& member) {
   return value;
 }
 
-/// By the operators' outputs; those that are out of range stay for `find_defect`.
+/// Sets producers by the operators' outputs; outputs out of range are left to `find_defect`.
 void set_producers(Graph& graph) {
   for (size_t i = 0; i < graph.ops.size(); ++i) {
     const auto& outputs = graph.ops[i].outputs;
@@ -224,7 +220,7 @@ void set_producers(Graph& graph) {
 
 Graph make_graph(const Json& document) {
   const Member whole(document);
-  check_kind(whole, "graph");
+  check_kind(document, "graph");
   Graph graph;
   whole.read("model", graph.model);
   whole.read("end_outside", graph.end_outside);
@@ -239,7 +235,7 @@ Graph make_graph(const Json& document) {
   });
   set_producers(graph);
   if (const std::string defect = find_defect(graph); !defect.empty())
-    throw refusal("the whole", "a graph with a defect, " + defect, "none");
+    throw refusal("the document", "a graph with a defect, " + defect, "none");
   return graph;
 }
 
@@ -272,7 +268,7 @@ void read_place(const Member& member, Schedule& schedule) {
 
 Schedule make_schedule(const Json& document, const Graph& graph) {
   const Member whole(document);
-  check_kind(whole, "schedule");
+  check_kind(document, "schedule");
   whole.need("graph", [&](const Member& member) {
     const std::string expected = fingerprint(graph);
     if (member.text() != expected) member.refuse(fmt::format("\"{}\", the step that it is for", expected));
@@ -284,7 +280,7 @@ Schedule make_schedule(const Json& document, const Graph& graph) {
   return schedule;
 }
 
-/// Appends members to an object, but not those that are as usual.
+/// Appends members to an object, except those with their default value.
 class Writer {
  public:
   explicit Writer(std::string& out) : out_(out) { out_ += '{'; }
@@ -392,7 +388,7 @@ std::string fingerprint(const Graph& graph) {
 std::string to_json(const Graph& graph) {
   std::string out =
       fmt::format("{{\"kind\":\"graph\",\"version\":{},\"model\":{},\"end_outside\":{},\"end_gap\":{},\n\"ops\":[",
-                  kVersion, json_string(graph.model), graph.end_outside, graph.end_gap);
+                  kGraphVersion, json_string(graph.model), graph.end_outside, graph.end_gap);
   write_lines(out, graph.ops, write_op);
   out += "],\n\"values\":[";
   write_lines(out, graph.values, write_value);
@@ -400,7 +396,7 @@ std::string to_json(const Graph& graph) {
 }
 
 std::string to_json(const Graph& graph, const Schedule& schedule) {
-  std::string out = fmt::format("{{\"kind\":\"schedule\",\"version\":{},\"graph\":\"{}\",\n\"places\":[", kVersion,
+  std::string out = fmt::format("{{\"kind\":\"schedule\",\"version\":{},\"graph\":\"{}\",\n\"places\":[", kGraphVersion,
                                 fingerprint(graph));
   const char* separator = "\n";
   for (size_t p = 0; p < schedule.places.size(); ++p) {
@@ -411,6 +407,21 @@ std::string to_json(const Graph& graph, const Schedule& schedule) {
     out += ']';
   }
   return out + "]}\n";
+}
+
+bool is_kind(const Json& document, const std::string& kind, int64_t version) {
+  if (!document.is_object()) return false;
+  const auto name = document.find("kind"), number = document.find("version");
+  return name != document.end() && name->is_string() && name->get_ref<const std::string&>() == kind &&
+         number != document.end() && number->is_number_integer() && *number == version;
+}
+
+std::string found_kind(const Json& document) {
+  if (!document.is_object()) return shown(document);
+  const auto kind = document.find("kind"), version = document.find("version");
+  if (kind == document.end()) return "no `kind`";
+  const std::string says = "kind " + shown(*kind);
+  return version == document.end() ? says + " without a version" : says + " version " + shown(*version);
 }
 
 std::variant<Json, FormatError> parse_json(std::string_view text) {

@@ -46,7 +46,7 @@ class Maker {
 
   void add_source() { current_.push_back(builder_.source(bytes())); }
 
-  /// A value of forward is read again, late ones first.
+  /// Reads a value of forward, late ones first.
   void recall(const std::vector<ValueId>& saved) {
     recalled_ = kNone;
     const ValueId id = saved[saved.size() - 1 - static_cast<size_t>(turn_++) % saved.size()];
@@ -67,7 +67,7 @@ class Maker {
     if (options_.outside)
       op.workspace = dice_.roll(0.3) ? dice_.below(options_.most_bytes) - options_.most_bytes / 8 : 0;
     if (dice_.roll(0.05)) return;
-    const bool are_sources = !op.replayable && dice_.roll(0.5);  // what cannot be made again
+    const bool are_sources = !op.replayable && dice_.roll(0.5);  // what cannot be recomputed
     if (!inputs.empty() && dice_.roll(options_.in_place)) overwrite(dice_.roll(options_.no_read), are_sources);
     const int64_t outputs = dice_.roll(0.3) ? dice_.below(3) : 1;
     for (int64_t i = 0; i < outputs; ++i) are_sources ? add_source() : made(builder_.output(bytes()));
@@ -139,7 +139,7 @@ class Maker {
   ValueId recalled_ = kNone;
 };
 
-/// Follows what is there, as the rules of a schedule say.
+/// Tracks what is resident, by the rules of a schedule.
 class Player {
  public:
   Player(const Graph& graph, uint64_t seed, double wild)
@@ -172,7 +172,7 @@ class Player {
     return first_place(value(id)) <= place_ && (place_ < value(id).death || stays);
   }
 
-  /// From sources that stay, through operators that can run again.
+  /// From sources that outlive the place, through operators that can be recomputed.
   void find_what_can_come_back() {
     const auto end = static_cast<OpId>(graph_.ops.size());
     for (size_t v = 0; v < there_.size(); ++v)
@@ -234,7 +234,7 @@ class Player {
     }
   }
 
-  /// Only what can come back was dropped.
+  /// Only values that can be recomputed were dropped.
   void restore(ValueId id) {
     if (there(id) || value(id).producer == kNone) return;
     for (const ValueId v : op(value(id).producer).inputs) restore(v);
@@ -253,7 +253,7 @@ class Player {
     for (size_t v = 0; v < there_.size(); ++v) restore_for_source(static_cast<ValueId>(v));
   }
 
-  /// A source that takes over a storage at the next place does so from a value that is there.
+  /// A source that takes over a storage at the next place takes that of a resident value.
   void restore_for_source(ValueId id) {
     if (value(id).producer == kNone && value(id).birth == place_ + 1 && value(id).overwrites != kNone)
       restore(value(id).overwrites);

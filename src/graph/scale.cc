@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kSmall = 4096;
 
-/// What of a value must be the same.
+/// The properties of a value that must be the same.
 auto shape(const Value& v) { return std::tie(v.producer, v.output, v.overwrites, v.birth, v.death, v.evictable); }
 
 std::string difference(const Op& a, const Op& b, const Graph& of_a, const Graph& of_b) {
@@ -29,13 +29,13 @@ std::string difference(const Op& a, const Op& b, const Graph& of_a, const Graph&
     const Value& one = of_a.values[static_cast<size_t>(v)];
     const Value& other = of_b.values[static_cast<size_t>(v)];
     if (shape(one) != shape(other))
-      return fmt::format("'{}', whose output {} has another life (to {} and to {})", a.name, one.output, one.death,
-                         other.death);
+      return fmt::format("'{}', whose output {} has another live range (to {} and to {})", a.name, one.output,
+                         one.death, other.death);
   }
   return "";
 }
 
-/// Through two points, for a third.
+/// Evaluates the line through two points at a third.
 class Line {
  public:
   Line(int64_t x0, int64_t x1, int64_t x) : x0_(x0), x1_(x1), x_(x) {}
@@ -83,7 +83,7 @@ std::string find_difference(const Graph& a, const Graph& b) {
   if (a.values.size() != b.values.size())
     return fmt::format("there are {} and {} values", a.values.size(), b.values.size());
   for (size_t v = 0; v < a.values.size(); ++v)
-    if (shape(a.values[v]) != shape(b.values[v])) return fmt::format("source {} has another life", v);
+    if (shape(a.values[v]) != shape(b.values[v])) return fmt::format("source {} has another live range", v);
   return "";
 }
 

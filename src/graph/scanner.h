@@ -6,25 +6,25 @@
 
 namespace refrain::graph {
 
-/// Reads the tokens of the text form (graph/text.h) and knows where it is. Spaces and comments before a token are
-/// passed over.
+/// Reads the tokens of the text form (graph/text.h) and keeps its position. Spaces and comments before a token are
+/// skipped.
 ///
-/// What is not as expected throws `FormatError` with line and column. Refers to the text.
+/// Throws `FormatError` with line and column for unexpected text. Refers to the text.
 class Scanner {
  public:
   explicit Scanner(std::string_view text) : text_(text) {}
 
-  bool next_line();  ///< moves to the next line that says something; false: none is left
+  bool next_line();  ///< moves to the next line that is not empty; false: none is left
   bool at_line_end();
-  void end_line();   ///< must be there
+  void end_line();  ///< expects the end of the line
 
   bool at_name();
-  bool take(char c);  ///< true: it was there
+  bool take(char c);  ///< whether `c` came next; takes it if so
   void need(char c);
   std::string name(const char* expected);  ///< plain or in quotes
   int64_t number(int64_t least, int64_t most);
 
-  /// Where the next token begins, for `refuse_at`.
+  /// Position of the next token, for `refuse_at`.
   size_t at();
   [[noreturn]] void refuse(const std::string& expected) const;
   [[noreturn]] void refuse_at(size_t at, const std::string& found, const std::string& expected) const;
@@ -39,7 +39,7 @@ class Scanner {
   size_t at_ = 0;
 };
 
-/// `name` as `Scanner::name` reads it, in quotes only where it needs them.
+/// Writes `name` as `Scanner::name` reads it, in quotes only where it needs them.
 std::string name_text(const std::string& name);
 
 }  // namespace refrain::graph

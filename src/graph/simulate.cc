@@ -10,8 +10,7 @@
 namespace refrain::graph {
 namespace {
 
-/// Values by the place where something happens to them: those of place p are `ids[first[p]]` to before `ids[first[p +
-/// 1]]`.
+/// Values by place: those of place p are `ids[first[p]]` to before `ids[first[p + 1]]`.
 class ByPlace {
  public:
   template <typename Place>
@@ -63,7 +62,7 @@ class Run {
     return std::move(result_);
   }
 
-  /// After `simulate` of a `Run` alike.
+  /// Finds the peak, after `simulate` of an equal `Run`.
   Peak peak_at(int64_t moment) {
     wanted_moment_ = moment;
     simulate();
@@ -95,7 +94,7 @@ class Run {
     return first_place(value(id)) <= place_ && (place_ < value(id).death || (at_end() && outlives(id)));
   }
 
-  /// Bytes in use at some moment: of the values that are there and `outside`, and of what runs.
+  /// Bytes in use at some moment: of resident values and `outside`, and of what runs.
   void see(int64_t outside, OpId running = kNone, int64_t made = 0, int64_t workspace = 0) {
     const int64_t bytes = bytes_ + outside + made + workspace;
     place_peak_ = std::max(place_peak_, bytes);
@@ -146,7 +145,7 @@ class Run {
     return true;
   }
 
-  /// A new value comes; if it took over a storage, the value that had it goes.
+  /// Allocates a new value; if it took over a storage, frees the value that had it.
   bool take_over(ValueId id) {
     const ValueId old = value(id).overwrites;
     if (old != kNone) {
@@ -164,7 +163,7 @@ class Run {
       const bool done = action.kind == Action::Kind::kDrop               ? drop(action.id)
                         : action.kind == Action::Kind::kRecompute        ? recompute(action.id, false)
                         : action.kind == Action::Kind::kRecomputeInPlace ? recompute(action.id, true)
-                                                                         : refuse("found an action of no known kind");
+                                                                         : refuse("found an action of an unknown kind");
       if (!done) return false;
     }
     result_.in_use.push_back(bytes_ + outside_);
@@ -177,7 +176,7 @@ class Run {
     if (id < 0 || static_cast<size_t>(id) >= graph_.values.size())
       return refuse(
           fmt::format("drops value {}; expected 0 to {}", id, static_cast<int64_t>(graph_.values.size()) - 1));
-    if (!is_there(id)) return refuse(fmt::format("drops value {}, which is not there", id));
+    if (!is_there(id)) return refuse(fmt::format("drops value {}, which is not resident", id));
     if (!value(id).evictable && is_alive(id))
       return refuse(fmt::format("drops value {}, which is alive and not evictable", id));
     go(id);
@@ -220,18 +219,18 @@ class Run {
       return refuse(fmt::format("recomputes operator {}; expected one that has run, 0 to {}", id, place_ - 1));
     const Op& again = op(id);
     const auto name = [&] { return fmt::format("recomputes operator {} '{}'", id, again.name); };
-    if (!again.replayable) return refuse(name() + ", which cannot run again");
+    if (!again.replayable) return refuse(name() + ", which cannot be recomputed");
     for (const ValueId v : again.inputs)
-      if (!is_there(v)) return refuse(fmt::format("{}, which reads value {}; that is not there", name(), v));
+      if (!is_there(v)) return refuse(fmt::format("{}, which reads value {}, which is not resident", name(), v));
     if (!in_place) return true;
     bool overwrites = false;
     for (const ValueId v : again.outputs) {
       const ValueId old = value(v).overwrites;
       if (old != kNone && !is_there(old))
-        return refuse(fmt::format("{} in place of value {}; that is not there", name(), old));
+        return refuse(fmt::format("{} in place of value {}, which is not resident", name(), old));
       overwrites = overwrites || old != kNone;
     }
-    return overwrites || refuse(name() + " in place; it overwrites nothing");
+    return overwrites || refuse(name() + " in place, but it overwrites nothing");
   }
 
   bool run_op() {
@@ -260,7 +259,7 @@ class Run {
   std::vector<char> there_;
   std::vector<char> overwritten_;  // at some time
   OpId place_ = 0;
-  int64_t bytes_ = 0;    // of the values that are there
+  int64_t bytes_ = 0;    // of resident values
   int64_t outside_ = 0;  // of no value
   int64_t place_peak_ = 0;
   bool in_recompute_ = false;

@@ -271,7 +271,7 @@ class Parser {
     const auto end = static_cast<OpId>(graph().ops.size());
     for (Value& value : graph().values)
       if (value.birth == kAtEnd) value.birth = end;
-    std::vector<OpId> last_place(graph().values.size());  // where it is needed no more
+    std::vector<OpId> last_place(graph().values.size());  // the first at which nothing needs it
     for (size_t v = 0; v < last_place.size(); ++v)
       last_place[v] = graph().values[v].producer == kNone ? end : first_place(graph().values[v]);
     for (size_t i = 0; i < reads_.size(); ++i) {
@@ -430,7 +430,7 @@ class Printer {
 
   const Graph& graph_;
   std::vector<char> overwritten_;  // at some time
-  std::vector<OpId> last_place_;   // where it is needed no more
+  std::vector<OpId> last_place_;   // the first at which nothing needs it
   OpId next_op_ = 0;
   std::string text_;
 };

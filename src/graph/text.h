@@ -25,7 +25,7 @@
 ///   outputs that are not evictable.
 /// - Defaults: bytes=1, ns=1, ws=0, outside=0, gap=outside; birth is the line's place. A source dies at the end, other
 ///   values after their last use, and what is overwritten when that happens.
-/// - Flags: `once` cannot run again, `random`, `backward`.
+/// - Flags: `once` cannot be recomputed, `random`, `backward`.
 /// - Names with other characters than letters, digits and `_.:/-` stand in quotes, with `\"`, `\\` and `\x0a`.
 namespace refrain::graph {
 
@@ -39,18 +39,18 @@ struct ParsedGraph {
 /// @throws FormatError with line and column, what was found and what was expected; also if the graph has a defect.
 ParsedGraph parse(std::string_view text);
 
-/// The name that `to_text` gives a value.
+/// Name that `to_text` gives a value.
 std::string value_text(ValueId id);
 
-/// What `parse` makes the same graph of; values are called v0, v1, ... `graph` must have no defect.
+/// Writes `graph`, as `parse` reads it; values are called v0, v1, ... `graph` must have no defect.
 std::string to_text(const Graph& graph);
 
-/// A schedule as `3: drop a, recompute b, recompute_in_place c`, a line a place, and `end: ...`. Operators are meant by
-/// one of their outputs.
-/// @throws FormatError as `parse`. It may well be one that cannot run.
+/// Reads a schedule such as `3: drop a, recompute b, recompute_in_place c`, a line a place, and `end: ...`. Operators
+/// are named by one of their outputs.
+/// @throws FormatError as `parse`. The schedule need not be able to run.
 Schedule parse_schedule(std::string_view text, const ParsedGraph& graph);
 
-/// What `parse_schedule` makes the same schedule of, by the names of `to_text`; operators without outputs as `#7`.
+/// Writes `schedule`, as `parse_schedule` reads it, with the names of `to_text`; operators without outputs as `#7`.
 std::string to_text(const Graph& graph, const Schedule& schedule);
 
 }  // namespace refrain::graph

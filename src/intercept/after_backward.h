@@ -4,8 +4,8 @@
 
 namespace refrain::tape {
 
-/// Calls `fn` at the end of the backward that runs on this thread now, after those asked for before. An exception from
-/// it is one of that backward.
+/// Calls `fn` at the end of the backward that runs on this thread now, after the functions registered before it. An
+/// exception from `fn` is thrown by that backward.
 void after_backward(std::function<void()> fn);
 
 }  // namespace refrain::tape

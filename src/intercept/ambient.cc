@@ -30,7 +30,7 @@ int64_t priority_order(at::Context& context) {
   return number;
 }
 
-// Of those that change what a kernel computes. Names as in the functions that set them.
+// Only switches that change what a kernel computes. Names as in the functions that set them.
 constexpr Switch kSwitches[] = {
     {"mkldnn", [](at::Context& c) { return int64_t{c.userEnabledMkldnn()}; }},
     {"deterministic mkldnn", [](at::Context& c) { return int64_t{c.deterministicMkldnn()}; }},
@@ -51,21 +51,29 @@ constexpr Switch kSwitches[] = {
     {"overrideable attention", [](at::Context& c) { return int64_t{c.userEnabledOverrideableSDP()}; }},
     {"reduced-precision math attention", [](at::Context& c) { return int64_t{c.allowFP16BF16ReductionMathSDP()}; }},
     {"priority order of attention backends", &priority_order},
-    {"preferred linear-algebra backend", [](at::Context& c) { return static_cast<int64_t>(c.linalgPreferredBackend()); }},
+    {"preferred linear-algebra backend",
+     [](at::Context& c) { return static_cast<int64_t>(c.linalgPreferredBackend()); }},
     {"preferred BLAS backend", [](at::Context& c) { return static_cast<int64_t>(c.blasPreferredBackend()); }},
-    {"preferred ROCm attention backend", [](at::Context& c) { return static_cast<int64_t>(c.getROCmFAPreferredBackend()); }},
-    {"reduced-precision reduction of float16 in cublas", [](at::Context& c) { return static_cast<int64_t>(c.allowFP16ReductionCuBLAS()); }},
-    {"reduced-precision reduction of bfloat16 in cublas", [](at::Context& c) { return static_cast<int64_t>(c.allowBF16ReductionCuBLAS()); }},
+    {"preferred ROCm attention backend",
+     [](at::Context& c) { return static_cast<int64_t>(c.getROCmFAPreferredBackend()); }},
+    {"reduced-precision reduction of float16 in cublas",
+     [](at::Context& c) { return static_cast<int64_t>(c.allowFP16ReductionCuBLAS()); }},
+    {"reduced-precision reduction of bfloat16 in cublas",
+     [](at::Context& c) { return static_cast<int64_t>(c.allowBF16ReductionCuBLAS()); }},
     {"accumulation of float16 in cublas", [](at::Context& c) { return int64_t{c.allowFP16AccumulationCuBLAS()}; }},
-    {"reduced-precision reduction of float16 on the CPU", [](at::Context& c) { return int64_t{c.allowFP16ReductionCPU()}; }},
-    {"multiprocessors left out of matrix products", [](at::Context& c) { return int64_t{c._SMCarveout_EXPERIMENTAL().value_or(0)}; }},
+    {"reduced-precision reduction of float16 on the CPU",
+     [](at::Context& c) { return int64_t{c.allowFP16ReductionCPU()}; }},
+    {"multiprocessors left out of matrix products",
+     [](at::Context& c) { return int64_t{c._SMCarveout_EXPERIMENTAL().value_or(0)}; }},
     {"quantized engine", [](at::Context& c) { return static_cast<int64_t>(c.qEngine()); }},
 };
 
 // The bytes of LibTorch's `Context` stand for all its switches, which take long to read one by one. First come its once flags, a kilobyte.
 constexpr size_t kOnceFlags = sizeof(std::array<c10::once_flag, at::COMPILE_TIME_MAX_DEVICE_TYPES>);
 constexpr size_t kSwitchBytes = sizeof(at::Context) - kOnceFlags;
-const void* switch_bytes(const at::Context& context) { return reinterpret_cast<const unsigned char*>(&context) + kOnceFlags; }
+const void* switch_bytes(const at::Context& context) {
+  return reinterpret_cast<const unsigned char*>(&context) + kOnceFlags;
+}
 
 }  // namespace
 
@@ -96,7 +104,7 @@ const Globals* find_globals(at::Context& context, at::ScalarType dtype) {
   }
   auto* globals = new Globals;
   globals->dtype = dtype;
-  do {  // some switches are decided when first asked for; others may be set by another thread meanwhile
+  do {  // some switches are decided when first read; others may be set by another thread meanwhile
     std::memcpy(globals->bytes.data(), switch_bytes(context), kSwitchBytes);
     for (size_t i = 0; i < std::size(kSwitches); ++i) globals->values[i] = kSwitches[i].read(context);
   } while (!globals->is_now(context, dtype));
@@ -155,14 +163,17 @@ constexpr Precision kPrecisions[] = {
 // Convolutions and recurrent layers multiply matrices too.
 bool is_read(at::Float32Op op, ReadsPrecision by) {
   switch (op) {
-    case at::Float32Op::CONV: return by == ReadsPrecision::kConv;
-    case at::Float32Op::RNN: return by == ReadsPrecision::kRnn;
-    default: return true;
+    case at::Float32Op::CONV:
+      return by == ReadsPrecision::kConv;
+    case at::Float32Op::RNN:
+      return by == ReadsPrecision::kRnn;
+    default:
+      return true;
   }
 }
 
 template <typename IsRead>
-uint32_t read_precision(IsRead is_read) {
+void read_precision(Ambient& ambient, IsRead is_read) {
   const bool cuda = at::hasCUDA();
   uint32_t bits = 0;
   for (size_t i = 0; i < std::size(kPrecisions); ++i) {
@@ -170,7 +181,7 @@ uint32_t read_precision(IsRead is_read) {
     if (!is_read(op) || (backend == at::Float32Backend::CUDA && !cuda)) continue;
     bits |= (static_cast<uint32_t>(at::globalContext().float32Precision(backend, op)) + 1) << (4 * i);
   }
-  return bits & 0x7fffffff;
+  ambient.precision = bits & 0x7fffffff;
 }
 
 Ambient without_precision() {
@@ -195,13 +206,14 @@ uint32_t read_mask(uint32_t precision) {
 
 Ambient Ambient::now(ReadsPrecision precision) {
   auto ambient = without_precision();
-  if (precision != ReadsPrecision::kNone) ambient.precision = read_precision([&](at::Float32Op op) { return is_read(op, precision); });
+  if (precision != ReadsPrecision::kNone)
+    read_precision(ambient, [&](at::Float32Op op) { return is_read(op, precision); });
   return ambient;
 }
 
 Ambient Ambient::now() {
   auto ambient = without_precision();
-  ambient.precision = read_precision([](at::Float32Op) { return true; });
+  read_precision(ambient, [](at::Float32Op) { return true; });
   return ambient;
 }
 
@@ -219,20 +231,24 @@ std::string describe_change(const Ambient& recorded, const Ambient& now) {
   for (size_t i = 0; i < std::size(kSwitches); ++i)
     if (const auto was = before.values[i], is = after.values[i]; was != is) {
       const bool is_flag = (was | is) == 1;
-      return std::string("the switch `") + kSwitches[i].name + "` was " + text_of(was, is_flag) + " in forward and is " +
-             text_of(is, is_flag) + " now";
+      return std::string("the switch `") + kSwitches[i].name + "` was " + text_of(was, is_flag) +
+             " in forward and is " + text_of(is, is_flag) + " now";
     }
   const uint32_t changed = (recorded.precision ^ now.precision) & read_mask(recorded.precision);
   for (size_t i = 0; i < std::size(kPrecisions); ++i)
     if ((changed >> (4 * i)) & 0xf) {
-      const auto text = [&](uint32_t bits) { return at::precision2str(static_cast<at::Float32Precision>(((bits >> (4 * i)) & 0xf) - 1)); };
-      return std::string("the ") + kPrecisions[i].name + " was `" + text(recorded.precision) + "` in forward and is `" + text(now.precision) +
-             "` now";
+      const auto text = [&](uint32_t bits) {
+        return at::precision2str(static_cast<at::Float32Precision>(((bits >> (4 * i)) & 0xf) - 1));
+      };
+      return std::string("the ") + kPrecisions[i].name + " was `" + text(recorded.precision) + "` in forward and is `" +
+             text(now.precision) + "` now";
     }
-  return std::string("the default dtype was ") + c10::toString(before.dtype) + " in forward and is " + c10::toString(after.dtype) + " now";
+  return std::string("the default dtype was ") + c10::toString(before.dtype) + " in forward and is " +
+         c10::toString(after.dtype) + " now";
 }
 
-ArithmeticScope::ArithmeticScope() : threads_(static_cast<uint16_t>(at::get_num_threads())), float_control_(float_control_now()) {}
+ArithmeticScope::ArithmeticScope()
+    : threads_(static_cast<uint16_t>(at::get_num_threads())), float_control_(float_control_now()) {}
 
 ArithmeticScope::~ArithmeticScope() {
   if (at::get_num_threads() != threads_) at::set_num_threads(threads_);

@@ -10,7 +10,7 @@ namespace refrain::tape {
 
 struct Globals;
 
-/// Which settings of float32 precision an operator may look at.
+/// Settings of float32 precision that an operator may read.
 enum class ReadsPrecision : uint8_t { kNone, kMatmul, kConv, kRnn };
 
 /// The state outside its arguments that a kernel below autograd may read: thread-local dispatch keys, grad mode, the
@@ -18,33 +18,34 @@ enum class ReadsPrecision : uint8_t { kNone, kMatmul, kConv, kRnn };
 struct Ambient {
   c10::impl::LocalDispatchKeySet keys{c10::impl::PODLocalDispatchKeySet{}};
   const Globals* globals = nullptr;  ///< default dtype and all switches of `at::Context`; never freed
-  uint16_t threads = 0;              ///< of `at::get_num_threads`: work is cut by it, and the cuts show in the last bits
+  uint16_t threads = 0;              ///< `at::get_num_threads`: kernels split work by it, which shows in the last bits
   uint16_t float_control = 0;        ///< rounding, and whether denormals are flushed
-  uint32_t precision : 31 = 0;       ///< four bits for each setting of float32 precision that was read, 0 where it was not
+  uint32_t precision : 31 = 0;  ///< four bits for each setting of float32 precision that was read, 0 where it was not
   uint32_t grad_mode : 1 = 0;
 
   bool operator==(const Ambient& other) const {
-    return keys.included_ == other.keys.included_ && keys.excluded_ == other.keys.excluded_ && globals == other.globals &&
-           threads == other.threads && float_control == other.float_control && grad_mode == other.grad_mode;
+    return keys.included_ == other.keys.included_ && keys.excluded_ == other.keys.excluded_ &&
+           globals == other.globals && threads == other.threads && float_control == other.float_control &&
+           grad_mode == other.grad_mode;
   }
 
-  /// This thread, now. Cost: about 25 ns, with a precision 40 to 100: LibTorch keeps those in a hash map.
+  /// Reads the state of this thread. Cost: about 25 ns, with a precision 40 to 100: LibTorch keeps those in a hash map.
   static Ambient now(ReadsPrecision precision);
-  /// As `now`, with all settings of precision. Cost: about 300 ns.
+  /// Reads all settings of precision too. Cost: about 300 ns.
   static Ambient now();
 
-  /// Whether an operator recorded here sees the same process-wide switches in `now`; precision counts only if it was read.
-  /// What belongs to the thread may differ: `AmbientScope` puts it in force.
+  /// Whether an operator recorded here sees the same process-wide switches in `now`; precision counts only if it was
+  /// read. The thread's own part may differ: `AmbientScope` restores it.
   bool same_globals(const Ambient& now) const;
-  /// As `same_globals`, the default dtype apart.
+  /// Like `same_globals`, without the default dtype.
   bool same_switches(const Ambient& now) const;
 };
 
-/// Which switch differs, in words for an error message.
+/// Names the switch that differs, for an error message.
 std::string describe_change(const Ambient& recorded, const Ambient& now);
 
-/// Puts a number of threads and the floating-point control bits in force on this thread, and the present ones back at the end. The number goes
-/// through `at::set_num_threads`, so threads that are born meanwhile see it too.
+/// Sets a number of threads and the floating-point control bits on this thread, and restores the present ones at its
+/// end. The number goes through `at::set_num_threads`, so threads that start meanwhile see it too.
 class ArithmeticScope {
  public:
   ArithmeticScope();
@@ -57,8 +58,8 @@ class ArithmeticScope {
   const uint16_t threads_, float_control_;
 };
 
-/// Puts what is recorded of a thread (keys, grad mode, and as `ArithmeticScope`) in force for replayed operators, with the
-/// tape's own key excluded; restores at the end.
+/// Sets the recorded state of a thread (keys, grad mode, and what `ArithmeticScope` sets) for replayed operators, with
+/// the tape's own key excluded; restores at its end.
 class AmbientScope {
  public:
   AmbientScope();

@@ -4,7 +4,7 @@
 
 namespace refrain::tape {
 
-/// Whether every byte of its storage belongs to exactly one element of `tensor`. For tensors with a plain storage.
+/// Whether every byte of the storage belongs to exactly one element of `tensor`. For tensors with a plain storage.
 inline bool covers_storage(const at::Tensor& tensor) {
   return tensor.is_non_overlapping_and_dense() && tensor.nbytes() == tensor.storage().nbytes();
 }

@@ -7,8 +7,8 @@
 
 namespace refrain::tape {
 
-/// Calls `visit(tensor, position, element)` for each defined tensor among `count` arguments or results; `element` is its
-/// position in a list, or -1. The tensor stays where it is as long as `values` does.
+/// Calls `visit(tensor, position, element)` for each defined tensor among `count` arguments or results; `element` is
+/// its position in a list, or -1. References to the tensor are valid as long as `values` is.
 template <typename Visit>
 void for_each_tensor(const c10::IValue* values, size_t count, Visit&& visit) {
   for (size_t i = 0; i < count; ++i) {

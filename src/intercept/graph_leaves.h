@@ -8,10 +8,11 @@
 
 namespace refrain::tape {
 
-/// The leaves that gradients of `outputs` would be accumulated in, each once, in the order a walk from the outputs meets them.
+/// Finds the leaves in which gradients of `outputs` would be accumulated, each once, in the order of a walk from the
+/// outputs.
 std::vector<at::Tensor> graph_leaves(const std::vector<at::Tensor>& outputs);
 
-/// The same for the graph behind `roots`.
+/// Finds the leaves of the graph behind `roots`.
 std::vector<at::Tensor> graph_leaves(const torch::autograd::edge_list& roots);
 
 }  // namespace refrain::tape

@@ -20,8 +20,8 @@ void add(std::vector<at::Tensor>& found, const at::Tensor& tensor) {
     const auto* sparse = static_cast<const at::SparseTensorImpl*>(impl);
     add(found, sparse->indices());
     add(found, sparse->values());
-  } else if (tensor.layout() == at::kSparseCsr || tensor.layout() == at::kSparseCsc || tensor.layout() == at::kSparseBsr ||
-             tensor.layout() == at::kSparseBsc) {
+  } else if (tensor.layout() == at::kSparseCsr || tensor.layout() == at::kSparseCsc ||
+             tensor.layout() == at::kSparseBsr || tensor.layout() == at::kSparseBsc) {
     const auto* sparse = static_cast<const at::SparseCsrTensorImpl*>(impl);
     add(found, sparse->compressed_indices());
     add(found, sparse->plain_indices());

@@ -6,8 +6,8 @@
 
 namespace refrain::tape {
 
-/// The tensors with a plain storage whose bytes `tensor` is made of, where it has none itself: indices and values of a sparse
-/// tensor, the buffer of a nested one, what functorch wraps. Empty if LibTorch does not show them (mkldnn).
+/// Lists the tensors with a plain storage that hold the bytes of a `tensor` without one: indices and values of a sparse
+/// tensor, the buffer of a nested one, the tensor that functorch wraps. Empty if LibTorch does not show them (mkldnn).
 std::vector<at::Tensor> inner_tensors(const at::Tensor& tensor);
 
 }  // namespace refrain::tape

@@ -8,8 +8,8 @@
 
 namespace refrain::tape {
 
-/// The module in which things were made that are numbered as they are made: from one number on, until another module's.
-/// Modules are numbers of `intern`.
+/// Maps numbers given in order of creation (of nodes, operators) to the module they were created in: ranges, each from
+/// one number to the next. Modules are numbers of `intern`.
 class ModuleRanges {
  public:
   void from(uint64_t number, uint32_t module) {

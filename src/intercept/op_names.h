@@ -5,10 +5,10 @@
 
 namespace refrain::tape {
 
-/// Whether LibTorch knows `name` now: "namespace::name", or with ".overload".
+/// Whether LibTorch has an operator `name` now: "namespace::name", or with ".overload".
 bool operator_exists(const std::string& name);
 
-/// All of them without overloads, sorted, each once. Cost: milliseconds; for messages.
+/// Lists all operators without overloads, sorted, each once. Cost: milliseconds; for messages.
 std::vector<std::string> operator_names();
 
 }  // namespace refrain::tape

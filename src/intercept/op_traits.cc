@@ -7,12 +7,12 @@
 #include <atomic>
 #include <deque>
 #include <memory>
-#include <mutex>
 #include <string_view>
 #include <unordered_map>
 #include <unordered_set>
 
 #include "base/fork.h"
+#include "base/ordered_mutex.h"
 #include "base/thread_owned.h"
 
 namespace refrain::tape {
@@ -21,17 +21,17 @@ namespace {
 using NameSet = std::unordered_set<std::string_view>;
 
 const NameSet& uninitialized_ops() {
-  static const NameSet set{"aten::empty",          "aten::empty_strided",   "aten::empty_like",
-                           "aten::new_empty",      "aten::new_empty_strided", "aten::empty_permuted",
-                           "aten::empty_quantized", "aten::_empty_affine_quantized",
-                           "aten::_empty_per_channel_affine_quantized"};
+  static const NameSet set{
+      "aten::empty",           "aten::empty_strided",           "aten::empty_like",
+      "aten::new_empty",       "aten::new_empty_strided",       "aten::empty_permuted",
+      "aten::empty_quantized", "aten::_empty_affine_quantized", "aten::_empty_per_channel_affine_quantized"};
   return set;
 }
 
 const NameSet& shape_readers() {
-  static const NameSet set{"aten::empty_like", "aten::zeros_like", "aten::ones_like", "aten::full_like",
-                           "aten::new_empty",  "aten::new_zeros",  "aten::new_ones",  "aten::new_full",
-                           "aten::new_empty_strided", "aten::rand_like", "aten::randn_like"};
+  static const NameSet set{"aten::empty_like",        "aten::zeros_like", "aten::ones_like", "aten::full_like",
+                           "aten::new_empty",         "aten::new_zeros",  "aten::new_ones",  "aten::new_full",
+                           "aten::new_empty_strided", "aten::rand_like",  "aten::randn_like"};
   return set;
 }
 
@@ -43,10 +43,18 @@ const NameSet& full_overwriters() {
 }
 
 const NameSet& effect_ops() {
-  static const NameSet set{"aten::resize_",           "aten::resize_as_",      "aten::_resize_output_",
-                           "aten::sparse_resize_",    "aten::sparse_resize_and_clear_", "aten::resize_as_sparse_",
-                           "aten::record_stream",     "aten::set_data",        "aten::manual_seed",
-                           "aten::seed",              "aten::initial_seed",    "aten::set_"};
+  static const NameSet set{"aten::resize_",
+                           "aten::resize_as_",
+                           "aten::_resize_output_",
+                           "aten::sparse_resize_",
+                           "aten::sparse_resize_and_clear_",
+                           "aten::resize_as_sparse_",
+                           "aten::record_stream",
+                           "aten::set_data",
+                           "aten::manual_seed",
+                           "aten::seed",
+                           "aten::initial_seed",
+                           "aten::set_"};
   return set;
 }
 
@@ -88,7 +96,7 @@ bool holds_tensor(const c10::Type& type) {
   return false;
 }
 
-// Tensor, Tensor?, Tensor[], Tensor?[], Tensor[]?: what the recorder takes apart.
+// Tensor, Tensor?, Tensor[], Tensor?[], Tensor[]?: what the recorder unpacks.
 bool tape_reads(const c10::Type& type) {
   if (!holds_tensor(type)) return true;
   if (type.kind() == c10::TypeKind::TensorType) return true;
@@ -108,8 +116,8 @@ bool lists_tensors(const c10::Type& type) {
   return type.kind() == c10::TypeKind::ListType && holds_tensor(type);
 }
 
-std::mutex& extra_effects_mutex() {
-  static auto& mutex = make_mutex_for_forks(ForkOrder::kEffects);
+OrderedMutex& extra_effects_mutex() {
+  static auto& mutex = make_mutex_for_forks(LockOrder::kEffects);
   return mutex;
 }
 
@@ -150,7 +158,7 @@ class Cache {
   }
 
  private:
-  std::mutex mutex_;
+  OrderedMutex mutex_{LockOrder::kTraits};
   std::unordered_map<c10::OperatorName, std::unique_ptr<OpTraits>> table_;
   std::deque<std::unique_ptr<OpTraits>> retired_;
   c10::RegistrationHandleRAII listening_;
@@ -163,9 +171,8 @@ struct Listener final : c10::OpRegistrationListener {
   void onOperatorDeregistered(const c10::OperatorHandle& op) override { cache().forget(op.operator_name()); }
 };
 
-Cache::Cache()
-    : listening_(c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Listener>())) {
-  lock_at_fork(ForkOrder::kTraits, mutex_);
+Cache::Cache() : listening_(c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Listener>())) {
+  lock_at_fork(mutex_);
 }
 
 // Never destroyed: operators of static tensors still run at exit.

@@ -10,7 +10,7 @@
 
 namespace refrain::tape {
 
-/// How one argument that an operator writes is presented to the operator again at replay.
+/// What a replay passes for an argument that the operator writes.
 enum class ReplayArg : uint8_t {
   kBytes,      ///< the old bytes: the result depends on them
   kWriteOnly,  ///< uninitialised memory: the operator writes all of it and reads none
@@ -18,35 +18,35 @@ enum class ReplayArg : uint8_t {
   kUndefined,  ///< an undefined tensor: statistics that must move once
 };
 
-/// One written argument.
+/// An argument that the operator writes.
 struct WriteTrait {
-  uint16_t arg;                      ///< position in the schema
+  uint16_t arg;  ///< position in the schema
   ReplayArg replay = ReplayArg::kBytes;
-  int16_t only_if_true = -1;         ///< position of a bool argument that must be true for the write to happen; -1: always
+  int16_t only_if_true = -1;  ///< position of a bool argument that must be true for the write to happen; -1: always
 };
 
-/// What the tape needs to know about an operator overload, worked out once from its schema, its tags and the tables.
+/// Traits of an operator overload, computed once from its schema, its tags and the tables.
 struct OpTraits {
   c10::OperatorHandle handle;
-  std::string qualified_name;   ///< "aten::add"
-  std::string overload_name;    ///< "Tensor"
+  std::string qualified_name;  ///< "aten::add"
+  std::string overload_name;   ///< "Tensor"
   uint16_t num_args = 0;
   uint16_t num_returns = 0;
   c10::SmallVector<WriteTrait, 3> writes;
   c10::SmallVector<uint16_t, 3> tensor_lists;  ///< positions of arguments that take lists of tensors, ascending
-  bool moves_once = false;      ///< among `writes` are statistics that a replay must not move again
-  bool view_only = false;       ///< every return is a non-written alias, or only metadata changes: nothing to record
+  bool moves_once = false;         ///< among `writes` are statistics that a replay must not update a second time
+  bool view_only = false;          ///< every return is a non-written alias, or only metadata changes: nothing to record
   bool metadata_in_place = false;  ///< changes the shape of argument 0 in place: bumps its version, writes no bytes
-  bool pure_inplace = false;    ///< every return aliases a written argument: no new storage
-  bool random = false;          ///< tagged as drawing from a generator
-  bool maybe_random = false;    ///< not from LibTorch, so it may draw without the tag: compared around the call
-  bool effect = false;          ///< runs once, outputs kept
-  bool uninitialized = false;   ///< outputs are raw memory (`empty` and kin)
-  bool only_metadata = false;   ///< looks at the shape of argument 0 and at none of its bytes
-  bool full_overwrite = false;  ///< writes argument 0 everywhere without reading it
-  ReadsPrecision precision = ReadsPrecision::kMatmul;  ///< none if tagged as elementwise: multiplies no matrices
-  bool cast = false;            ///< `_to_copy`: cheap to recompute from a leaf, never worth pinning
-  bool opaque_args = false;     ///< takes containers of tensors that the tape does not take apart: as `effect`
+  bool pure_inplace = false;       ///< every return aliases a written argument: no new storage
+  bool random = false;             ///< tagged as drawing from a generator
+  bool maybe_random = false;       ///< not from LibTorch, so it may draw without the tag: compared around the call
+  bool effect = false;             ///< runs once, outputs kept
+  bool uninitialized = false;      ///< outputs are raw memory (`empty` and kin)
+  bool only_metadata = false;      ///< reads the shape of argument 0 and none of its bytes
+  bool full_overwrite = false;     ///< writes argument 0 everywhere without reading it
+  ReadsPrecision precision = ReadsPrecision::kMatmul;  ///< `kNone` if tagged as elementwise: multiplies no matrices
+  bool cast = false;         ///< `_to_copy`: cheap to recompute from a leaf, never worth pinning
+  bool opaque_args = false;  ///< takes containers of tensors that the tape does not unpack: treated as `effect`
 
   explicit OpTraits(const c10::OperatorHandle& op);
   std::string name() const;
@@ -58,10 +58,11 @@ struct OpTraits {
   }
 };
 
-/// Cached traits of `op`. Threads: any; thread-local cache in front of a shared table. Cost: a few ns when hot.
+/// Looks up the cached traits of `op`. Threads: any; thread-local cache in front of a shared table. Cost: a few ns when
+/// hot.
 const OpTraits& op_traits(const c10::OperatorHandle& op);
 
-/// How a call with these arguments writes argument `arg`, or null if it does not.
+/// Finds how a call with these arguments writes argument `arg`; null if it does not.
 inline const WriteTrait* write_trait(const OpTraits& traits, size_t arg, const c10::IValue* args) {
   for (const auto& write : traits.writes) {
     if (write.arg != arg) continue;
@@ -71,7 +72,7 @@ inline const WriteTrait* write_trait(const OpTraits& traits, size_t arg, const c
   return nullptr;
 }
 
-/// See `refrain::register_side_effect_op`.
+/// Implements `refrain::register_side_effect_op`.
 void mark_effect_op(const std::string& qualified_name);
 
 }  // namespace refrain::tape

@@ -6,8 +6,8 @@
 
 namespace refrain::tape {
 
-/// Finds elements of a list by a pointer of theirs: a look at each while they are few, then a hash table. So `foreach` over thousands of
-/// tensors takes time linear in them, and an operator with two arguments allocates nothing.
+/// Finds elements of a list by a pointer: a linear scan while they are few, then a hash table. So `foreach` over
+/// thousands of tensors takes linear time, and an operator with two arguments allocates nothing.
 class PointerIndex {
  public:
   static constexpr size_t kNone = ~size_t{0};
@@ -29,7 +29,8 @@ class PointerIndex {
   template <typename List, typename KeyOf>
   [[gnu::noinline]] size_t find_in_table(const List& list, const void* key, KeyOf& key_of) {
     if (!table_) table_ = std::make_unique<Table>();
-    for (; table_->indexed < list.size(); ++table_->indexed) table_->positions.try_emplace(key_of(list[table_->indexed]), table_->indexed);
+    for (; table_->indexed < list.size(); ++table_->indexed)
+      table_->positions.try_emplace(key_of(list[table_->indexed]), table_->indexed);
     const auto found = table_->positions.find(key);
     return found == table_->positions.end() ? kNone : found->second;
   }

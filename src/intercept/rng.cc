@@ -38,8 +38,8 @@ at::Tensor state_of(at::Generator generator) {
 
 }  // namespace
 
-std::mutex& rng_mutex() {
-  static auto& mutex = make_mutex_for_forks(ForkOrder::kGenerator);
+OrderedMutex& rng_mutex() {
+  static auto& mutex = make_mutex_for_forks(LockOrder::kGenerator);
   return mutex;
 }
 

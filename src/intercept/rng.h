@@ -8,6 +8,8 @@
 #include <mutex>
 #include <vector>
 
+#include "base/ordered_mutex.h"
+
 namespace refrain::tape {
 
 /// State of a generator just before a random operator ran: a base that neighbouring operators share, and the few words in
@@ -22,25 +24,25 @@ struct RngState {
   std::vector<Patch> patches;
 
   at::Tensor state() const;
-  /// Puts it in force. Needs `rng_mutex`.
+  /// Sets the generator to this state. Needs `rng_mutex`.
   void set() const;
 };
 
-/// One process mutex around {read the state, run the operator} and {set the state, replay, put it back}. Taken before the
-/// tape's own lock, never after it.
-std::mutex& rng_mutex();
+/// The process's mutex around {read the state, run the operator} and {set the state, replay, restore}. Locked before
+/// the tape's own lock, never after it.
+OrderedMutex& rng_mutex();
 
-/// The generator an operator call would draw from: an explicit generator argument, else the default one of the device of
-/// its first tensor or device argument. Undefined if that device has none.
+/// Finds the generator an operator call would draw from: an explicit generator argument, else the default one of the
+/// device of its first tensor or device argument. Undefined if that device has none.
 at::Generator generator_of(const torch::jit::Stack& stack, size_t num_args);
 
 /// Reads the state; shares its base with the last one read on this thread where they are close. Needs `rng_mutex`.
 std::shared_ptr<const RngState> read_rng(const at::Generator& generator);
 
-/// Whether the generator has moved since `before`. Needs `rng_mutex`.
+/// Whether the generator's state differs from `before`. Needs `rng_mutex`.
 bool has_moved(const RngState& before);
 
-/// Sets a recorded state for one replayed operator and puts the present one back. Holds `rng_mutex` meanwhile.
+/// Sets a recorded state for one replayed operator and restores the present one. Holds `rng_mutex` meanwhile.
 class RngReplayScope {
  public:
   explicit RngReplayScope(const RngState& recorded);
@@ -49,7 +51,7 @@ class RngReplayScope {
   RngReplayScope& operator=(const RngReplayScope&) = delete;
 
  private:
-  std::unique_lock<std::mutex> lock_;
+  std::unique_lock<OrderedMutex> lock_;
   at::Generator generator_;
   at::Tensor present_;
 };

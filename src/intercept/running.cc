@@ -25,14 +25,14 @@
 namespace refrain::tape {
 namespace {
 
-/// Texts and their numbers. Entries stay where they are.
+/// Texts and their numbers. Entries never move.
 class Names {
  public:
   static Names& get() {
     static auto* names = new Names;
     return *names;
   }
-  Names() { lock_at_fork(ForkOrder::kNames, mutex_); }
+  Names() { lock_at_fork(mutex_); }
 
   uint32_t number(std::string_view text) {
     std::lock_guard lock(mutex_);
@@ -48,19 +48,19 @@ class Names {
   }
 
  private:
-  std::mutex mutex_;
+  OrderedMutex mutex_{LockOrder::kNames};
   std::deque<std::string> texts_;
   std::unordered_map<std::string_view, uint32_t> numbers_;
 };
 
 /// Modules of autograd's nodes and of recorded operators. Nodes are numbered by each thread for itself.
-struct Made {
-  static Made& get() {
-    static auto* made = new Made;
+struct NodeModules {
+  static NodeModules& get() {
+    static auto* made = new NodeModules;
     return *made;
   }
-  Made() { lock_at_fork(ForkOrder::kModules, mutex); }
-  std::mutex mutex;  // guards what follows
+  NodeModules() { lock_at_fork(mutex); }
+  OrderedMutex mutex{LockOrder::kModules};  // guards what follows
   std::unordered_map<uint64_t, ModuleRanges> nodes;
   ska::flat_hash_map<uint64_t, uint32_t> recorded;
 };
@@ -99,10 +99,10 @@ struct ThreadRunning {
   std::string path;  ///< of `path_number`
   uint32_t path_number = 0;
   std::unordered_map<std::type_index, uint32_t> node_names;
-  uint64_t noted_watch = 0;   ///< `watches` when nodes were noted last, and their module
+  uint64_t noted_watch = 0;  ///< `watches` when nodes were noted last, and their module
   uint32_t noted_module = 0;
 
-  /// The path of open scopes, if any.
+  /// Path of the open scopes, if any.
   uint32_t scope() {
     const auto now = module_scope();
     if (now.empty()) return 0;
@@ -113,9 +113,9 @@ struct ThreadRunning {
     return path_number;
   }
 
-  /// Of a node of the graph, as it was in forward.
+  /// Module of a node of the graph, as it was in forward.
   static uint32_t module_of(const torch::autograd::Node& node) {
-    auto& made = Made::get();
+    auto& made = NodeModules::get();
     std::lock_guard lock(made.mutex);
     const auto found = made.nodes.find(node.thread_id());
     return found == made.nodes.end() ? 0 : found->second.of(node.sequence_nr());
@@ -158,7 +158,7 @@ struct ThreadRunning {
     if (now == noted_module && watch == noted_watch) return;
     noted_module = now;
     noted_watch = watch;
-    auto& made = Made::get();
+    auto& made = NodeModules::get();
     std::lock_guard lock(made.mutex);
     made.nodes[thread].from(static_cast<uint64_t>(sequence), now);
   }
@@ -167,12 +167,13 @@ struct ThreadRunning {
 ThreadRunning& thread_running() { return thread_owned<ThreadRunning>(); }
 
 std::atomic<RunningWatch*> current_watch{nullptr};
-std::atomic<bool> is_alone{true};  ///< nobody else had asked for announcements when the watch was set
+std::atomic<bool> is_alone{true};  ///< no other library had enabled announcements when the watch was set
 
 void tell(RunningWatch& watch, c10::ArrayRef<c10::IValue> results) {
   for_each_tensor(results.data(), results.size(), [&](const at::Tensor& tensor, size_t, int32_t) {
     if (!has_plain_storage(tensor)) return;
-    const void* storage = tensor.storage().unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get();  // null if evicted
+    const void* storage =
+        tensor.storage().unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get();  // null if evicted
     if (storage) watch.made(storage, tensor.sizes());
   });
 }
@@ -219,12 +220,12 @@ std::string_view interned(uint32_t number) { return Names::get().text(number); }
 Running running() { return thread_running().now(); }
 
 void set_running_watch(RunningWatch* watch) {
-  static auto& mutex = make_mutex_for_forks(ForkOrder::kWatch);
+  static auto& mutex = make_mutex_for_forks(LockOrder::kWatch);
   static at::CallbackHandle handle = 0;
   std::lock_guard lock(mutex);
   if (handle != 0) at::removeCallback(std::exchange(handle, 0));
   {
-    auto& made = Made::get();
+    auto& made = NodeModules::get();
     std::lock_guard made_lock(made.mutex);
     made.nodes.clear();
     made.recorded.clear();
@@ -234,9 +235,8 @@ void set_running_watch(RunningWatch* watch) {
   running_is_watched.store(watch != nullptr);
   if (!watch) return;
   is_alone = !at::hasCallbacks();
-  handle = at::addGlobalCallback(at::RecordFunctionCallback(&on_start, &on_end)
-                                     .needsOutputs(true)
-                                     .scopes({at::RecordScope::FUNCTION}));
+  handle = at::addGlobalCallback(
+      at::RecordFunctionCallback(&on_start, &on_end).needsOutputs(true).scopes({at::RecordScope::FUNCTION}));
 }
 
 AnnounceScope::AnnounceScope(bool on) : before_(at::isRecordFunctionEnabled()) {
@@ -256,7 +256,7 @@ BackwardScope::~BackwardScope() {
 void note_recorded(uint64_t seq) {
   if (!running_is_watched.load(std::memory_order_relaxed)) return;
   const auto module = thread_running().now().module;
-  auto& made = Made::get();
+  auto& made = NodeModules::get();
   std::lock_guard lock(made.mutex);
   made.recorded[seq] = module;
 }
@@ -266,7 +266,7 @@ void ReplayedOp::enter(uint64_t seq, const char* name) {
   entered_ = true;
   uint32_t module = 0;
   {
-    auto& made = Made::get();
+    auto& made = NodeModules::get();
     std::lock_guard lock(made.mutex);
     const auto found = made.recorded.find(seq);
     if (found != made.recorded.end()) module = found->second;

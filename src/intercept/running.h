@@ -9,42 +9,46 @@
 
 namespace refrain::tape {
 
-/// A number for `text`, the same for the same text in this process; 0 for "". Never forgotten: for names, not for data.
+/// Returns the number of `text`, the same for the same text in this process; 0 for "". Never freed: for names, not for
+/// data.
 uint32_t intern(std::string_view text);
-/// The text of a number from `intern`; valid until the process ends.
+/// Returns the text of a number from `intern`; valid until the process ends.
 std::string_view interned(uint32_t number);
 
-/// What a thread is doing, for a label on the memory that it takes.
+/// What a thread is doing, as a label for the memory that it allocates.
 struct Running {
-  uint32_t op = 0;           ///< interned name of its outermost operator, "aten::linear"; in backward the node's, "MmBackward0"
-  uint64_t call = 0;         ///< tells calls of it apart; 0 outside of all operators
-  uint32_t module = 0;       ///< interned path of `ModuleScope`s: in backward and replay, of the forward behind it
+  uint32_t op = 0;  ///< interned name of its outermost operator, "aten::linear"; in backward the node's, "MmBackward0"
+  uint64_t call = 0;         ///< number of the call of it; 0 outside of all operators
+  uint32_t module = 0;       ///< interned path of `ModuleScope`s; in backward and replay, that of the forward
   bool in_backward = false;  ///< a graph task runs on this thread
 };
 
-/// This thread, now. `op`, `call` and `module` are known only while somebody watches. Cost: about 20 ns, in backward 60.
+/// Reads what this thread is doing. `op`, `call` and `module` are set only while a watch is. Cost: about 20 ns, in
+/// backward 60.
 Running running();
 
-/// Hears what operators do, on the threads that run them, several at once. Must run no operator.
+/// Observes operators, on the threads that run them, several at once. Must run no operator.
 class RunningWatch {
  public:
   virtual void started() noexcept = 0;  ///< an outermost operator, outside of backward
   virtual void backward_ended() noexcept = 0;
-  /// A result, or its replay. @param storage  of its bytes, not null.
+  /// A result was made, or replayed. @param storage  of its bytes, not null.
   virtual void made(const void* storage, c10::IntArrayRef sizes) noexcept = 0;
 
  protected:
   ~RunningWatch() = default;
 };
 
-/// Sets the one watch, null for none, by way of `at::RecordFunction`. Backwards end for it where `EngineRun`s do. A watch lives until the process ends: a thread may
-/// be about to call it. Cost: one load per recorded or replayed operator while there is none.
+/// Sets the one watch, null for none, by way of `at::RecordFunction`. Backwards end for it where `EngineRun`s do. A
+/// watch lives until the process ends: a thread may be about to call it. Cost: one load per recorded or replayed
+/// operator while there is none.
 void set_running_watch(RunningWatch* watch);
 
 extern std::atomic<bool> running_is_watched;
 
-/// While it lives, LibTorch announces operators on this thread, or does not: it costs 0.1 to 0.2 us for each, and for each
-/// node of the graph 1.5. Nothing happens while nobody watches, or if somebody else had asked for announcements before.
+/// Makes LibTorch announce operators on this thread while alive, or not: that costs 0.1 to 0.2 us for each, and 1.5 for
+/// each node of the graph. Does nothing while there is no watch, or if another library had enabled announcements
+/// before.
 class AnnounceScope {
  public:
   explicit AnnounceScope(bool on);
@@ -57,7 +61,7 @@ class AnnounceScope {
   bool before_ = true;
 };
 
-/// Around a run of autograd's engine: operators are named after its nodes.
+/// Surrounds a run of autograd's engine: operators are named after its nodes.
 class BackwardScope {
  public:
   BackwardScope() : quiet_(false) {}
@@ -69,10 +73,10 @@ class BackwardScope {
   AnnounceScope quiet_;
 };
 
-/// Notes in which module an operator was recorded, for its replay.
+/// Notes the module in which an operator was recorded, for its replay.
 void note_recorded(uint64_t seq);
 
-/// An operator that the tape replays: LibTorch does not announce it.
+/// Announces an operator that the tape replays: LibTorch does not.
 class ReplayedOp {
  public:
   /// @param seq  as given to `note_recorded`. @param name  lives as long as the process
@@ -85,7 +89,7 @@ class ReplayedOp {
   ReplayedOp(const ReplayedOp&) = delete;
   ReplayedOp& operator=(const ReplayedOp&) = delete;
 
-  /// @param stack  holds its results.
+  /// @param stack  holds the operator's results.
   void results(const torch::jit::Stack& stack) const;
 
  private:

@@ -6,7 +6,7 @@
 
 namespace refrain::tape {
 
-/// How many saved-tensor hooks of others (`at::SavedTensorDefaultHooks`, which Python sets) are on this thread.
+/// Number of other libraries' saved-tensor hooks (`at::SavedTensorDefaultHooks`, which Python sets) on this thread.
 inline size_t saved_hook_depth() { return at::SavedTensorDefaultHooks::get_tls_state().stack.size(); }
 
 }  // namespace refrain::tape

@@ -15,10 +15,11 @@ bool made_by_newest_node(const at::Tensor& tensor) {
 
 bool may_be_helper(const OpTraits& op, const torch::jit::Stack& stack) {
   bool any = false, resolves = false;
-  for_each_tensor(stack.data() + (stack.size() - op.num_args), op.num_args, [&](const at::Tensor& tensor, size_t, int32_t) {
-    any = true;
-    resolves |= tensor.is_conj() || tensor.is_neg() || tensor._is_zerotensor();
-  });
+  for_each_tensor(stack.data() + (stack.size() - op.num_args), op.num_args,
+                  [&](const at::Tensor& tensor, size_t, int32_t) {
+                    any = true;
+                    resolves |= tensor.is_conj() || tensor.is_neg() || tensor._is_zerotensor();
+                  });
   return resolves || !any;
 }
 

@@ -10,11 +10,11 @@ concept HasMaterializer = requires(S& s) {
   s.clear_materializer();
 };
 
-/// Whether LibTorch tells who asks a storage for a pointer to write through.
+/// Whether LibTorch can report requests for a writable pointer to a storage.
 inline constexpr bool kHasStorageBarrier = HasMaterializer<c10::StorageImpl>;
 
-/// Whoever asks `storage` for a pointer to write through calls `call` first; null takes that off. LibTorch takes it off after the call itself.
-/// Nothing where LibTorch has no barrier.
+/// Sets a barrier: a request for a writable pointer to `storage` calls `call` first; null removes it. LibTorch removes
+/// it itself after the call. Does nothing where LibTorch has no barrier.
 template <typename S>
 void set_storage_barrier(S* storage, void (*call)(c10::StorageImpl*)) {
   if constexpr (HasMaterializer<S>) {
@@ -25,7 +25,7 @@ void set_storage_barrier(S* storage, void (*call)(c10::StorageImpl*)) {
   }
 }
 
-/// Whether any is set, ours or copy-on-write's.
+/// Whether a barrier is set, ours or that of copy-on-write.
 template <typename S>
 bool has_barrier(const S* storage) {
   if constexpr (HasMaterializer<S>) return storage->has_materializer();

@@ -59,14 +59,16 @@ std::pair<size_t, size_t> byte_range(const at::Tensor& tensor) {
   const auto begin = static_cast<size_t>(tensor.storage_offset()) * item;
   if (tensor.numel() == 0) return {begin, begin};
   size_t last = begin;  // strides are never negative
-  for (int64_t i = 0; i < tensor.dim(); ++i) last += static_cast<size_t>((tensor.size(i) - 1) * tensor.stride(i)) * item;
+  for (int64_t i = 0; i < tensor.dim(); ++i)
+    last += static_cast<size_t>((tensor.size(i) - 1) * tensor.stride(i)) * item;
   return {begin, last + item};
 }
 
 bool equal_bytes(const c10::Storage& a, const c10::Storage& b, size_t begin, size_t end) {
   if (begin == end) return true;
   if (a.device().is_cpu())
-    return std::memcmp(static_cast<const char*>(a.data()) + begin, static_cast<const char*>(b.data()) + begin, end - begin) == 0;
+    return std::memcmp(static_cast<const char*>(a.data()) + begin, static_cast<const char*>(b.data()) + begin,
+                       end - begin) == 0;
   BelowTape below;
   return byte_tensor(a, begin, end - begin).equal(byte_tensor(b, begin, end - begin));
 }

@@ -8,7 +8,7 @@
 #include <condition_variable>
 #include <mutex>
 
-#include "refrain/error.h"
+#include "refrain/torch_error.h"
 
 namespace refrain::tape {
 
@@ -26,7 +26,7 @@ Surroundings::Surroundings() : default_dtype_(c10::get_default_dtype_as_scalarty
 
 namespace {
 
-/// The default dtype that second calls have put in force.
+/// The default dtype that reruns have set.
 struct InForce {
   std::mutex mutex;
   std::condition_variable ended;
@@ -44,11 +44,11 @@ void set_default_dtype(at::ScalarType dtype) {
   if (c10::get_default_dtype_as_scalartype() != dtype) c10::set_default_dtype(c10::scalarTypeToTypeMeta(dtype));
 }
 
-// The default dtype apart, which is put in force.
+// All but the default dtype, which is set.
 void refuse_changed_switches(const Ambient& then) {
   if (const auto now = Ambient::now(); !then.same_switches(now))
-    throw CheckpointError("[refrain::checkpoint] cannot call the function again as it ran in forward: " + describe_change(then, now) +
-                          ". Restore the setting before backward.");
+    throw CheckpointError("[refrain::checkpoint] cannot rerun the function as it ran in forward: " +
+                          describe_change(then, now) + ". Restore the setting before backward.");
 }
 
 }  // namespace
@@ -88,7 +88,7 @@ SurroundingsScope::SurroundingsScope(const Surroundings& then)
 }
 
 SurroundingsScope::~SurroundingsScope() {
-  // What it cached belongs to the graph of this call.
+  // The rerun's cached casts belong to its own graph.
   if (autocast_) {
     at::autocast::decrement_nesting();
     at::autocast::clear_cache();

@@ -10,12 +10,12 @@
 
 namespace refrain::tape {
 
-/// What a function of the user's may look at besides its arguments, as it was at one moment on one thread: thread-local state
-/// (dispatch keys, grad mode, autocast with its dtypes), autocast's cache switch, the default dtype and the current device; and the
-/// switches of the process, as for operators. Random generators: `Draws`.
+/// State that a user's function may read besides its arguments, at one moment on one thread: thread-local state
+/// (dispatch keys, grad mode, autocast with its dtypes), autocast's cache switch, the default dtype and the current
+/// device; and the switches of the process, as for operators. Random generators: `Draws`.
 class Surroundings {
  public:
-  /// This thread, now.
+  /// Reads the state of this thread.
   Surroundings();
 
  private:
@@ -29,8 +29,8 @@ class Surroundings {
   const Ambient ambient_ = Ambient::now();
 };
 
-/// A default dtype while it lives. LibTorch has one for the process: scopes with another one on other threads wait for each other,
-/// scopes with the same do not.
+/// Sets a default dtype while alive. LibTorch has one for the process: scopes on other threads with another one wait
+/// for each other, scopes with the same do not.
 class DefaultDtypeScope {
  public:
   explicit DefaultDtypeScope(at::ScalarType dtype);
@@ -42,8 +42,8 @@ class DefaultDtypeScope {
   std::optional<at::ScalarType> inner_before_;  ///< set inside another scope of this thread
 };
 
-/// Puts them in force on this thread, and the present ones back when destroyed. @throws CheckpointError if another switch of the process than
-/// the default dtype has changed.
+/// Sets recorded surroundings on this thread and restores the present ones when destroyed. @throws CheckpointError if a
+/// switch of the process other than the default dtype has changed.
 class SurroundingsScope {
  public:
   explicit SurroundingsScope(const Surroundings& then);

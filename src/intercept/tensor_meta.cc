@@ -21,9 +21,8 @@ void TensorMeta::assign(const at::Tensor& tensor) {
 
 at::Tensor TensorMeta::build(const c10::Storage& storage) const {
   auto impl = c10::make_intrusive<c10::TensorImpl>(c10::Storage(storage), keys, dtype);
-  impl->set_sizes_and_strides(
-      {sizes_and_strides.sizes_data(), sizes_and_strides.size()},
-      {sizes_and_strides.strides_data(), sizes_and_strides.size()}, offset);
+  impl->set_sizes_and_strides({sizes_and_strides.sizes_data(), sizes_and_strides.size()},
+                              {sizes_and_strides.strides_data(), sizes_and_strides.size()}, offset);
   if (wrapped_number) impl->set_wrapped_number(true);
   return at::Tensor(std::move(impl));
 }

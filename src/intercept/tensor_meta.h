@@ -9,7 +9,7 @@
 
 namespace refrain::tape {
 
-/// A tensor minus its bytes: enough to build it again over a storage.
+/// A tensor minus its bytes: enough to rebuild it over a storage.
 struct TensorMeta {
   c10::impl::SizesAndStrides sizes_and_strides;
   int64_t offset = 0;
@@ -26,15 +26,17 @@ struct TensorMeta {
 /// tensors cannot be; they are kept as they are.
 inline bool has_plain_storage(const at::Tensor& tensor) {
   using c10::DispatchKey;
-  constexpr c10::DispatchKeySet kNotPlain({DispatchKey::Sparse, DispatchKey::SparseCsr, DispatchKey::Quantized, DispatchKey::NestedTensor,
-                                           DispatchKey::ZeroTensor, DispatchKey::Python, DispatchKey::FuncTorchBatched,
-                                           DispatchKey::FuncTorchGradWrapper, DispatchKey::Functionalize, DispatchKey::MkldnnCPU});
+  constexpr c10::DispatchKeySet kNotPlain({DispatchKey::Sparse, DispatchKey::SparseCsr, DispatchKey::Quantized,
+                                           DispatchKey::NestedTensor, DispatchKey::ZeroTensor, DispatchKey::Python,
+                                           DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper,
+                                           DispatchKey::Functionalize, DispatchKey::MkldnnCPU});
   const auto* impl = tensor.unsafeGetTensorImpl();
   const auto keys = impl->key_set();
   return !keys.has_any(kNotPlain) && impl->has_storage() && !keys.has_backend(c10::BackendComponent::MetaBit);
 }
 
-/// The same memory, with a version counter of its own: a tensor with history would close a cycle through what it saved.
+/// Makes a tensor over the same memory with its own version counter: one with history would close a cycle through what
+/// it saved.
 at::Tensor without_history(const at::Tensor& tensor);
 
 }  // namespace refrain::tape

@@ -43,16 +43,35 @@ class Reader {
   /// A number whose format is in the low bits of `encoding`; what it is relative to does not matter here.
   bool encoded(uint8_t encoding, uint64_t& value) {
     switch (encoding & 0x0f) {
-      case 0x00: value = fixed<uintptr_t>(); return true;
-      case 0x01: value = uleb(); return true;
-      case 0x02: value = fixed<uint16_t>(); return true;
-      case 0x03: value = fixed<uint32_t>(); return true;
-      case 0x04: value = fixed<uint64_t>(); return true;
-      case 0x09: value = static_cast<uint64_t>(sleb()); return true;
-      case 0x0a: value = fixed<int16_t>(); return true;
-      case 0x0b: value = fixed<int32_t>(); return true;
-      case 0x0c: value = fixed<int64_t>(); return true;
-      default: return false;
+      case 0x00:
+        value = fixed<uintptr_t>();
+        return true;
+      case 0x01:
+        value = uleb();
+        return true;
+      case 0x02:
+        value = fixed<uint16_t>();
+        return true;
+      case 0x03:
+        value = fixed<uint32_t>();
+        return true;
+      case 0x04:
+        value = fixed<uint64_t>();
+        return true;
+      case 0x09:
+        value = static_cast<uint64_t>(sleb());
+        return true;
+      case 0x0a:
+        value = fixed<int16_t>();
+        return true;
+      case 0x0b:
+        value = fixed<int32_t>();
+        return true;
+      case 0x0c:
+        value = fixed<int64_t>();
+        return true;
+      default:
+        return false;
     }
   }
 
@@ -64,10 +83,14 @@ constexpr uint8_t kOmitted = 0xff;
 
 size_t size_of(uint8_t encoding) {
   switch (encoding & 0x07) {
-    case 0x02: return 2;
-    case 0x03: return 4;
-    case 0x04: return 8;
-    default: return sizeof(uintptr_t);
+    case 0x02:
+      return 2;
+    case 0x03:
+      return 4;
+    case 0x04:
+      return 8;
+    default:
+      return sizeof(uintptr_t);
   }
 }
 
@@ -111,10 +134,11 @@ bool lets_by(_Unwind_Context* context) {
   const uint8_t* const actions = reader.at() + length;
   while (reader.at() < actions) {
     uint64_t begin = 0, size = 0, pad = 0;
-    if (!reader.encoded(site_encoding, begin) || !reader.encoded(site_encoding, size) || !reader.encoded(site_encoding, pad))
+    if (!reader.encoded(site_encoding, begin) || !reader.encoded(site_encoding, size) ||
+        !reader.encoded(site_encoding, pad))
       return false;
     const uint64_t action = reader.uleb();
-    if (offset < begin) return false;  // sorted: it is not there, so the run time terminates
+    if (offset < begin) return false;  // sorted: it has no entry, so the run time terminates
     if (offset >= begin + size) continue;
     return pad == 0 || action == 0 || actions_let_by(actions + action - 1, types, type_encoding);
   }

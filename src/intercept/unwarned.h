@@ -4,7 +4,8 @@
 
 namespace refrain::tape {
 
-/// While it lives, LibTorch's warnings on this thread go nowhere: what runs again has warned in forward, and replacing a kernel warns. Cost: a few ns.
+/// Suppresses LibTorch's warnings on this thread while alive: recomputed operators warned in forward already, and
+/// replacing a kernel warns. Cost: a few ns.
 class Unwarned final : public c10::WarningHandler {
  public:
   void process(const c10::Warning&) override {}

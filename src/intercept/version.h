@@ -19,7 +19,9 @@ class Version {
     version_ = counter_.current_version();
   }
   bool moved() const { return counter_.enabled() && counter_.current_version() != version_; }
-  std::string text() const { return fmt::format("at version {}, expected version {}", counter_.current_version(), version_); }
+  std::string text() const {
+    return fmt::format("at version {}, expected version {}", counter_.current_version(), version_);
+  }
 
  private:
   c10::VariableVersion counter_;

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
+#include <utility>
 
 #include "memory/optimizer_state.h"
 #include "refrain/error.h"
@@ -12,9 +14,7 @@
 
 namespace refrain {
 
-Bytes ActivationCost::at(int64_t batch) const {
-  return std::llround(fixed + per_example * static_cast<double>(batch));
-}
+Bytes ActivationCost::at(int64_t batch) const { return std::llround(fixed + per_example * static_cast<double>(batch)); }
 
 std::optional<int64_t> ActivationCost::first_batch_exceeding(Bytes bytes) const {
   if (at(1) > bytes) return 1;
@@ -27,7 +27,8 @@ std::optional<int64_t> ActivationCost::first_batch_exceeding(Bytes bytes) const 
 ActivationCost measure_activations(const std::function<at::Tensor(int64_t batch)>& loss, int64_t small, int64_t large) {
   if (small < 1 || large <= small)
     throw InvalidArgument(fmt::format(
-        "[refrain::measure_activations] batches {} and {}: expected two, at least 1 and the second larger", small, large));
+        "[refrain::measure_activations] found batches {} and {}, expected two of at least 1, the second larger", small,
+        large));
   const auto kept = [&](int64_t batch) { return static_cast<double>(saved_tensors(loss, batch).kept_bytes); };
   const double low = kept(small), high = kept(large);
   ActivationCost cost;
@@ -49,6 +50,33 @@ MemoryParts estimate_fixed(const torch::nn::Module& module, const torch::optim::
         "measure a step with a MemoryTimeline instead");
   parts.optimizer_states = *states;
   return parts;
+}
+
+Bytes check_fixed_cost(const torch::nn::Module& module, const torch::optim::Optimizer& optimizer, Bytes limit) {
+  const MemoryParts fixed = estimate_fixed(module, optimizer);
+  Bytes buffers = 0;
+  for (const auto& buffer : module.buffers()) buffers += static_cast<Bytes>(buffer.nbytes());
+  const std::pair<const char*, Bytes> parts[] = {{"parameters", fixed.parameters},
+                                                 {"buffers", buffers},
+                                                 {"gradients", fixed.gradients},
+                                                 {"optimizer state", fixed.optimizer_states}};
+  const Bytes total = fixed.fixed() + buffers;
+  Bytes sum = 0;
+  std::string fitting;
+  for (const auto& [name, bytes] : parts) {
+    sum += bytes;
+    const std::string part = fmt::format("{} ({})", name, format_bytes(bytes));
+    if (sum < limit) {
+      if (bytes > 0) fitting += (fitting.empty() ? "" : ", ") + part;
+      continue;
+    }
+    throw InvalidArgument(fmt::format(
+        "[refrain::check_fixed_cost] memory limit {}: expected more than the {} of weights, gradients and optimizer state: "
+        "{}{} {} not fit, by {}; raise it or choose smaller sizes",
+        format_bytes(limit), format_bytes(total), fitting.empty() ? "" : fitting + " would fit, ", part,
+        bytes > 0 && name[0] == 'o' ? "does" : "do", format_bytes(sum - limit)));
+  }
+  return total;
 }
 
 MemoryParts measured_parts(const MemoryTimelineReport& step) {

@@ -9,25 +9,26 @@
 
 namespace refrain {
 
-/// For tests: makes one chosen allocation fail, so that every path out of an exception can be walked.
+/// Fails one chosen allocation, for tests, so that every path out of an exception can be walked.
 class FailingAllocator final : public SizedAllocator {
  public:
   explicit FailingAllocator(SizedAllocator& below) : below_(below) {}
 
-  /// The `n`-th allocation from now (1 = the next), of all threads together, throws `c10::OutOfMemoryError`, once.
+  /// Makes the `n`-th allocation from now (1 = the next), of all threads together, throw `c10::OutOfMemoryError`, once.
   /// @param n  0 or less switches it off.
   void fail_nth(int64_t n) {
     fired_.store(false);
     countdown_.store(n);
   }
-  /// Whether the failure asked for last has happened.
+  /// Whether the failure set last has happened.
   bool fired() const { return fired_.load(); }
 
   void* allocate(size_t bytes) override {
     // of threads that pass the first test together, one alone sees the 1
     if (countdown_.load() > 0 && countdown_.fetch_sub(1) == 1) {
       fired_.store(true);
-      TORCH_CHECK_WITH(OutOfMemoryError, false, "[refrain::memory_testing] this allocation of ", bytes, " bytes was told to fail");
+      TORCH_CHECK_WITH(OutOfMemoryError, false, "[refrain::memory_testing] this allocation of ", bytes,
+                       " bytes fails on request");
     }
     return below_.allocate(bytes);
   }

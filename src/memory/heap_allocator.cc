@@ -14,13 +14,14 @@ namespace refrain {
 void* HeapAllocator::allocate(size_t bytes) {
   // a size computed from a negative number must not wrap round to a small block
   constexpr size_t kMost = static_cast<size_t>(std::numeric_limits<int64_t>::max()) - sizeof(Block);
-  TORCH_CHECK_WITH(OutOfMemoryError, bytes <= kMost, "[refrain::memory] requested ", bytes, " bytes, more than an address space holds; ",
+  TORCH_CHECK_WITH(OutOfMemoryError, bytes <= kMost, "[refrain::memory] requested ", bytes,
+                   " bytes, more than an address space holds; ",
                    "a tensor size is probably negative or has overflowed");
   const size_t whole = bytes + sizeof(Block);
   if (heap_ && bytes >= TensorHeap::kLeastBytes) {
     void* memory = heap_->allocate(whole);
-    TORCH_CHECK_WITH(OutOfMemoryError, memory, "[refrain::memory] out of memory: the system has no ", whole,
-                     " bytes more; free tensors");
+    TORCH_CHECK_WITH(OutOfMemoryError, memory, "[refrain::memory] out of memory: the system refused ", whole,
+                     " bytes; free tensors");
     auto* block = new (memory) Block{};
     block->bytes = bytes;
     block->base_context = memory;

@@ -10,7 +10,8 @@ namespace refrain {
 
 class TensorHeap;
 
-/// Bottom of the stack: takes memory from a heap for tensors, or from the allocator LibTorch had before, with a `Block` in front.
+/// Bottom of the stack: allocates from a heap for tensors, or from the allocator LibTorch had before, with a `Block` in
+/// front.
 class HeapAllocator final : public SizedAllocator {
  public:
   /// @param base  outlives this and gives memory aligned to 64.

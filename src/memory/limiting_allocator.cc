@@ -1,14 +1,29 @@
 #include "memory/limiting_allocator.h"
 
-#include <c10/util/Exception.h>
+#include <fmt/format.h>
+
+#include "refrain/torch_error.h"
 
 namespace refrain {
 namespace {
 
-std::string in_words(uint64_t bytes) {
+std::string in_words(size_t bytes) {
   std::string text = std::to_string(bytes) + " bytes";
-  if (bytes >= 1024 && bytes <= static_cast<uint64_t>(LimitingAllocator::kNoLimit)) text += " (" + format_bytes(static_cast<Bytes>(bytes)) + ")";
+  if (bytes >= 1024 && bytes <= static_cast<size_t>(LimitingAllocator::kNoLimit))
+    text += " (" + format_bytes(static_cast<Bytes>(bytes)) + ")";
   return text;
+}
+
+[[noreturn]] void refuse(size_t bytes, Bytes used, Bytes limit) {
+  const Bytes requested = bytes <= static_cast<size_t>(LimitingAllocator::kNoLimit - used)
+                              ? static_cast<Bytes>(bytes)
+                              : LimitingAllocator::kNoLimit - used;
+  throw OutOfMemory(
+      fmt::format(
+          "[refrain::memory] out of memory: requested {}, in use {}, limit {}; free tensors, checkpoint more, or raise the limit",
+          in_words(bytes), in_words(static_cast<size_t>(used)), in_words(static_cast<size_t>(limit))),
+      OutOfMemoryReason::kMemoryLimit,
+      {.requested = requested, .in_use = used, .limit = limit, .min_limit = used + requested});
 }
 
 }  // namespace
@@ -44,8 +59,7 @@ void LimitingAllocator::reserve(size_t bytes) {
       limit = limit_.load();
       fits = fits_in(limit);
     }
-    TORCH_CHECK_WITH(OutOfMemoryError, fits, "[refrain::memory] out of memory: requested ", in_words(bytes), ", in use ", in_words(used), ", limit ",
-                     in_words(limit), "; free tensors, checkpoint more, or raise the limit");
+    if (!fits) refuse(bytes, used, limit);
   } while (!in_use_.compare_exchange_weak(used, used + static_cast<Bytes>(bytes)));
 }
 

@@ -8,19 +8,19 @@
 
 namespace refrain {
 
-/// Refuses to go above a limit, unless somebody makes room.
+/// Refuses to exceed a limit, unless a `Relief` makes room.
 ///
-/// Bytes are reserved before the layer below is asked and given up after it has taken the memory back, so what the layers
-/// below count never exceeds the limit, whatever the threads do.
+/// Bytes are reserved before the layer below allocates and given up after it has freed, so the count of the layers
+/// below never exceeds the limit, whatever the threads do.
 /// Cost: one compare-exchange an allocation, one atomic operation a release.
 class LimitingAllocator final : public SizedAllocator {
  public:
   static constexpr Bytes kNoLimit = std::numeric_limits<Bytes>::max();
 
-  /// Asked before the limit would be broken. Called without a lock, on the thread that allocates.
+  /// Makes room before the limit would be exceeded. Called without a lock, on the thread that allocates.
   class Relief {
    public:
-    /// Frees something, or throws: then the allocation fails with it. May be asked again for the rest.
+    /// Frees something, or throws: then the allocation fails with that. May be called repeatedly for the rest.
     /// @param missing, requested, limit  bytes, > 0.
     virtual void make_room(Bytes missing, Bytes requested, Bytes limit) = 0;
 
@@ -34,11 +34,13 @@ class LimitingAllocator final : public SizedAllocator {
   void* allocate(size_t bytes) override;
   void deallocate(void* data, size_t bytes) noexcept override;
 
-  /// @param limit  >= 0. Below what is in use, it refuses everything until enough has been freed. Returns the old limit.
+  /// Sets the limit, >= 0, and returns the old one. Below the bytes in use, it refuses everything until enough is
+  /// freed.
   Bytes set_limit(Bytes limit) { return limit_.exchange(limit); }
   Bytes limit() const { return limit_.load(); }
 
-  /// Null for none. @param relief  lives until no allocation that saw it is under way: forever, to be safe.
+  /// Sets the relief; null for none. @param relief  lives until no allocation that saw it is under way: forever, to be
+  /// safe.
   void set_relief(Relief* relief) { relief_.store(relief); }
   Bytes in_use() const { return in_use_.load(); }
 

@@ -1,6 +1,7 @@
 #include "refrain/memory.h"
 
 #include <c10/core/CPUAllocator.h>
+#include <fmt/format.h>
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -8,11 +9,14 @@
 
 #include <algorithm>
 #include <functional>
+#include <limits>
 #include <map>
+#include <mutex>
 #include <string>
 #include <utility>
 
 #include "base/fork.h"
+#include "base/ordered_mutex.h"
 #include "memory/block.h"
 #include "memory/failing_allocator.h"
 #include "memory/heap_allocator.h"
@@ -25,7 +29,7 @@
 #include "memory/testing.h"
 #include "memory/torch_allocator.h"
 #include "memory/tracking_allocator.h"
-#include "refrain/error.h"
+#include "refrain/torch_error.h"
 
 namespace refrain {
 namespace {
@@ -35,7 +39,7 @@ class Limits {
  public:
   using Apply = std::function<void(Budget::Kind kind, Bytes limit)>;
 
-  explicit Limits(Apply apply) : apply_(std::move(apply)) { lock_at_fork(ForkOrder::kLimits, mutex_); }
+  explicit Limits(Apply apply) : apply_(std::move(apply)) { lock_at_fork(mutex_); }
 
   int64_t add(Budget limit) {
     std::lock_guard lock(mutex_);
@@ -56,7 +60,7 @@ class Limits {
   void clear() {
     std::lock_guard lock(mutex_);
     limits_.clear();
-    for (auto kind : {Budget::Kind::kTensors, Budget::Kind::kProcess}) apply(kind);
+    for (auto kind : {Budget::Kind::kBytes, Budget::Kind::kProcess}) apply(kind);
   }
 
  private:
@@ -68,7 +72,7 @@ class Limits {
   }
 
   Apply apply_;
-  std::mutex mutex_;  // guards what follows
+  OrderedMutex mutex_{LockOrder::kLimits};  // guards what follows
   std::map<int64_t, Budget> limits_;
   int64_t last_id_ = 0;
 };
@@ -114,17 +118,22 @@ void begin_without_limits() { stack().limits.clear(); }
 /// @throws  as `MemoryLimit` of the process.
 void check_process_limit(Bytes limit) {
   if (!stack().pages) {
-    throw Error(
+    throw EnvironmentError(
         "[refrain::MemoryLimit] the heap for tensors is off (REFRAIN_TENSOR_HEAP=malloc, or AddressSanitizer), without which a limit of "
-        "resident bytes cannot be kept; switch it on, or limit the bytes of tensors instead (`Budget::tensors`)");
+        "resident bytes cannot be kept; switch it on, or limit the bytes of tensors instead (`Budget::bytes`)");
   }
   release_free_memory();
   const Bytes resident = resident_now();
   const Bytes excess = resident - (limit - ResidentAllocator::kLeastReserve);
-  TORCH_CHECK_WITH(OutOfMemoryError, excess <= 0, "[refrain::MemoryLimit] out of memory: the process has ", format_bytes(resident),
-                   " resident already, the limit is ", limit, " bytes (", format_bytes(limit), ") with ",
-                   format_bytes(ResidentAllocator::kLeastReserve), " of it for scratch: ", excess, " bytes (", format_bytes(excess),
-                   ") are missing before anything runs; raise the limit to ", format_bytes(limit + excess), " at least");
+  if (excess <= 0) return;
+  throw OutOfMemory(
+      fmt::format(
+          "[refrain::MemoryLimit] out of memory: the process has {} resident already, the limit is {} bytes ({}) with {} of it for "
+          "scratch: {} bytes ({}) are missing before anything runs; raise the limit to {} at least",
+          format_bytes(resident), limit, format_bytes(limit), format_bytes(ResidentAllocator::kLeastReserve), excess,
+          format_bytes(excess), format_bytes(limit + excess)),
+      OutOfMemoryReason::kProcessLimit,
+      {.requested = 0, .in_use = resident, .limit = limit, .min_limit = limit + excess});
 }
 
 }  // namespace
@@ -204,7 +213,21 @@ Bytes MemoryScope::peak() const { return state_->watch.peak.load() - state_->wat
 
 int64_t MemoryScope::allocations() const { return state_->tracking.allocations() - state_->watch.first_allocation; }
 
+// Else many small blocks that are freed, of a report or a tape, make it give pages back that the next step has to fault in again: 2 us each,
+// several times what watching or recording costs, and in another step than the one that freed them.
+void keep_heap() {
+#ifdef __GLIBC__
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most it takes: half of an arena
+#endif
+}
+
 MemoryLimit::MemoryLimit(Budget budget) : kind_(budget.kind()) {
+  if (kind_ == Budget::Kind::kFraction)
+    throw InvalidArgument(fmt::format(
+        "[refrain::MemoryLimit] found Budget::fraction({}), expected Budget::bytes, process or available; a fraction is of the peak "
+        "of a step that MemoryBudget plans",
+        budget.fraction()));
   if (kind_ == Budget::Kind::kProcess) check_process_limit(budget.bytes());
   id_ = stack().limits.add(budget);
 }

@@ -67,19 +67,20 @@ std::unique_ptr<MemoryTracker::Source> MemoryTracker::Source::of(c10::Device dev
   if (device.is_cpu()) return std::make_unique<Cpu>(device);
   const auto accelerator = at::accelerator::getAccelerator();
   if (accelerator != device.type())
-    throw InvalidArgument(fmt::format("[refrain::MemoryTracker] device `{}`: expected cpu or this process's accelerator, {}",
-                                      device.str(),
-                                      accelerator ? c10::DeviceTypeName(*accelerator, true) : "of which there is none"));
+    throw InvalidArgument(
+        fmt::format("[refrain::MemoryTracker] device `{}`: expected cpu or this process's accelerator, {}",
+                    device.str(), accelerator ? c10::DeviceTypeName(*accelerator, true) : "of which there is none"));
   const int count = at::accelerator::deviceCount();
   const int index = device.has_index() ? device.index() : at::accelerator::getDeviceIndex();
   if (index >= count)
-    throw InvalidArgument(fmt::format("[refrain::MemoryTracker] device `{}`: expected an index below {}, the number of devices",
-                                      device.str(), count));
+    throw InvalidArgument(
+        fmt::format("[refrain::MemoryTracker] device `{}`: expected an index below {}, the number of devices",
+                    device.str(), count));
   auto* allocator = dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(device.type()));
   if (!allocator || !allocator->initialized())
-    throw InvalidArgument(fmt::format("[refrain::MemoryTracker] device `{}`: its allocator {}", device.str(),
-                                      allocator ? "is not in use yet; make a tensor on the device first"
-                                                : "gives no statistics in this LibTorch"));
+    throw InvalidArgument(fmt::format(
+        "[refrain::MemoryTracker] device `{}`: its allocator {}", device.str(),
+        allocator ? "is not in use yet; make a tensor on the device first" : "gives no statistics in this LibTorch"));
   return std::make_unique<Accelerator>(c10::Device(device.type(), static_cast<c10::DeviceIndex>(index)), *allocator);
 }
 
@@ -122,7 +123,8 @@ std::string MemoryTracker::json() const {
                      json_string(source_->device.str()), fmt::join(rows, ","), current(), peak());
 }
 
-TrackedMemoryScope::TrackedMemoryScope(std::string label, std::function<void(const TrackedMemory&)> done, c10::Device device)
+TrackedMemoryScope::TrackedMemoryScope(std::string label, std::function<void(const TrackedMemory&)> done,
+                                       c10::Device device)
     : tracker_(device), done_(std::move(done)) {
   seen_.label = std::move(label);
   seen_.before = tracker_.current();

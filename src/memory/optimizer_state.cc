@@ -16,9 +16,7 @@ using Fields = std::vector<std::pair<const char*, at::Tensor>>;
 
 template <typename AdamState>
 Fields adam_fields(const AdamState& state) {
-  return {{"exp_avg", state.exp_avg()},
-          {"exp_avg_sq", state.exp_avg_sq()},
-          {"max_exp_avg_sq", state.max_exp_avg_sq()}};
+  return {{"exp_avg", state.exp_avg()}, {"exp_avg_sq", state.exp_avg_sq()}, {"max_exp_avg_sq", state.max_exp_avg_sq()}};
 }
 
 Fields fields(const optim::OptimizerParamState& state) {
@@ -28,7 +26,8 @@ Fields fields(const optim::OptimizerParamState& state) {
     return {{"momentum_buffer", sgd->momentum_buffer()}};
   if (const auto* adagrad = dynamic_cast<const optim::AdagradParamState*>(&state)) return {{"sum", adagrad->sum()}};
   if (const auto* rms = dynamic_cast<const optim::RMSpropParamState*>(&state))
-    return {{"square_avg", rms->square_avg()}, {"momentum_buffer", rms->momentum_buffer()}, {"grad_avg", rms->grad_avg()}};
+    return {
+        {"square_avg", rms->square_avg()}, {"momentum_buffer", rms->momentum_buffer()}, {"grad_avg", rms->grad_avg()}};
   return {};
 }
 

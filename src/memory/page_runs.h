@@ -9,8 +9,9 @@
 
 namespace refrain {
 
-/// Runs of bytes that are not in use, as intervals of addresses. What touches is one run. Finds the smallest that suffices, and the one that has
-/// not been added to for longest. Knows nothing of memory: addresses are numbers. Cost: logarithmic in the runs.
+/// Runs of unused bytes, as intervals of addresses; adjacent ones are joined. Finds the smallest that suffices, and the
+/// one whose last addition is the longest ago. Never accesses memory: addresses are numbers. Cost: logarithmic in the
+/// runs.
 class PageRuns {
  public:
   using Address = uintptr_t;
@@ -22,14 +23,14 @@ class PageRuns {
   bool empty() const { return runs_.empty(); }
   size_t bytes() const { return bytes_; }
 
-  /// @param begin, end  not overlapping what is there.
+  /// Adds an interval. @param begin, end  not overlapping the present runs.
   void add(Address begin, Address end);
-  /// @return the bytes of the interval that were there, and no longer are.
+  /// Removes an interval. @return how many of its bytes were in runs.
   size_t remove(Address begin, Address end);
 
-  /// The smallest run of `size` bytes and more, the lowest of these.
+  /// Finds the smallest run of `size` bytes and more, the lowest of these.
   std::optional<Run> best_fit(size_t size) const;
-  /// The run whose last addition is the longest ago. Not empty.
+  /// Finds the run whose last addition is the longest ago. There must be one.
   Run oldest() const;
 
  private:

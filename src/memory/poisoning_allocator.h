@@ -7,8 +7,8 @@
 
 namespace refrain {
 
-/// For tests: fills new memory with 0xCB and freed memory with 0xDD while switched on. A fresh heap is often zero, or
-/// still holds the right bytes, and hides reads of memory that was never written or is already gone.
+/// Fills new memory with 0xCB and freed memory with 0xDD while switched on, for tests. A fresh heap is often zero, or
+/// still holds the right bytes, and hides reads of memory that was never written or is already freed.
 class PoisoningAllocator final : public SizedAllocator {
  public:
   static constexpr int kNew = 0xCB;    ///< as float: -2.67e7

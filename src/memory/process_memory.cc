@@ -21,7 +21,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// The number after `key` in lines of "key value" or "key: value kB".
+/// Reads the number after `key` in lines of "key value" or "key: value kB".
 std::optional<Bytes> field(const fs::path& file, std::string_view key) {
   std::ifstream in(file);
   for (std::string line; std::getline(in, line);) {
@@ -34,7 +34,7 @@ std::optional<Bytes> field(const fs::path& file, std::string_view key) {
   return std::nullopt;
 }
 
-/// The number that is all of a file; none for "max", or where there is no such file.
+/// Reads a file that is one number; none for "max", or where there is no such file.
 std::optional<Bytes> number(const fs::path& file) {
   std::ifstream in(file);
   Bytes value = 0;
@@ -69,7 +69,8 @@ std::optional<Mount> find_mount(const fs::path& root, const Hierarchy& kind) {
     after >> type >> source >> options;
     options = "," + options + ",";
     if (type != kind.type) continue;
-    if (kind.controller.empty() || options.find("," + std::string(kind.controller) + ",") != std::string::npos) return mount;
+    if (kind.controller.empty() || options.find("," + std::string(kind.controller) + ",") != std::string::npos)
+      return mount;
   }
   return std::nullopt;
 }
@@ -90,7 +91,7 @@ std::optional<std::string> find_group(const fs::path& root, const Hierarchy& kin
   return std::nullopt;
 }
 
-/// What a group leaves free; none if it has no limit.
+/// Computes the free bytes of a group; none if it has no limit.
 std::optional<AvailableMemory> free_in(const fs::path& group, const Hierarchy& kind) {
   std::optional<AvailableMemory> least;
   for (const char* name : kind.limits) {
@@ -128,7 +129,8 @@ void bound_by_groups(const fs::path& root, const Hierarchy& kind, AvailableMemor
 }  // namespace
 
 ResidentBytes resident_bytes() {
-  return {.current = field("/proc/self/status", "VmRSS:").value_or(0), .peak = field("/proc/self/status", "VmHWM:").value_or(0)};
+  return {.current = field("/proc/self/status", "VmRSS:").value_or(0),
+          .peak = field("/proc/self/status", "VmHWM:").value_or(0)};
 }
 
 Bytes resident_now() {
@@ -162,12 +164,13 @@ AvailableMemory available_memory(const fs::path& root) {
   const fs::path meminfo = root / "proc/meminfo";
   const auto of_system = field(meminfo, "MemAvailable:");
   if (!of_system) {
-    throw Error("[refrain::Budget] found no MemAvailable in " + meminfo.string() +
-                ", expected a line with the kB that are free; give a number of bytes instead");
+    throw EnvironmentError("[refrain::Budget] found no MemAvailable in " + meminfo.string() +
+                           ", expected a line with the kB that are free; give a number of bytes instead");
   }
   AvailableMemory least{*of_system, meminfo.string()};
   bound_by_groups(root, {"cgroup2", "", {"memory.max", "memory.high"}, "memory.current", "inactive_file"}, least);
-  bound_by_groups(root, {"cgroup", "memory", {"memory.limit_in_bytes"}, "memory.usage_in_bytes", "total_inactive_file"}, least);
+  bound_by_groups(root, {"cgroup", "memory", {"memory.limit_in_bytes"}, "memory.usage_in_bytes", "total_inactive_file"},
+                  least);
   return least;
 }
 

@@ -11,7 +11,7 @@
 
 namespace refrain {
 
-void ResidentAllocator::lock_at_forks() { lock_at_fork(ForkOrder::kResident, mutex_); }
+void ResidentAllocator::lock_at_forks() { lock_at_fork(mutex_); }
 
 void ResidentAllocator::set_limit(Bytes limit) {
   const std::lock_guard lock(mutex_);
@@ -68,18 +68,19 @@ void ResidentAllocator::make_room(Bytes missing, size_t requested) {
     try {
       return relief->make_room(missing, 0, in_use - missing);
     } catch (const OutOfMemory& error) {
-      if (error.is_of_time()) throw;
+      if (error.reason() == OutOfMemoryReason::kMaxOverhead) throw;
     }
   }
   const Bytes resident = resident_now();
-  throw OutOfMemory({__func__, __FILE__, static_cast<uint32_t>(__LINE__)},
-                    fmt::format("[refrain::memory] out of memory: requested {} bytes ({}), resident {} bytes ({}), of which the "
-                                "tensors' heap holds {}, limit of the process {} bytes ({}) with {} of it for scratch: {} bytes ({}) "
-                                "are missing; raise the limit, lower the batch, or checkpoint more",
-                                requested, format_bytes(static_cast<Bytes>(requested)), resident, format_bytes(resident),
-                                format_bytes(heap_->held()), limit, format_bytes(limit), format_bytes(reserve()), missing,
-                                format_bytes(missing)),
-                    limit + missing, limit);
+  throw OutOfMemory(
+      fmt::format("[refrain::memory] out of memory: requested {} bytes ({}), resident {} bytes ({}), of which the "
+                  "tensors' heap holds {}, limit of the process {} bytes ({}) with {} of it for scratch: {} bytes ({}) "
+                  "are missing; raise the limit, lower the batch, or checkpoint more",
+                  requested, format_bytes(static_cast<Bytes>(requested)), resident, format_bytes(resident),
+                  format_bytes(heap_->held()), limit, format_bytes(limit), format_bytes(reserve()), missing,
+                  format_bytes(missing)),
+      OutOfMemoryReason::kProcessLimit,
+      {.requested = static_cast<Bytes>(requested), .in_use = resident, .limit = limit, .min_limit = limit + missing});
 }
 
 Bytes ResidentAllocator::reserve() {

@@ -4,8 +4,8 @@
 
 namespace refrain {
 
-/// Memory by the byte: the narrow interface of which the CPU memory stack is made. Each layer adds one behaviour and
-/// passes the rest to the layer below; `TorchAllocator` shows the stack to LibTorch.
+/// Interface of the layers of the CPU memory stack. Each layer adds one behaviour and passes the rest to the layer
+/// below; `TorchAllocator` shows the stack to LibTorch.
 ///
 ///     TorchAllocator -> LimitingAllocator -> TrackingAllocator -> FailingAllocator -> PoisoningAllocator
 ///     -> ResidentAllocator -> HeapAllocator
@@ -20,7 +20,7 @@ class SizedAllocator {
   /// @throws c10::OutOfMemoryError, or what the layer below throws.
   virtual void* allocate(size_t bytes) = 0;
 
-  /// @param data, bytes  as given out by, and to, `allocate` of the same layer.
+  /// @param data, bytes  result and argument of `allocate` of the same layer.
   virtual void deallocate(void* data, size_t bytes) noexcept = 0;
 };
 

@@ -6,7 +6,7 @@
 #include "memory/resident_allocator.h"
 #include "memory/tracking_allocator.h"
 
-/// The process's memory stack, for those who look deeper than `refrain/memory.h`. Each function installs tracking.
+/// The process's memory stack, for internal users. Each function installs tracking.
 namespace refrain {
 
 struct Block;
@@ -14,15 +14,15 @@ struct Block;
 TrackingAllocator& tracking_allocator();
 LimitingAllocator& limiting_allocator();
 ResidentAllocator& resident_allocator();
-/// Who makes room under limits of both kinds; null for nobody. @param relief  lives forever.
+/// Sets the relief under limits of both kinds; null for none. @param relief  lives forever.
 void set_relief(LimitingAllocator::Relief* relief);
-/// As `MemoryStats`.
+/// See `MemoryStats`.
 Bytes resident_before();
-/// Whether the stack gave `data` out.
+/// Whether the stack allocated `data`.
 bool is_tracked(const at::DataPtr& data);
 
-/// What the stack gave out for the storage of `tensor`; null if it is undefined, has no plain storage or no bytes, or got
-/// its memory elsewhere: before tracking was installed, from `from_blob`, on another device.
+/// Finds the block of the storage of `tensor`; null if it is undefined, has no plain storage or no bytes, or got its
+/// memory elsewhere: before tracking was installed, from `from_blob`, on another device.
 const Block* tracked_block(const at::Tensor& tensor);
 
 }  // namespace refrain

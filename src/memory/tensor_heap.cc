@@ -12,7 +12,7 @@
 namespace refrain {
 namespace {
 
-constexpr size_t kChunk = size_t{1} << 30;  ///< of addresses; pages come when they are touched
+constexpr size_t kChunk = size_t{1} << 30;  ///< of addresses; pages are mapped when they are touched
 
 bool is_wanted() {
 #if defined(__SANITIZE_ADDRESS__)
@@ -36,7 +36,7 @@ Bytes TensorHeap::rounded(Bytes bytes) {
   return bytes < static_cast<Bytes>(kLeastBytes) ? bytes : static_cast<Bytes>(in_pages(static_cast<size_t>(bytes)));
 }
 
-TensorHeap::TensorHeap() { lock_at_fork(ForkOrder::kHeap, mutex_); }
+TensorHeap::TensorHeap() { lock_at_fork(mutex_); }
 
 TensorHeap* TensorHeap::get() {
   static TensorHeap* const instance = is_wanted() ? new TensorHeap : nullptr;
@@ -59,7 +59,7 @@ void TensorHeap::note() {
   held_.store(given_ + static_cast<Bytes>(free_runs_.bytes()), std::memory_order_relaxed);
 }
 
-// Exactly as many as must: an allocator that gives back whole pieces makes each step fault for them again.
+// Exactly as many as must: an allocator that returns whole pieces makes each step fault for them.
 void TensorHeap::give_back(Bytes most) {
   most = std::max<Bytes>(most, 0);
   while (!free_runs_.empty()) {
@@ -67,8 +67,7 @@ void TensorHeap::give_back(Bytes most) {
     if (excess <= 0) break;
     const auto run = free_runs_.oldest();
     const size_t size = std::min(run.size(), in_pages(static_cast<size_t>(excess)));
-    if (::madvise(reinterpret_cast<void*>(run.end - size), size, MADV_DONTNEED) != 0)
-      break;  // they stay what they are: free pages
+    if (::madvise(reinterpret_cast<void*>(run.end - size), size, MADV_DONTNEED) != 0) break;  // they remain free pages
     free_runs_.remove(run.end - size, run.end);
   }
   note();
@@ -85,7 +84,7 @@ void* TensorHeap::allocate(size_t bytes) {
   free_runs_.remove(run->begin, run->begin + size);
   given_ += static_cast<Bytes>(size);
   highest_ = std::max(highest_, given_);
-  // after, not before: free pages that serve are not given back, and what is new has not been touched yet
+  // after, not before: free pages that serve are kept, and new ones have not been touched yet
   give_back(most_held(highest_));
   return reinterpret_cast<void*>(run->begin);
 }

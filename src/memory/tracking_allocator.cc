@@ -15,7 +15,7 @@ void raise(std::atomic<Bytes>& peak, Bytes level) {
 
 }  // namespace
 
-void TrackingAllocator::lock_at_forks() { lock_at_fork(ForkOrder::kTracking, mutex_); }
+void TrackingAllocator::lock_at_forks() { lock_at_fork(mutex_); }
 
 void* TrackingAllocator::allocate(size_t bytes) {
   void* data = below_.allocate(bytes);
@@ -31,7 +31,7 @@ void* TrackingAllocator::allocate(size_t bytes) {
 }
 
 void TrackingAllocator::deallocate(void* data, size_t bytes) noexcept {
-  // before the memory goes back: another thread may get it and count it at once
+  // before the memory is freed: another thread may get it and count it at once
   if (observer_.load(std::memory_order_relaxed)) {
     count_observed(data, -static_cast<Bytes>(bytes));
   } else {

@@ -1,29 +1,29 @@
 #pragma once
 
 #include <atomic>
-#include <mutex>
 #include <vector>
 
+#include "base/ordered_mutex.h"
 #include "memory/sized_allocator.h"
 #include "refrain/memory.h"
 
 namespace refrain {
 
-/// Counts what passes through: current bytes, their peak, and allocations.
+/// Counts allocations: current bytes, their peak, and how many.
 ///
 /// Cost: three atomic operations an allocation, one a release; a mutex an allocation while a `Watch` is open, and each
 /// time while there is an `Observer`. Exact when threads meet: an atomic addition tells each allocation the level it made.
 /// Only an allocation in progress while a peak is reset, a watch opened or an observer set may count on either side.
 class TrackingAllocator final : public SizedAllocator {
  public:
-  /// A stretch of time with a peak of its own, which `reset_peak` does not touch.
+  /// A period with its own peak, which `reset_peak` does not touch.
   struct Watch {
     Bytes start = 0;               ///< level at `open`
     std::atomic<Bytes> peak{0};    ///< highest level since, absolute
     int64_t first_allocation = 0;  ///< allocations before `open`
   };
 
-  /// Sees everything that passes, one thing at a time, in the order of the levels. Must not allocate from this stack.
+  /// Observes allocations and frees one at a time, in the order of the levels. Must not allocate from this stack.
   class Observer {
    public:
     /// @param level  current bytes afterwards.
@@ -46,11 +46,11 @@ class TrackingAllocator final : public SizedAllocator {
   MemoryStats stats() const;
   void reset_peak();
 
-  /// @param watch  stays where it is until `close`. Watches may overlap and close in any order.
+  /// @param watch  must not move until `close`. Watches may overlap and close in any order.
   void open(Watch& watch);
   void close(Watch& watch);
 
-  /// Sets the one observer, null for none; the one before is not called after this returns. Returns the current bytes.
+  /// Sets the one observer, null for none; the former one is not called after this returns. Returns the current bytes.
   Bytes set_observer(Observer* observer);
 
  private:
@@ -63,7 +63,7 @@ class TrackingAllocator final : public SizedAllocator {
   std::atomic<int64_t> allocations_{0};
   std::atomic<int> open_watches_{0};
   std::atomic<Observer*> observer_{nullptr};  // set under the mutex
-  std::mutex mutex_;  // guards watches_, and counting while there is an observer
+  OrderedMutex mutex_{LockOrder::kTracking};  // guards watches_, and counting while there is an observer
   std::vector<Watch*> watches_;
 };
 

@@ -8,7 +8,7 @@
 
 namespace refrain::offload {
 
-/// Where a `BlockFile` keeps its bytes. Threads: any, on parts that do not overlap; `grow` by one at a time.
+/// Storage of a `BlockFile`. Threads: any, on parts that do not overlap; `grow` by one at a time.
 /// All calls throw std::system_error if the system refuses.
 class BlockDevice {
  public:
@@ -19,11 +19,12 @@ class BlockDevice {
   virtual size_t write(const char* bytes, size_t nbytes, int64_t offset) = 0;
   /// @returns bytes read, 0 at the end.
   virtual size_t read(char* bytes, size_t nbytes, int64_t offset) = 0;
-  /// For messages: "the offload file in `/tmp`".
+  /// Name for messages: "the offload file in `/tmp`".
   virtual std::string name() const = 0;
 };
 
-/// A file without a name in `directory` (the system's temporary one if empty): gone with the process, whatever ends it.
+/// Opens a file without a name in `directory` (the system's temporary one if empty), which ends with the process,
+/// however that ends.
 /// @throws InvalidArgument  if the system refuses.
 std::unique_ptr<BlockDevice> open_scratch_file(const std::filesystem::path& directory);
 

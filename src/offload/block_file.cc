@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "offload/compression.h"
-#include "refrain/error.h"
+#include "refrain/torch_error.h"
 
 namespace refrain::offload {
 namespace {
@@ -31,10 +31,10 @@ BlockFile::Block BlockFile::reserve(size_t nbytes) {
   if (!place) {
     const int64_t least = size_ + size - extents_.free_before(size_);
     if (least > capacity_)
-      throw OffloadError(fmt::format(
-          "[refrain::offload] {} has no room for {}: it would be larger than its capacity of {}. Raise "
-          "OffloadOptions::capacity or offload less.",
-          device_->name(), format_bytes(size), format_bytes(capacity_)));
+      throw OffloadError(
+          fmt::format("[refrain::offload] {} has no room for {}: it would be larger than its capacity of {}. Raise "
+                      "OffloadOptions::capacity or offload less.",
+                      device_->name(), format_bytes(size), format_bytes(capacity_)));
     try {
       grow(std::min(std::max(least, size_ + kGrowth), capacity_ / 4096 * 4096));
     } catch (const std::system_error&) {
@@ -95,8 +95,8 @@ void BlockFile::read(const Block& block, void* bytes) {
   }
   read_all(block, to);
   const uint64_t found = XXH3_64bits(to, block.stored);
-  const bool intact = found == block.checksum &&
-                      (smaller.empty() || decompress(smaller, static_cast<char*>(bytes), block.nbytes));
+  const bool intact =
+      found == block.checksum && (smaller.empty() || decompress(smaller, static_cast<char*>(bytes), block.nbytes));
   if (!intact)
     throw OffloadError(fmt::format(
         "[refrain::offload] {} bytes at {} of {} are not those that were written: their checksum is {:016x}, expected "
@@ -119,7 +119,7 @@ void BlockFile::read_all(const Block& block, char* bytes) {
     } catch (const std::system_error& error) {
       fail(error.code().message());
     }
-    if (n == 0) fail(fmt::format("it ends after {} of them; something has cut it short", done));
+    if (n == 0) fail(fmt::format("the file is truncated after {} of them", done));
     done += n;
   }
 }

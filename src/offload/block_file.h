@@ -11,15 +11,15 @@
 
 namespace refrain::offload {
 
-/// Values on a `BlockDevice`: reserved, written once, read any number of times, freed. What is read is what was
-/// written, or an error. Threads: any; one at a time for each block.
+/// Values on a `BlockDevice`: reserved, written once, read any number of times, freed. Reading returns what was
+/// written, or throws. Threads: any; one at a time for each block.
 class BlockFile {
  public:
   struct Block {
     Extents::Extent place;
-    size_t nbytes = 0;        ///< of the value
-    size_t stored = 0;        ///< of what is in the file
-    uint64_t checksum = 0;    ///< XXH3 of what is in the file
+    size_t nbytes = 0;      ///< of the value
+    size_t stored = 0;      ///< bytes in the file
+    uint64_t checksum = 0;  ///< XXH3 of the bytes in the file
   };
 
   /// @param level  of zstd, 0 for none. @throws InvalidArgument
@@ -27,7 +27,8 @@ class BlockFile {
 
   /// @throws OffloadError  if there is no room.
   Block reserve(size_t nbytes);
-  /// Gives back the room that compression leaves. @throws OffloadError  if the device fails; `block` stays reserved.
+  /// Writes, and frees the room that compression saves. @throws OffloadError  if the device fails; `block` stays
+  /// reserved.
   void write(Block& block, const void* bytes);
   /// @throws OffloadError  if the device fails, ends early, or has other bytes than were written.
   void read(const Block& block, void* bytes);

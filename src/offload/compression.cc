@@ -10,7 +10,7 @@
 namespace refrain::offload {
 
 void check_level(int level) {
-  // the levels above need far more memory than a value has
+  // higher levels need far more memory than a value has
   constexpr int kMost = 19;
   if (level < ZSTD_minCLevel() || level > kMost)
     throw InvalidArgument(
@@ -38,8 +38,8 @@ namespace refrain::offload {
 void check_level(int level) {
   if (level != 0)
     throw InvalidArgument(fmt::format(
-        "[refrain::offload] compress is {}, but this library was built without zstd. Install libzstd-dev and build it "
-        "again, or use 0.",
+        "[refrain::offload] compress is {}, but this library was built without zstd. Install libzstd-dev and rebuild "
+        "it, or use 0.",
         level));
 }
 

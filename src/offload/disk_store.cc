@@ -12,35 +12,35 @@
 #include "offload/fetch_order.h"
 #include "offload/host_bytes.h"
 #include "offload/store.h"
-#include "refrain/error.h"
+#include "refrain/torch_error.h"
 
 namespace refrain::offload {
 namespace {
 
 enum class State {
-  kQueued,   ///< in memory, to be written
+  kQueued,  ///< in memory, to be written
   kWriting,
   kWritten,  ///< in the file; in memory too if it was read ahead
-  kStuck,    ///< could not be written: in memory for good
+  kStuck,    ///< could not be written: stays in memory
 };
 
-/// A value in the store. Guarded by the store's mutex, but for what a thread does with the memory that it took or,
-/// while it is `kWriting` or `is_read`, with the block.
+/// A value in the store. Guarded by the store's mutex, but for a thread's use of the memory that it took or, while it
+/// is `kWriting` or `is_read`, of the block.
 struct Entry {
   BlockFile::Block block;
   c10::Device device = c10::kCPU;
   HostBytes memory;
   State state = State::kQueued;
-  int64_t place = 0;          ///< in `FetchOrder`
-  bool is_read = false;       ///< some thread reads the block
+  int64_t place = 0;     ///< in `FetchOrder`
+  bool is_read = false;  ///< some thread reads the block
   bool is_dropped = false;
-  bool failed_ahead = false;  ///< reading ahead failed: whoever fetches it tries again and has the error
+  bool failed_ahead = false;  ///< reading ahead failed: its fetch retries and reports the error
 
   Bytes nbytes() const { return static_cast<Bytes>(block.nbytes); }
 };
 using EntryPtr = std::shared_ptr<Entry>;
 
-/// Adds the time that it lives to a statistic.
+/// Adds its lifetime to a statistic.
 class Stall {
  public:
   Stall(int64_t& count, double& ms) : ms_(ms) { ++count; }
@@ -127,15 +127,15 @@ class DiskStore final : public Store, public std::enable_shared_from_this<DiskSt
   BlockFile file_;
   std::mutex mutex_;  ///< guards what follows
   std::condition_variable to_write_, to_read_;
-  std::condition_variable changed_;  ///< an entry was written or read
-  bool is_reading_ahead_ = false;    ///< holds memory that no entry has
-  std::deque<EntryPtr> queue_;       ///< to be written, in order
-  std::deque<EntryPtr> ahead_;       ///< that should be in memory, as they will be fetched next; in order
+  std::condition_variable changed_;             ///< an entry was written or read
+  bool is_reading_ahead_ = false;               ///< holds memory that no entry has
+  std::deque<EntryPtr> queue_;                  ///< to be written, in order
+  std::deque<EntryPtr> ahead_;                  ///< that should be in memory, as they will be fetched next; in order
   std::unordered_map<int64_t, EntryPtr> live_;  ///< by place
   FetchOrder order_;
   Bytes in_flight_ = 0;
   OffloadStats stats_;
-  std::string failed_write_;  ///< of which nobody was told, if `strict`
+  std::string failed_write_;  ///< not reported yet, if `strict`
   bool stopping_ = false;
   std::thread writer_, reader_;
 };
@@ -163,7 +163,7 @@ std::shared_ptr<tape::Offloaded> DiskStore::store(const c10::Storage& bytes) {
     entry->place = order_.stored();
     live_.emplace(entry->place, entry);
   }
-  // From here on it goes with the handle.
+  // From here on the handle owns it.
   auto handle = std::make_shared<OnDisk>(shared_from_this(), entry);
   const bool shares = waits && bytes.device().is_cpu();
   auto memory = shares ? HostBytes::sharing(bytes) : HostBytes::copy_of(bytes, options_.pin_memory());
@@ -328,7 +328,7 @@ void DiskStore::read_block(Entry& entry, Lock& lock, HostBytes& memory) {
   stats_.read_bytes += static_cast<Bytes>(entry.block.stored);
 }
 
-// What should be in memory once `from` has been fetched. @returns what was read ahead for nothing.
+// Chooses what should be in memory once `from` has been fetched. @returns what was read ahead in vain.
 std::vector<HostBytes> DiskStore::plan_ahead(const EntryPtr& from) {
   std::vector<HostBytes> unwanted;
   if (options_.prefetch() == 0) return unwanted;

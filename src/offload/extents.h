@@ -6,7 +6,7 @@
 
 namespace refrain::offload {
 
-/// Which parts of a file are free. Sizes are multiples of 4096 bytes; neighbours join.
+/// Free parts of a file. Sizes are multiples of 4096 bytes; adjacent parts are joined.
 class Extents {
  public:
   struct Extent {
@@ -14,7 +14,7 @@ class Extents {
   };
   static int64_t round_up(int64_t nbytes) { return (nbytes + 4095) / 4096 * 4096; }
 
-  /// The first free part that is large enough, from the start of the file on. @param size  of `round_up`
+  /// Takes the first free part that is large enough, from the start of the file on. @param size  of `round_up`
   std::optional<Extent> take(int64_t size);
   void give_back(const Extent& extent);
   int64_t free_bytes() const { return free_bytes_; }

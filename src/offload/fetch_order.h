@@ -5,12 +5,12 @@
 
 namespace refrain::offload {
 
-/// Foretells in which order values will be fetched: as in the step before, where a value is known by its place in the
-/// order of storing. A value that was not fetched then: the ones stored before it, last first. Wrong guesses are
-/// allowed.
+/// Predicts the order in which values will be fetched: as in the step before, where a value is known by its place in
+/// the order of storing. After a value that was not fetched then: the ones stored before it, last first. Predictions
+/// may be wrong.
 class FetchOrder {
  public:
-  /// @returns the place of a value that is being stored.
+  /// Notes a value that is being stored. @returns its place.
   int64_t stored() { return stored_++; }
 
   void fetched(int64_t place) {
@@ -22,7 +22,7 @@ class FetchOrder {
     now_.push_back(place);
   }
 
-  /// No value of this step is left.
+  /// Ends the step: none of its values is left.
   void step_ended() {
     if (!now_.empty()) {
       last_ = std::move(now_);

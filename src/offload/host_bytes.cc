@@ -18,8 +18,8 @@ namespace {
 c10::Stream copy_stream(c10::Device device) {
   static std::mutex mutex;
   static auto* streams = new std::map<c10::Device, c10::Stream, decltype([](auto a, auto b) {
-    return std::pair(a.type(), a.index()) < std::pair(b.type(), b.index());
-  })>;
+                                        return std::pair(a.type(), a.index()) < std::pair(b.type(), b.index());
+                                      })>;
   std::lock_guard lock(mutex);
   const auto found = streams->find(device);
   if (found != streams->end()) return found->second;
@@ -27,7 +27,7 @@ c10::Stream copy_stream(c10::Device device) {
   return streams->emplace(device, stream).first->second;
 }
 
-// Between a device and host memory, after what the device's current stream does now.
+// Copies between a device and host memory, after the present work of the device's current stream.
 c10::Event copy_beside(const c10::Storage& from, const c10::Storage& to, c10::Device device) {
   const c10::impl::VirtualGuardImpl impl(device.type());
   const auto stream = copy_stream(device);
@@ -39,7 +39,7 @@ c10::Event copy_beside(const c10::Storage& from, const c10::Storage& to, c10::De
     const c10::StreamGuard on(stream);
     tape::byte_tensor(to, 0, to.nbytes()).copy_(tape::byte_tensor(from, 0, from.nbytes()), /*non_blocking=*/true);
   }
-  // its memory is not used again before the copy is done
+  // its memory is not reused before the copy is done
   impl.recordDataPtrOnStream((from.device() == device ? from : to).data_ptr(), stream);
   copied.record(stream);
   return copied;
@@ -88,8 +88,6 @@ c10::Storage HostBytes::to(c10::Device device) const {
   return bytes;
 }
 
-c10::Storage HostBytes::take_to(c10::Device device) && {
-  return device.is_cpu() ? std::move(host_) : to(device);
-}
+c10::Storage HostBytes::take_to(c10::Device device) && { return device.is_cpu() ? std::move(host_) : to(device); }
 
 }  // namespace refrain::offload

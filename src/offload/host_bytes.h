@@ -7,30 +7,30 @@
 
 namespace refrain::offload {
 
-/// Bytes on their way between a device and host memory. A device with streams copies on one of its own, beside what it
-/// computes; on the CPU this is a plain copy. Copies share the memory.
+/// Bytes in transit between a device and host memory. A device with streams copies on a separate one, while it
+/// computes; on the CPU this is an ordinary copy. Copies of the object share the memory.
 class HostBytes {
  public:
   HostBytes() = default;
   /// Begins to copy `bytes`, which may be changed and freed at once in the order of the device's current stream.
   /// @param pin  into page-locked memory, if they are on a device.
   static HostBytes copy_of(const c10::Storage& bytes, bool pin);
-  /// Room for bytes that will go to `device`.
+  /// Allocates room for bytes that will go to `device`.
   static HostBytes room(size_t nbytes, c10::Device device, bool pin);
-  /// The memory itself.
+  /// Shares the memory of `host`.
   static HostBytes sharing(const c10::Storage& host);
 
   explicit operator bool() const { return static_cast<bool>(host_); }
-  /// The bytes in host memory. Waits until they are there.
+  /// Waits for the copy. @returns the bytes in host memory.
   const c10::Storage& wait();
-  /// In memory of its own on `device`, for its current stream.
+  /// Copies into new memory on `device`, for its current stream.
   c10::Storage to(c10::Device device) const;
-  /// The same, where this may give its own memory away.
+  /// Does the same, and may hand over its own memory.
   c10::Storage take_to(c10::Device device) &&;
 
  private:
   c10::Storage host_;
-  std::shared_ptr<c10::Event> copied_;  ///< of the device's stream; null if they are there
+  std::shared_ptr<c10::Event> copied_;  ///< of the device's stream; null if the copy is done
 };
 
 }  // namespace refrain::offload

@@ -25,7 +25,7 @@ OffloadingSaver::~OffloadingSaver() {
   try {
     store_late();
   } catch (...) {
-    // what is not stored is kept in memory
+    // tensors that are not stored are kept
   }
   ThreadState::get().closed(this);
 }
@@ -42,7 +42,7 @@ void OffloadingSaver::packed(std::shared_ptr<Parked> parked, const at::Tensor& t
   node_ = node;
   late_.push_back(std::move(parked));
   thread.offloads = this;
-  // to see it return
+  // so that the tape sees the operator return
   set_tape_included(true);
 }
 

@@ -5,12 +5,13 @@
 
 namespace refrain::tape {
 
-/// What an `OffloadScope` puts on its thread: whatever autograd saves goes into a store.
+/// Saver of an `OffloadScope` on its thread: tensors that autograd saves go into a store.
 ///
-/// Not always at once. Autograd saves the arguments of an operator before it runs, and some operators write what was saved then:
-/// `rrelu` draws its noise. So arguments are stored when the operator has returned, at the latest when autograd saves something of
-/// the next one or the scope ends. Those of an operator that wrote in place wait for the next operator: autograd bumps the version of
-/// what was written only when the tape has seen the operator return, and storing looks at versions.
+/// Not always at once. Autograd saves the arguments of an operator before it runs, and some operators write tensors
+/// saved then: `rrelu` draws its noise. So arguments are stored when the operator has returned, at the latest when
+/// autograd saves something of the next one or the scope ends. Those of an operator that wrote in place wait for the
+/// next operator: autograd bumps the version of a written tensor only when the tape has seen the operator return, and
+/// storing compares versions.
 class OffloadingSaver final : public Saver, public LateSaver, public ParkingWatch {
  public:
   explicit OffloadingSaver(std::shared_ptr<OffloadStore> store);
@@ -42,8 +43,8 @@ class OffloadingSaver final : public Saver, public LateSaver, public ParkingWatc
 
   Work work_;
   std::vector<std::shared_ptr<Parked>> late_;  ///< this thread's `offloads` is this while there are any
-  uint64_t node_ = 0;  ///< whose arguments they are
-  bool is_due_ = false;  ///< that one has returned
+  uint64_t node_ = 0;                          ///< whose arguments they are
+  bool is_due_ = false;                        ///< that operator has returned
   bool is_on_ = false;
 };
 

@@ -1,10 +1,10 @@
 #include <fmt/format.h>
 
 #include "offload/compression.h"
+#include "offload/offload_scope.h"
 #include "offload/store.h"
 #include "refrain/checkpoint.h"
 #include "refrain/error.h"
-#include "offload/offload_scope.h"
 
 namespace refrain {
 namespace {
@@ -16,8 +16,7 @@ std::shared_ptr<offload::Store> make_store(const OffloadOptions& options) {
                                                  {"capacity", options.capacity()}};
   for (const auto& [name, bytes] : sizes)
     if (bytes < 0)
-      throw InvalidArgument(
-          fmt::format("[refrain::offload] {} is {}, expected a number of bytes >= 0.", name, bytes));
+      throw InvalidArgument(fmt::format("[refrain::offload] {} is {}, expected a number of bytes >= 0.", name, bytes));
   offload::check_level(options.compress());
   if (options.store() == OffloadTo::kHost) return offload::make_host_store(options);
   return offload::make_disk_store(options, offload::open_scratch_file(options.directory()));
@@ -28,7 +27,7 @@ std::shared_ptr<offload::Store> default_store() {
   return store;
 }
 
-// The tape knows no store until it is told of one.
+// The tape has no store until one is set.
 [[maybe_unused]] const bool has_default = (reset_offload_store(), true);
 
 }  // namespace

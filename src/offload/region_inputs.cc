@@ -16,7 +16,7 @@
 namespace refrain::tape {
 namespace {
 
-// Whoever makes a gradient for it keeps it in memory anyway.
+// Parameters are not parked: what computes their gradients keeps them resident anyway.
 bool is_parameter(const at::Tensor& tensor) {
   const at::TensorBase& owner = tensor.is_view() ? tensor._base() : tensor;
   return owner.requires_grad() && owner.is_leaf();
@@ -27,19 +27,19 @@ bool can_park(const at::Tensor& tensor) {
          !is_borrowed(tensor.storage()) && !is_parameter(tensor);
 }
 
-// From now on its bytes are in `offloaded`.
+// Marks the bytes as held in `offloaded` only.
 void park(TapeLock& lock, Value* value) {
-  value->parked = true;
+  value->residency = value->is_overwritten() ? Residency::kInStoreOnly : Residency::kInStore;
   lock.discard(std::move(value->held));
 }
 
-// Who asks for a pointer to write through before an operator reads the input makes another one of it.
+// A request for a writable pointer before an operator reads the input makes it another value.
 void watch_pointers(Value* value) {
-  if (value->parked && value->key) arm(value, value->key);
+  if (value->is_in_store() && value->key) arm(value, value->key);
 }
 
-// @param region  that it is an input of; null if the tape records none.
-// @returns  its value, retained; null if it is left alone.
+// Stores a tensor. @param region  that it is an input of; null if the tape records none.
+// @returns  its value, retained; null if it is not stored.
 Value* stored(const at::Tensor& tensor, RegionWork& work, const Region* region) {
   Value* value = nullptr;
   bool in_store = false;
@@ -53,7 +53,7 @@ Value* stored(const at::Tensor& tensor, RegionWork& work, const Region* region) 
       return nullptr;
     retain(value);
     in_store = static_cast<bool>(value->offloaded);
-    if (in_store && !value->parked) park(lock, value);
+    if (in_store && !value->is_in_store()) park(lock, value);
   }
   std::shared_ptr<Offloaded> bytes;
   try {
@@ -67,7 +67,7 @@ Value* stored(const at::Tensor& tensor, RegionWork& work, const Region* region) 
     throw;
   }
   TapeLock lock;
-  if (bytes && !value->parked) {
+  if (bytes && !value->is_in_store()) {
     value->offloaded = std::move(bytes);
     park(lock, value);
   }
@@ -77,8 +77,8 @@ Value* stored(const at::Tensor& tensor, RegionWork& work, const Region* region) 
 
 }  // namespace
 
-/// What autograd keeps of a tensor: a parked value, or the tensor itself where it is left alone or waits to be parked. For autograd
-/// it is a slot, which follows a write that bumps no version to the new bytes; a region's input has the bytes that the region read.
+/// Slot of a tensor that autograd saved: a parked value, or the tensor itself where it is not parked, or not yet. A
+/// slot follows a write that bumps no version to the new bytes; a region's input has the bytes that the region read.
 class Parked final : public Slot {
  public:
   Parked() : Slot(nullptr) {}
@@ -96,13 +96,13 @@ class Parked final : public Slot {
 
   void call_pack_hook(const at::Tensor& tensor) override {
     remember_version(tensor);
-    may_park_ = can_park(tensor);  // which a parameter's data does not show
+    may_park_ = can_park(tensor);  // tested here: `tensor_data` loses what makes it a parameter
     const BelowTape below;
     tensor_ = tensor.tensor_data();
   }
 
-  /// Without memory to bring the bytes back, or for the copy, it stays as it is. An error out of a hook would make autograd keep what a custom
-  /// function saves, for good.
+  /// Parks the tensor; without memory to recompute its bytes, or for the copy, it stays as it is. An error out of a
+  /// hook would make autograd keep what a custom function saves forever.
   void store(RegionWork& work, bool is_input) {
     if (!may_park_ || version_bumped()) return;  // autograd refuses a new version
     try {
@@ -141,7 +141,7 @@ class Parked final : public Slot {
     auto* stored_value = stored(tensor, work, nullptr);
     if (!stored_value) return;
     TapeLock lock;
-    if (stored_value->parked) {
+    if (stored_value->is_in_store()) {
       meta_.assign(tensor);
       watch_pointers(stored_value);
       if (is_input) {
@@ -152,14 +152,14 @@ class Parked final : public Slot {
       }
       is_parked_ = true;
       let_go = std::move(tensor_);
-      // the watch must see what is written to its storage
+      // the watch must see writes to its storage
       Tape::get().pending_slots.fetch_add(1, std::memory_order_relaxed);
       set_tape_included(true);
     }
     lock.release(stored_value);
   }
 
-  at::Tensor tensor_;  ///< until it is parked; guarded by the tape's lock once others see this
+  at::Tensor tensor_;       ///< until it is parked; guarded by the tape's lock once others see this
   Value* input_ = nullptr;  ///< owned
   bool may_park_ = false;
   bool is_parked_ = false;
@@ -185,7 +185,7 @@ class ParkedHooks final : public torch::autograd::SavedVariableHooks {
   at::Tensor call_unpack_hook() override { return parked_->call_unpack_hook(); }
 
  private:
-  RegionWork* work_;  ///< until it is packed
+  RegionWork* work_;     ///< until it is packed
   ParkingWatch* watch_;  ///< likewise
   std::shared_ptr<Parked> parked_ = std::make_shared<Parked>();
 };

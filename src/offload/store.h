@@ -8,7 +8,7 @@
 
 namespace refrain::offload {
 
-/// What an `OffloadStore` shares.
+/// Implementation behind an `OffloadStore`.
 class Store : public tape::OffloadStore {
  public:
   virtual void flush() = 0;

@@ -19,7 +19,7 @@ inline void bisect(int64_t most, const std::function<bool(int64_t)>& fits) {
   }
 }
 
-/// Called with each plan that a solver tries in the state.
+/// Called for each plan that a solver tries, with the plan in the state.
 using Visit = std::function<void()>;
 
 /// Keeps the best of what a solver tries.
@@ -29,7 +29,7 @@ class Best {
   Best(State& state, int64_t budget, Effort& effort, const Visit& visit = nullptr)
       : state_(state), budget_(budget), effort_(effort), visit_(visit) {}
 
-  /// @return whether it fits.
+  /// Tries a plan. @return whether it fits.
   bool attempt(const Stays& stays, bool retain) {
     const int64_t before = state_.steps();
     const bool is_possible = state_.assign(stays, retain);
@@ -40,8 +40,8 @@ class Best {
     return state_.peak() <= budget_;
   }
 
-  /// Tries levels 0 to `most`, of which the higher take less memory: those that lead to the least that fits; or, if
-  /// all are visited, up to 128 of them.
+  /// Tries levels 0 to `most`, of which the higher use less memory: as a search for the lowest that fits; or, if all
+  /// are visited, up to 128 of them.
   void levels(int64_t most, const std::function<bool(int64_t)>& fits) {
     if (!visit_) return bisect(most, fits);
     const int64_t stride = most / 128 + 1;

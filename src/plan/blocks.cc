@@ -8,7 +8,7 @@ namespace {
 
 size_t index(int32_t id) { return static_cast<size_t>(id); }
 
-/// Of a module path, up to its first part that is a number; empty: it has none.
+/// Module path up to its first part that is a number; empty: it has none.
 std::string numbered_part(const std::string& scope) {
   for (size_t begin = 0; begin < scope.size();) {
     const size_t end = std::min(scope.find('.', begin), scope.size());
@@ -97,7 +97,7 @@ Stays checkpoint_blocks(const Problem& problem, const std::vector<Block>& blocks
       stays[index(v)] = {{problem.item(v).producer, last}, {back, reads.back()}};
     }
     if (own.empty()) continue;
-    for (const ValueId v : read) {  // inputs wait for the block to come back
+    for (const ValueId v : read) {  // inputs stay until the block is recomputed
       const Problem::Item& item = problem.item(v);
       if (!item.movable || item.producer >= block.begin || stays[index(v)].size() != 1) continue;
       stays[index(v)][0].to = std::max(stays[index(v)][0].to, std::min(back, item.death - 1));

@@ -11,31 +11,32 @@ namespace refrain::plan {
 
 using Stays = std::vector<std::vector<Stay>>;
 
-/// Where forward ends and what it keeps is needed from: the first operator of backward, or the place of the plain peak
-/// if none is marked.
+/// Place where forward ends and backward begins to read what it kept: the first operator of backward, or the place of
+/// the baseline's peak if none is marked.
 OpId turn(const Problem& problem);
 
-/// Operators of forward that follow each other.
+/// Consecutive operators of forward.
 struct Block {
   OpId begin = 0, end = 0;
   bool operator==(const Block&) const = default;
 };
 
-/// By module path: up to its first number, as `blocks.3` of `blocks.3.mlp`; what has no number is in no block. If that
-/// makes less than two, by the first part of each path, as `encoder` of `encoder.mlp`; again less than two: empty.
+/// Cuts by module path: up to its first number, as `blocks.3` of `blocks.3.mlp`; a path without a number is in no
+/// block. If that makes less than two, by the first part of each path, as `encoder` of `encoder.mlp`; again less than
+/// two: empty.
 std::vector<Block> blocks_by_scope(const Problem& problem);
 
-/// `parts` blocks of all of forward, of about the same time each.
+/// Cuts all of forward into `parts` blocks of about the same time each.
 std::vector<Block> equal_blocks(const Problem& problem, int32_t parts);
 
-/// Checkpoints blocks: what a block made for itself leaves after it; all of it comes back together before the first
-/// operator of backward that needs any of it. Everything else stays. @param is_saved  of a block's own values, what
-/// stays all the same; may be null.
+/// Checkpoints blocks: values that only a block reads are dropped after it, and recomputed together before the first
+/// operator of backward that needs any of them. All others are kept. @param is_saved  which of a block's own values are
+/// kept all the same; may be null.
 Stays checkpoint_blocks(const Problem& problem, const std::vector<Block>& blocks,
                         const std::function<bool(ValueId)>& is_saved = nullptr);
 
-/// What `is_saved` stays over the turn; the rest leaves after its last use in forward. For `State::assign` with
-/// `retain`.
+/// Keeps the values that are `is_saved` over the turn; drops the rest after its last use in forward. For
+/// `State::assign` with `retain`.
 template <typename IsSaved>
 Stays save_only(const Problem& problem, IsSaved&& is_saved) {
   const OpId at = turn(problem);
@@ -56,7 +57,7 @@ Stays save_only(const Problem& problem, IsSaved&& is_saved) {
   return stays;
 }
 
-/// Everything stays until its last use.
+/// Keeps every value until its last use.
 inline Stays keep_all(const Problem& problem) {
   return save_only(problem, [](ValueId) { return true; });
 }

@@ -12,7 +12,7 @@
 namespace refrain::plan {
 namespace {
 
-/// Places where the plain run is over budget.
+/// Places where the baseline is over budget.
 std::vector<OpId> full_places(const Problem& problem, int64_t budget, std::vector<int64_t>& bytes) {
   bytes = State(problem).profile().all(problem.fixed.size());
   std::vector<OpId> places;
@@ -21,8 +21,8 @@ std::vector<OpId> full_places(const Problem& problem, int64_t budget, std::vecto
   return places;
 }
 
-/// Of each of `parts` rows of full places the one where most must be there, or where the plain run uses most; and where
-/// that uses most of all.
+/// Finds, in each of `parts` rows of full places, the one with the most bytes that must be resident, or in use in the
+/// baseline; and the place of the baseline's peak.
 std::vector<OpId> fullest_of_parts(const Problem& problem, int64_t budget, size_t parts, bool by_plain) {
   std::vector<int64_t> bytes;
   const std::vector<OpId> full = full_places(problem, budget, bytes);
@@ -55,13 +55,13 @@ class PlaceBound {
       : p_(problem), cut_(problem, place, true), free_(budget - must_be_there(problem, place)) {
     int64_t total = 1;
     for (const OpId op : cut_.runnable()) total += p_.op(op).ns;
-    // the sum of all capacities has to stay far below 2^60
+    // the sum of all capacities must be far below 2^60
     scale_ = std::min<int64_t>(int64_t{1} << 24, std::max<int64_t>(1, (int64_t{1} << 48) / total));
     most_price_ = total * scale_;
     for (const OpId op : cut_.runnable()) cut_.set_run_cost(op, p_.op(op).ns * scale_);
   }
 
-  /// In ns, rounded up as an integer optimum allows; negative: nothing proven. Infeasible: `is_infeasible()`.
+  /// Returns ns, rounded up as an integer optimum allows; negative: nothing proven. Infeasible: `is_infeasible()`.
   int64_t solve(Effort& effort) {
     if (free_ < 0) {
       is_infeasible_ = true;

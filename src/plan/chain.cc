@@ -16,7 +16,7 @@ size_t index(int32_t id) { return static_cast<size_t>(id); }
 struct Option {
   std::vector<ValueId> kept;  ///< of its own values
   int64_t bytes = 0;
-  double ns = 0.0;  ///< of operators that backward runs again for the rest
+  double ns = 0.0;  ///< of operators that backward recomputes for the rest
 };
 
 struct Link {
@@ -31,8 +31,8 @@ struct Link {
 };
 
 /// F(i, j, m): least added time for forward and backward of links i to j with m units free for what they save, the
-/// input of i being there. Either link i keeps something and F(i + 1, j) follows; or links i to k - 1 run and keep only
-/// what k reads, F(k, j) follows, and then they run again: F(i, k - 1).
+/// input of i being resident. Either link i keeps something and F(i + 1, j) follows; or links i to k - 1 run and keep
+/// only what k reads, F(k, j) follows, and then they are recomputed: F(i, k - 1).
 class Program {
  public:
   Program(const Problem& problem, const std::vector<Link>& links, int64_t free, int32_t levels)
@@ -98,7 +98,7 @@ class Program {
     }
   }
 
-  /// @param again  place from which the links run again; `kNone`: the step's own run.
+  /// @param again  place from which the links are recomputed; `kNone`: the step's own run.
   void write(int32_t i, int32_t j, int32_t m, OpId again, Stays& stays) const {
     while (i <= j) {
       const Cell& here = cell(i, j, m);
@@ -145,8 +145,8 @@ class Program {
   OpId turn_ = turn(p_);
 };
 
-/// Keeps less and less of a block: what gives most bytes for its operator's time leaves first. A block is like another
-/// if all its numbers are, so that what was worked out for one serves all.
+/// Keeps less and less of a block: values with most bytes for their operator's time are dropped first. A block is like
+/// another if all its numbers are, so that the options of one serve all.
 class Options {
  public:
   explicit Options(const Problem& problem) : p_(problem), own_index_(problem.items.size(), graph::kNone) {}
@@ -259,7 +259,7 @@ class Options {
   std::map<std::vector<int64_t>, std::vector<std::vector<size_t>>> known_;
 };
 
-/// All of forward in blocks, at most `most` of them: what is in no block joins the one before.
+/// Cuts all of forward into at most `most` blocks: operators in no block join the one before.
 std::vector<Block> cover(const Problem& problem, size_t most) {
   std::vector<Block> blocks = blocks_by_scope(problem);
   if (blocks.empty())

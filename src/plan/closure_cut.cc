@@ -26,7 +26,7 @@ ClosureCut::ClosureCut(const Problem& problem, OpId place, bool keeps_dead)
       const Problem::Item& item = p_.item(v);
       if ((!item.movable && item.death > place) || is_read_there(v)) continue;
       if (item.producer == graph::kNone)
-        flow_.add_arc(node, 1, MaxFlow::kInfinite);  // gone for good
+        flow_.add_arc(node, 1, MaxFlow::kInfinite);  // cannot be recomputed
       else
         flow_.add_arc(node, value_node(v), MaxFlow::kInfinite);
     }

@@ -5,8 +5,7 @@
 
 namespace refrain::plan {
 
-/// How much work may be done, in steps, so that results do not depend on the machine; and a time that ends it all the
-/// same.
+/// A limit on work, in steps, so that results do not depend on the machine; and a limit on time beside it.
 class Effort {
  public:
   using Clock = std::chrono::steady_clock;

@@ -17,7 +17,7 @@ using Mask = uint64_t;
 size_t index(int32_t id) { return static_cast<size_t>(id); }
 Mask bit(ValueId id) { return Mask{1} << id; }
 
-/// A set of values that are there, and how it came about.
+/// A set of resident values, and how it was reached.
 struct Node {
   Mask there;
   int64_t bytes, ns;

@@ -14,8 +14,8 @@ struct ExhaustiveResult {
   int64_t added_ns = 0;
 };
 
-/// Shortest path over what is there, place by place, with every drop and recomputation that graph/schedule.h allows.
-/// For graphs of at most 64 values and few operators; ends with `kLimit` after `most_states`.
+/// Finds a shortest path over sets of resident values, place by place, with every drop and recomputation that
+/// graph/schedule.h allows. For graphs of at most 64 values and few operators; ends with `kLimit` after `most_states`.
 ExhaustiveResult search_exhaustively(const graph::Graph& graph, int64_t budget, size_t most_states, Effort& effort);
 
 }  // namespace refrain::plan

@@ -11,11 +11,11 @@
 namespace refrain::plan {
 namespace {
 
-constexpr OpId kSmallOps = 2000;  // up to which there is time for local search at every rung
+constexpr OpId kSmallOps = 2000;   // up to which there is time for local search at every rung
 constexpr OpId kHugeOps = 20'000;  // from which there is none for further starts
-constexpr int64_t kRungs = 64;    // of small graphs
-constexpr int64_t kFewRungs = 8;  // of large ones
-constexpr int64_t kDense = 4;     // times as many, for what lies between
+constexpr int64_t kRungs = 64;     // of small graphs
+constexpr int64_t kFewRungs = 8;   // of large ones
+constexpr int64_t kDense = 4;      // times as many, for what lies between
 
 }  // namespace
 
@@ -51,7 +51,7 @@ void Exploration::load(const Point& point, Effort& effort) {
   load(point.schedule ? State::stays_of(state_.problem(), *point.schedule) : point.stays.unpack(), effort);
 }
 
-/// From the plain step. @return whether it fits.
+/// Starts from the baseline. @return whether it fits.
 bool Exploration::descend_afresh(int64_t budget, double exponent, Effort& effort, const std::string& name) {
   state_.assign(keep_all(state_.problem()));
   Search search(state_, effort);
@@ -63,7 +63,7 @@ bool Exploration::descend_afresh(int64_t budget, double exponent, Effort& effort
   return true;
 }
 
-// ---- the least peak
+// ---- the lowest peak
 
 void Exploration::descend_to_least(Effort& effort) {
   measure("least_peak", effort, 1.0, [&](Effort& part) {
@@ -134,8 +134,8 @@ void Exploration::run(Effort& effort) {
 
 // ---- small graphs
 
-/// Budgets from the least peak on, at even distances along the frontier, on which time counts for more than bytes: more
-/// of them where a byte costs much. @param shift  of all but the first, in distances.
+/// Budgets from the lowest peak on, at even distances along the frontier, on which time counts for more than bytes:
+/// more of them where a byte costs much. @param shift  of all but the first, in distances.
 std::vector<int64_t> Exploration::make_rungs(int64_t count, double shift) const {
   constexpr double kTime = 0.7;
   const auto& points = frontier_.points();
@@ -157,7 +157,7 @@ std::vector<int64_t> Exploration::make_rungs(int64_t count, double shift) const 
   return rungs;
 }
 
-/// From one rung to the next, from what is in the state; what is left at each is used up.
+/// Goes from one rung to the next, from the present state, and fills the free bytes at each.
 void Exploration::descend_rungs(size_t stride, double exponent, Effort& effort, const std::string& name) {
   Search search(state_, effort);
   search.watch(&frontier_, name);
@@ -187,7 +187,7 @@ void Exploration::sweep_up(Effort& effort) {
   }
 }
 
-/// What is known at a rung descends to the one below. @param rung  may be beyond the last: the plain peak.
+/// Descends from what is known at a rung to the one below. @param rung  may be beyond the last: the baseline's peak.
 void Exploration::hand_down(size_t rung, Effort& effort) {
   if (rung == 0) return;
   const Point* known = frontier_.best(rung < rungs_.size() ? rungs_[rung] : plain_);
@@ -202,8 +202,8 @@ void Exploration::descend_from(const Point& point, int64_t budget, Effort& effor
   frontier_.add(state_, "handed_down");
 }
 
-/// Where a visit gained much, the next follows, and what it found goes to the rungs beside it. Ends when nothing gains
-/// any more.
+/// Visits rungs next to those where a visit gained much, and hands its result to them. Ends when nothing gains any
+/// more.
 void Exploration::search_where_it_pays(Effort& effort) {
   if (rungs_.empty()) return;
   const int64_t slice = effort.left() / static_cast<int64_t>(2 * rungs_.size());
@@ -227,7 +227,7 @@ void Exploration::search_where_it_pays(Effort& effort) {
   }
 }
 
-/// From the best that is known: local search, then large neighbourhoods. @return time gained.
+/// Improves the best known plan: local search, then large neighbourhoods. @return time gained.
 int64_t Exploration::search_at(int64_t budget, Effort& effort) {
   const Point* start = frontier_.best(budget);
   if (start == nullptr || start->added_ns == 0) return 0;
@@ -252,10 +252,10 @@ int64_t Exploration::search_at(int64_t budget, Effort& effort) {
 
 // ---- large graphs
 
-/// Where bytes times time between two plans that follow each other is most: stays from the lower one on; if that has
-/// been tried, drops from the upper one to a budget between them, then from the plain step.
+/// Works where bytes times time between two neighbouring plans is most: stays from the lower one on; if that has been
+/// tried, drops from the upper one to a budget between them, then from the baseline.
 void Exploration::fill_widest(Effort& effort) {
-  std::set<int64_t> refilled;      // peaks
+  std::set<int64_t> refilled;       // peaks
   std::map<int64_t, int> descents;  // by budget
   const double step_ns = static_cast<double>(graph::operators_ns(*state_.problem().graph)) + 1.0;
   // what adds as much as the step takes is of little use to anyone
@@ -287,7 +287,7 @@ void Exploration::fill_widest(Effort& effort) {
   }
 }
 
-/// From a plan up to the next, by one stay after the other: these plans are about as good as the next, mostly.
+/// Goes from a plan up to the next by one stay after the other: these plans are usually about as good as the next.
 void Exploration::refill_from(const Point& point, Effort& effort) {
   constexpr int64_t kBetween = 8;  // plans
   const auto& points = frontier_.points();
@@ -303,7 +303,7 @@ void Exploration::refill_from(const Point& point, Effort& effort) {
 
 // ---- plans of others
 
-/// What does not fit is a start point all the same.
+/// Plans that do not fit are start points all the same.
 void Exploration::try_solver(const std::string& name, Effort& effort, const Solve& solve) {
   measure(name, effort, is_huge() ? 1.0 / 48 : 1.0 / 16, [&](Effort& part) {
     solve(part, [&] { frontier_.add(state_, name, spacing()); });
@@ -313,7 +313,7 @@ void Exploration::try_solver(const std::string& name, Effort& effort, const Solv
 
 int64_t Exploration::spacing() const { return is_small() ? 0 : (plain_ - settings_.floor) / 64; }
 
-/// Plans of blocks lead lower than greedy drops from the plain step; those of other solvers seldom do.
+/// Plans of blocks lead lower than greedy drops from the baseline; those of other solvers seldom do.
 void Exploration::descend_from_blocks(Effort& effort, const std::string& name) {
   if (is_small() || is_huge()) return;
   Search search(state_, effort);
@@ -322,8 +322,8 @@ void Exploration::descend_from_blocks(Effort& effort, const std::string& name) {
   frontier_.add(state_, name);
 }
 
-/// The first few of equal blocks: what one forward computed together and backward reads last, comes back together, where
-/// each value alone would have the same operators run again.
+/// Tries the first few of equal blocks: what one forward computed together and backward reads last is recomputed
+/// together, where each value alone would have the same operators recomputed.
 void Exploration::try_first_blocks(Effort& effort) {
   const std::string name = "first_blocks";
   rungs_ = make_rungs(is_small() ? kRungs : kFewRungs, 0.0);
@@ -350,9 +350,8 @@ void Exploration::try_solvers(Effort& effort) {
     solve_sqrt_n(state_, 0, part, visit);
     descend_from_blocks(part, "sqrt_n");
   });
-  try_solver("selective", effort, [&](Effort& part, const Visit& visit) {
-    solve_selective(state_, 0, part, settings_.saved_ops, visit);
-  });
+  try_solver("selective", effort,
+             [&](Effort& part, const Visit& visit) { solve_selective(state_, 0, part, settings_.saved_ops, visit); });
   try_solver("min_cut", effort, [&](Effort& part, const Visit& visit) { solve_min_cut(state_, 0, part, visit); });
   try_solver("knapsack", effort, [&](Effort& part, const Visit& visit) { solve_knapsack(state_, 0, part, visit); });
   try_solver("chain", effort, [&](Effort& part, const Visit& visit) { solve_chain(state_, plain_, part, visit); });

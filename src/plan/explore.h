@@ -12,12 +12,11 @@
 
 namespace refrain::plan {
 
-/// Searches for the whole trade-off between peak and added time of one step. Nothing in it depends on a budget that
-/// somebody asks for, so that what budgets read from the frontier falls as they rise, whoever asks for which.
+/// Searches for the whole trade-off between peak and added time of one step. It depends on no requested budget, so that
+/// the added time that budgets read from the frontier falls as they rise.
 ///
-/// It looks at *rungs*, budgets of its own: greedy drops at each, the plans of other solvers, then local search, most
-/// where it pays most. What lies between two rungs is found on the way from one to the other, as whatever is passed by
-/// goes into the frontier.
+/// It works at *rungs*, budgets of its own: greedy drops at each, the plans of other solvers, then local search, most
+/// where it pays most. Plans between two rungs are found on the way from one to the other: each goes into the frontier.
 class Exploration {
  public:
   struct Settings {
@@ -29,12 +28,12 @@ class Exploration {
   /// Measures a part of the work, by name.
   using Measure = std::function<void(const std::string&, const std::function<void()>&)>;
 
-  /// `state` and `frontier` must outlive this. The frontier knows the plain step.
+  /// `state` and `frontier` must outlive this. The frontier has the baseline.
   Exploration(State& state, Frontier& frontier, const Settings& settings, Measure measure);
 
-  /// Greedy drops down to the least peak that they reach.
+  /// Drops greedily down to the lowest peak that drops reach.
   void descend_to_least(Effort& effort);
-  /// All else. `descend_to_least` comes first.
+  /// Runs the rest of the search, after `descend_to_least`.
   void run(Effort& effort);
 
  private:
@@ -42,7 +41,7 @@ class Exploration {
 
   bool is_small() const;
   bool is_huge() const;
-  /// `work` with a part of the effort that is left.
+  /// Runs `work` with a part of the effort that is left.
   void measure(const std::string& name, Effort& effort, double part, const std::function<void(Effort&)>& work);
   bool load(const Stays& stays, Effort& effort);
   void load(const Point& point, Effort& effort);
@@ -64,7 +63,7 @@ class Exploration {
   void try_solvers(Effort& effort);
   void try_first_blocks(Effort& effort);
   void try_solver(const std::string& name, Effort& effort, const Solve& solve);
-  /// Between the peaks of plans that are noted on the way.
+  /// Least distance between the peaks of plans that are noted on the way.
   int64_t spacing() const;
   void descend_from_blocks(Effort& effort, const std::string& name);
 

@@ -57,7 +57,7 @@ void Frontier::add(const State& state, const std::string& solver, int64_t spacin
     add({state.peak(), state.added_ns(), solver, PackedStays(state.stays()), {}});
 }
 
-/// What budgets lose without a point: bytes up to the next, by time over the one before.
+/// Cost of removing a point: bytes up to the next, by time over the one before.
 void Frontier::thin() {
   size_t least = 1;
   double least_loss = -1.0;

@@ -30,21 +30,21 @@ struct Point {
   std::optional<graph::Schedule> schedule;  ///< one from outside
 };
 
-/// Of all plans that were found, those that no other is as good as in both peak and added time.
+/// The plans found so far that no other beats in both peak and added time.
 class Frontier {
  public:
-  /// @param most  points; beyond, the one goes that is missed least. The ends stay.
+  /// @param most  points; beyond, the one that is missed least is removed, never one of the ends.
   explicit Frontier(size_t most) : most_(std::max<size_t>(2, most)) {}
 
-  /// Whether no point known has both at most as much. Cost: logarithmic.
+  /// Whether no known point is at most as high in both. Cost: logarithmic.
   bool would_take(int64_t peak, int64_t added_ns) const;
   void add(Point point);
   /// @param spacing  not if a point is known whose peak is less by less than so many bytes, though it takes more time.
   void add(const State& state, const std::string& solver, int64_t spacing = 0);
 
-  /// Least time within `budget`; null: nothing fits. Valid until the next `add`.
+  /// Finds the point of least time within `budget`; null: nothing fits. Valid until the next `add`.
   const Point* best(int64_t budget) const;
-  /// By peak, rising; time falls.
+  /// Lists points by peak, rising; time falls.
   const std::vector<Point>& points() const { return points_; }
 
  private:

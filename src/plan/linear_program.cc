@@ -39,11 +39,13 @@ namespace {
 struct Highs {
   void* library = nullptr;
   std::string error;
-#define REFRAIN_HIGHS_FUNCTIONS(X)                                                                      \
-  X(Highs_create)                                                                                       \
-  X(Highs_destroy) X(Highs_setBoolOptionValue) X(Highs_setIntOptionValue) X(Highs_setDoubleOptionValue) \
-      X(Highs_passMip) X(Highs_passLp) X(Highs_run) X(Highs_getModelStatus) X(Highs_getSolution)        \
-          X(Highs_getObjectiveValue) X(Highs_getDoubleInfoValue)
+#define REFRAIN_HIGHS_FUNCTIONS(X)                                                                    \
+  X(Highs_create)                                                                                     \
+  X(Highs_destroy)                                                                                    \
+  X(Highs_setBoolOptionValue)                                                                         \
+  X(Highs_setIntOptionValue)                                                                          \
+  X(Highs_setDoubleOptionValue) X(Highs_passMip) X(Highs_passLp) X(Highs_run) X(Highs_getModelStatus) \
+      X(Highs_getSolution) X(Highs_getObjectiveValue) X(Highs_getDoubleInfoValue)
 #define REFRAIN_DECLARE(name) decltype(&::name) name = nullptr;
   REFRAIN_HIGHS_FUNCTIONS(REFRAIN_DECLARE)
 #undef REFRAIN_DECLARE
@@ -119,7 +121,7 @@ LinearProgram::Solution LinearProgram::solve(double seconds, bool relaxed) const
 #else
 
 std::string why_no_linear_programs() {
-  return "this build has no HiGHS; install the Python package highsbox into .venv (scripts/setup does) and build again";
+  return "this build has no HiGHS; install the Python package highsbox into .venv (scripts/setup does) and rebuild";
 }
 
 LinearProgram::Solution LinearProgram::solve(double, bool) const { return {}; }

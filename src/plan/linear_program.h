@@ -6,7 +6,7 @@
 
 namespace refrain::plan {
 
-/// Minimise cost x subject to bounds on x and on rows of a sparse matrix; some x integer.
+/// Minimises cost x subject to bounds on x and on rows of a sparse matrix; some x integer.
 class LinearProgram {
  public:
   static double infinite();
@@ -14,7 +14,7 @@ class LinearProgram {
   /// @return index of the column.
   int32_t add_column(double cost, double lower, double upper, bool is_integer = false);
   void begin_row(double lower, double upper);
-  /// Of the row begun last; each column once.
+  /// Adds an entry to the row begun last; each column once.
   void add(int32_t column, double factor);
 
   size_t columns() const { return cost_.size(); }
@@ -27,7 +27,7 @@ class LinearProgram {
     double bound = 0.0;  ///< no solution costs less; with `kLimit` of an integer program
     std::vector<double> x;
   };
-  /// One thread. @param relaxed  as if nothing had to be integer.
+  /// Solves with one thread. @param relaxed  as if nothing had to be integer.
   Solution solve(double seconds, bool relaxed) const;
 
  private:
@@ -35,7 +35,7 @@ class LinearProgram {
   std::vector<int32_t> is_integer_, row_starts_, row_columns_;
 };
 
-/// Empty if HiGHS can be used, else why not.
+/// Says why HiGHS cannot be used; empty if it can.
 std::string why_no_linear_programs();
 
 }  // namespace refrain::plan

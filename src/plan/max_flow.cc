@@ -33,7 +33,7 @@ bool MaxFlow::find_levels() {
   return level_[1] >= 0;
 }
 
-/// One path of the level graph, without recursion. @return what went through; 0: none left.
+/// Augments one path of the level graph, without recursion. @return the flow that was added; 0: no path is left.
 int64_t MaxFlow::push() {
   path_.clear();
   int32_t node = 0;

@@ -6,7 +6,7 @@
 
 namespace refrain::plan {
 
-/// Least cut between node 0 (source) and node 1 (sink).
+/// Finds a least cut between node 0 (source) and node 1 (sink).
 ///
 /// Source: Dinitz, "Algorithm for solution of a problem of maximum flow in a network with power estimation", 1970.
 class MaxFlow {

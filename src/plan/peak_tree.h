@@ -19,7 +19,7 @@ class PeakTree {
     for (size_t i = leaves_; i-- > 1;) most_[i] = std::max(most_[2 * i], most_[2 * i + 1]);
   }
 
-  /// Both ends included.
+  /// Adds to a range, both ends included.
   void add(int32_t from, int32_t to, int64_t number) {
     if (from > to || number == 0) return;
     size_t l = leaves_ + static_cast<size_t>(from), r = leaves_ + static_cast<size_t>(to) + 1;
@@ -34,14 +34,14 @@ class PeakTree {
 
   int64_t most() const { return most_[1]; }
 
-  /// Lowest slot that has the most.
+  /// Lowest slot that has the maximum.
   int32_t most_at() const {
     size_t i = 1;
     while (i < leaves_) i = most_[2 * i] >= most_[2 * i + 1] ? 2 * i : 2 * i + 1;
     return static_cast<int32_t>(i - leaves_);
   }
 
-  /// Both ends included.
+  /// Maximum of a range, both ends included.
   int64_t most(int32_t from, int32_t to) const {
     if (from > to) return kLeast;
     size_t l = leaves_ + static_cast<size_t>(from), r = leaves_ + static_cast<size_t>(to);
@@ -61,7 +61,7 @@ class PeakTree {
 
   int64_t at(int32_t slot) const { return most(slot, slot); }
 
-  /// All of them. Linear.
+  /// Lists all numbers. Linear.
   std::vector<int64_t> all(size_t size) const {
     std::vector<int64_t> sums(added_.begin(), added_.end());
     for (size_t i = 2; i < leaves_; ++i) sums[i] += sums[i / 2];

@@ -24,18 +24,18 @@
 namespace refrain::plan {
 namespace {
 
-constexpr size_t kExactOps = 40;        // up to which integer programs are quick
-constexpr size_t kPatientOps = 150;     // up to which they are worth a try, if so many seconds are given:
+constexpr size_t kExactOps = 40;     // up to which integer programs are quick
+constexpr size_t kPatientOps = 150;  // up to which they are worth a try, if so many seconds are given:
 constexpr double kPatientSeconds = 5;
-constexpr size_t kLpOps = 400;          // likewise for linear ones, if no time is given
-constexpr size_t kExhaustiveOps = 24;   // up to which all there is can be searched, with luck
+constexpr size_t kLpOps = 400;         // likewise for linear ones, if no time is given
+constexpr size_t kExhaustiveOps = 24;  // up to which all there is can be searched, with luck
 
 constexpr double kStepsPerSecond = 3.5e7;  // on a slow machine, so that the clock seldom strikes
-constexpr double kLeastPart = 0.35;      // of all work: for the least peak
+constexpr double kLeastPart = 0.35;        // of all work: for the least peak
 
 /// That no clock strikes on a machine that is three times as slow.
-double default_seconds(const graph::Graph& graph, double asked) {
-  return asked > 0.0 ? asked : std::max(3.0, static_cast<double>(graph.ops.size()) * 3e-4);
+double default_seconds(const graph::Graph& graph, std::optional<double> asked) {
+  return asked ? *asked : std::max(3.0, static_cast<double>(graph.ops.size()) * 3e-4);
 }
 
 /// 0.8 s of a machine at rest from 200 to 5,000 operators, 10 s for 50,000.
@@ -43,13 +43,14 @@ std::atomic<int64_t> most_default_steps{std::numeric_limits<int64_t>::max()};
 
 int64_t default_steps(const graph::Graph& graph) {
   const auto ops = static_cast<int64_t>(graph.ops.size());
-  const auto steps = std::max(std::min<int64_t>(64'000'000, 300'000 * ops), std::min<int64_t>(12'000 * ops, 200'000'000 + 2'000 * ops));
+  const auto steps = std::max(std::min<int64_t>(64'000'000, 300'000 * ops),
+                              std::min<int64_t>(12'000 * ops, 200'000'000 + 2'000 * ops));
   return std::min(steps, most_default_steps.load(std::memory_order_relaxed));
 }
 
 /// Of bounds.
-double bound_seconds(const graph::Graph& graph, double asked) {
-  return asked > 0.0 ? asked : std::max(1.0, static_cast<double>(graph.ops.size()) / 8000.0);
+double bound_seconds(const graph::Graph& graph, std::optional<double> asked) {
+  return asked ? *asked : std::max(1.0, static_cast<double>(graph.ops.size()) / 8000.0);
 }
 
 }  // namespace
@@ -170,8 +171,8 @@ struct Planner::Impl {
 
   /// The integer program knows nothing of bytes in use while operators run again: what it says may need further drops.
   void solve_exact(int64_t budget, Effort& effort) {
-    if (const auto decided = search_all(budget, effort)) {
-      program_bound = *decided;
+    if (const auto exact = search_all(budget, effort)) {
+      program_bound = *exact;
       return;
     }
     const auto result = solve_program(budget, effort);
@@ -275,7 +276,7 @@ struct Planner::Impl {
 
   int64_t steps() const {
     if (options.step_limit > 0) return options.step_limit;
-    return options.time_limit_s > 0.0 ? static_cast<int64_t>(seconds() * kStepsPerSecond) : default_steps(graph);
+    return options.time_limit_s ? static_cast<int64_t>(seconds() * kStepsPerSecond) : default_steps(graph);
   }
 
   void measure(Plan& plan, const std::string& name, int64_t budget, Effort& effort, const std::function<void()>& work) {
@@ -296,7 +297,7 @@ struct Planner::Impl {
 
   /// Integer programs end by the clock, so not where steps are limited.
   size_t most_exact_ops() const {
-    return options.time_limit_s >= kPatientSeconds && options.step_limit == 0 ? kPatientOps : kExactOps;
+    return options.time_limit_s.value_or(0.0) >= kPatientSeconds && options.step_limit == 0 ? kPatientOps : kExactOps;
   }
 
   double seconds() const { return default_seconds(graph, options.time_limit_s); }
@@ -363,7 +364,7 @@ struct Planner::Impl {
       plan.schedule = state.schedule();
     }
     const auto run = graph::simulate(graph, plan.schedule);
-    if (!run.error.empty()) throw Error("[refrain::plan] a plan that cannot run was made: " + run.error);
+    if (!run.error.empty()) throw InternalError("[refrain::plan] a plan that cannot run was made: " + run.error);
     plan.peak = run.peak;
     plan.added_ns = run.added_ns;
     plan.recomputed_ops = run.recomputed_ops;
@@ -394,10 +395,10 @@ struct Planner::Impl {
       if (bound.added_ns > best.added_ns) best = bound;
     };
     consider("bound by cuts", [&] { return cut_bound(exact_problem, plan.budget_bytes, effort); });
-    if (graph.ops.size() <= kLpOps || options.time_limit_s > 0.0)
+    if (graph.ops.size() <= kLpOps || options.time_limit_s)
       consider("bound by lp",
                [&] { return lp_bound(exact_problem, plan.budget_bytes, std::max(0.01, effort.seconds_left() / 2)); });
-    if (graph.ops.size() <= kLpOps || options.time_limit_s > 0.0)
+    if (graph.ops.size() <= kLpOps || options.time_limit_s)
       consider("bound by integer", [&] {
         return integer_bound(exact_problem, plan.budget_bytes, std::max(0.01, effort.seconds_left()), plan.added_ns);
       });
@@ -434,9 +435,9 @@ namespace {
 const graph::Graph& checked(const graph::Graph& graph, const PlanOptions& options) {
   if (const auto defect = graph::find_defect(graph); !defect.empty())
     throw InvalidArgument("plan: the graph has a defect: " + defect);
-  if (options.time_limit_s < 0.0 || options.step_limit < 0)
+  if (!(options.time_limit_s.value_or(0.0) >= 0.0) || options.step_limit < 0)
     throw InvalidArgument(fmt::format("plan: found time_limit_s {} and step_limit {}; expected 0 or more",
-                                      options.time_limit_s, options.step_limit));
+                                      options.time_limit_s.value_or(0.0), options.step_limit));
   if ((options.solver == Solver::kExact && graph.ops.size() > kExhaustiveOps) || options.solver == Solver::kLpRounding)
     if (const auto why = why_no_linear_programs(); !why.empty())
       throw InvalidArgument(fmt::format("solver '{}': {}", solver_name(options.solver), why));
@@ -458,6 +459,7 @@ int64_t Planner::least_bytes() { return impl_->least(nullptr); }
 std::vector<Plan> Planner::pareto(int points) {
   if (points < 2) throw InvalidArgument(fmt::format("pareto: found {} points; expected 2 or more", points));
   std::vector<Plan> plans;
+  plans.reserve(static_cast<size_t>(points));
   for (int k = 0; k < points; ++k)
     plans.push_back(impl_->plan(Budget::of_fraction(static_cast<double>(k) / (points - 1))));
   return plans;

@@ -12,22 +12,20 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int64_t kVersion = 1;
 constexpr int64_t kMostNumber = int64_t{1} << 60;
 
 FormatError refusal(const std::string& where, const std::string& found, const std::string& expected) {
   return FormatError(fmt::format("[refrain::plan] {}: found {}; expected {}", where, found, expected));
 }
 
-/// Of a plan's members. Throws `FormatError`, which does not leave this file.
+/// Reads a plan's members. Throws `FormatError`, which does not escape from this file.
 class Document {
  public:
   explicit Document(const Json& json) : json_(json) {
-    if (!json.is_object()) throw refusal("the whole", "no object", "a plan, as refrain plan writes it");
-    if (text("kind") != "plan") throw refusal("`kind`", json_string(text("kind")), "\"plan\"");
-    if (const int64_t version = number("version"); version != kVersion)
-      throw refusal("`version`", fmt::format("{}", version),
-                    fmt::format("{}, the version that this refrain writes", kVersion));
+    if (!json.is_object())
+      throw refusal("the document", "something that is not an object", "a plan, as refrain plan writes it");
+    if (!graph::is_kind(json, "plan", kPlanVersion))
+      throw refusal("the document", graph::found_kind(json), fmt::format("kind \"plan\" version {}", kPlanVersion));
   }
 
   const Json& member(const char* name) const {
@@ -41,13 +39,14 @@ class Document {
     const bool is_integer = json.is_number_unsigned() ? json.get<uint64_t>() <= static_cast<uint64_t>(kMostNumber)
                                                       : json.is_number_integer() && json.get<int64_t>() >= 0;
     if (!is_integer || json.get<int64_t>() > kMostNumber)
-      throw refusal(fmt::format("`{}`", name), json.is_number() ? json.dump() : "no number", "an integer, 0 or more");
+      throw refusal(fmt::format("`{}`", name), json.is_number() ? json.dump() : "something that is not a number",
+                    "an integer, 0 or more");
     return json.get<int64_t>();
   }
 
   std::string text(const char* name) const {
     const Json& json = member(name);
-    if (!json.is_string()) throw refusal(fmt::format("`{}`", name), "no text", "a text");
+    if (!json.is_string()) throw refusal(fmt::format("`{}`", name), "something that is not a string", "a string");
     return json.get<std::string>();
   }
 
@@ -61,7 +60,7 @@ Json parsed(std::string_view text) {
   return std::get<Json>(std::move(json));
 }
 
-/// The members, with what only the graph can tell worked out.
+/// Reads the members, and computes what follows from the graph.
 Plan make_plan(const Document& document, const graph::Graph& graph) {
   Plan plan;
   auto schedule = graph::schedule_of(document.member("schedule"), graph);
@@ -93,7 +92,7 @@ std::string to_json(const graph::Graph& graph, const Plan& plan) {
       "\"floor_bytes\":{},\"least_bytes\":{},\n"
       "\"added_ns\":{},\"step_ns\":{},\"recomputed_ops\":{},\"bound_ns\":{},\"gap\":{:.6f},\"proof\":{},\n"
       "\"schedule\":{},\n\"graph\":{}}}\n",
-      kVersion, json_string(graph::fingerprint(graph)), json_string(graph.model), json_string(plan.solver),
+      kPlanVersion, json_string(graph::fingerprint(graph)), json_string(graph.model), json_string(plan.solver),
       plan.is_feasible, plan.budget_bytes, plan.peak, plan.plain_peak, plan.floor_bytes, plan.least_bytes,
       plan.added_ns, plan.step_ns, plan.recomputed_ops, plan.bound_ns, plan.gap(), json_string(plan.proof),
       graph::to_json(graph, plan.schedule), graph::to_json(graph));

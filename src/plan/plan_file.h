@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
@@ -12,6 +13,8 @@
 /// `graph` and `schedule` as in graph/json.h. Phases are not kept.
 namespace refrain::plan {
 
+inline constexpr int64_t kPlanVersion = 1;  ///< of these documents
+
 std::string to_json(const graph::Graph& graph, const Plan& plan);
 
 struct PlannedGraph {
@@ -19,12 +22,12 @@ struct PlannedGraph {
   Plan plan;
 };
 
-/// Plan and graph of a document, of any bytes. Peak and added time are worked out anew; a refusal is a value: not JSON,
-/// another kind or version, a graph or schedule that is not right, a schedule that cannot run.
+/// Reads plan and graph of a document, of any bytes. Peak and added time are recomputed; an error is a value: not JSON,
+/// another kind or version, a graph or schedule with a defect, a schedule that cannot run.
 std::variant<PlannedGraph, FormatError> read_plan(std::string_view text);
 
-/// The plan for a step traced again: `graph` must be the same but for times, workspace and bytes outside, of which peak
-/// and added time are worked out anew. Whether it still fits its budget, `is_feasible` says.
+/// Reads the plan for a later trace of the step: `graph` must be the same but for times, workspace and bytes outside,
+/// from which peak and added time are recomputed. `is_feasible` says whether it still fits its budget.
 std::variant<Plan, FormatError> read_plan(std::string_view text, const graph::Graph& graph);
 
 }  // namespace refrain::plan

@@ -1,4 +1,4 @@
-/// `plan.h` in words: the names of solvers, and what a plan says of itself.
+/// Texts of `plan.h`: the names of solvers, and reports of plans.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -72,9 +72,9 @@ double Plan::gap() const {
 
 std::string Plan::brief() const {
   if (!is_feasible)
-    return fmt::format("no plan found for {}: least peak found {}, none is below {} (plain {})", mib(budget_bytes),
+    return fmt::format("no plan found for {}: lowest peak found {}, lower bound {} (baseline {})", mib(budget_bytes),
                        mib(peak), mib(floor_bytes), mib(plain_peak));
-  return fmt::format("peak {} of {} (plain {}), {:.2f} % time added by {} operators, at least {:.2f} % ({}), by {}",
+  return fmt::format("peak {} of {} (baseline {}), {:.2f} % time added by {} operators, at least {:.2f} % ({}), by {}",
                      mib(peak), mib(budget_bytes), mib(plain_peak), percent(added_ns, step_ns), recomputed_ops,
                      percent(bound_ns, step_ns), proof, solver);
 }

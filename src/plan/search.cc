@@ -20,8 +20,8 @@ void Search::note() {
   if (frontier_ != nullptr) frontier_->add(state_, name_, spacing_);
 }
 
-/// Drops a value after a touch. Then everything that the place it comes back at computes on the way may stay until it
-/// is wanted next, where the budget allows.
+/// Drops a value after a touch. Then everything that its recomputation computes on the way may be kept until its next
+/// use, where the budget allows.
 bool Search::drop_and_retain(ValueId id, size_t t, int64_t budget, bool retain) {
   const OpId place = state_.touches(id)[t + 1].place;
   const int32_t slot = 2 * place + 1;
@@ -59,7 +59,7 @@ void Search::weigh(int64_t budget, double exponent) {
   effort_.spend(static_cast<int64_t>(bytes.size()) / 4);
 }
 
-/// What a drop adds, without what its operator needs: nothing if that runs again in any case.
+/// Time that a drop adds, without what its operator needs: nothing if that is recomputed in any case.
 double Search::estimate(ValueId id, size_t t) const {
   if (state_.touches(id)[t + 1].is_again) return 0.0;
   return static_cast<double>(state_.problem().op(state_.problem().item(id).producer).ns);
@@ -75,7 +75,7 @@ double Search::benefit(ValueId id, size_t t) const {
 bool Search::descend(int64_t budget, const DescendOptions& options) {
   while (state_.peak() > budget && !effort_.is_over()) {
     const int64_t peak = state_.peak(), ns = state_.added_ns();
-    // long closures cost much to look at, and are good for nothing as long as there is another way
+    // long closures are costly to examine, and useless as long as there is another way
     state_.limit_closures(
         std::max<size_t>(256, 3 * static_cast<size_t>(std::sqrt(static_cast<double>(state_.problem().ends)))));
     const bool fits = descend_by_heap(budget, options);
@@ -156,14 +156,13 @@ void Search::collect_covering(int32_t slot, std::vector<Scored>& found) const {
       if (2 * touches[t + 1].place < slot) continue;
       const State::Range range = state_.range(id, t);
       if (range.first > slot) break;
-      if (range.last >= slot && state_.can_drop(id, t))
-        found.push_back({estimate(id, t), id, touches[t].place});
+      if (range.last >= slot && state_.can_drop(id, t)) found.push_back({estimate(id, t), id, touches[t].place});
       break;
     }
   }
 }
 
-/// Where the heap's drops would each lift another slot over the budget: anything that lowers the peak.
+/// Where the heap's drops would each lift another slot over the budget: tries anything that lowers the peak.
 bool Search::descend_at_peak(int64_t budget, const DescendOptions& options) {
   std::vector<Scored> found;
   while (state_.peak() > budget && !effort_.is_over()) {
@@ -243,7 +242,7 @@ void Search::refill(int64_t budget) {
   }
 }
 
-/// Cheapest drops at the peak until it fits, for at most `most_ns` in all.
+/// Makes the cheapest drops at the peak until it fits, for at most `most_ns` in all.
 bool Search::repair(int64_t budget, int64_t most_ns, Gap except) {
   constexpr size_t kTried = 6;
   std::vector<Scored> found;
@@ -292,8 +291,8 @@ std::vector<Search::Gap> Search::gaps() {
   return gaps;
 }
 
-/// One or two gaps are filled, and what that takes is dropped; taken back unless less than `most_ns` is added then.
-/// @return whether it was not.
+/// Keeps values over one or two gaps and drops others for that; rolls back unless less than `most_ns` is added then.
+/// @return whether the change was kept.
 bool Search::exchange(int64_t budget, int64_t most_ns, const std::vector<Gap>& gaps, std::mt19937_64& dice) {
   state_.begin();
   const int stays = dice() % 3 == 0 ? 2 : 1;

@@ -12,47 +12,47 @@
 namespace refrain::plan {
 
 struct DescendOptions {
-  /// Of the bytes over budget, as the weight of a slot: 0 counts slots, 1 bytes.
+  /// Exponent of the bytes over budget, as the weight of a slot: 0 counts slots, 1 bytes.
   double exponent = 0.0;
-  /// Bytes of values that come back may stay where the budget allows: those that a later place would compute again.
+  /// Keep recomputed values where the budget allows: those that a later place would recompute.
   bool retain = true;
-  /// Where drops would each lift another slot over the budget, anything that lowers the peak; costs much.
+  /// Where drops would each lift another slot over the budget, try anything that lowers the peak; costly.
   bool to_the_end = true;
 };
 
-/// Rounds without success after which `Search::improve` is at its end, mostly.
+/// Rounds without success after which `Search::improve` usually gains nothing more.
 inline int64_t improve_rounds(const Problem& problem) { return 400 + static_cast<int64_t>(problem.ends) / 4; }
 
-/// Changes a state step by step under a budget. All of it is deterministic, but for the time limit of `effort`.
+/// Changes a state step by step under a budget. Deterministic, but for the time limit of `effort`.
 class Search {
  public:
   Search(State& state, Effort& effort) : state_(state), effort_(effort), counted_(state.steps()) {}
 
-  /// From now on, adds to `frontier` what is passed on the way. It must outlive this.
+  /// Adds every state passed from now on to `frontier`, which must outlive this.
   void watch(Frontier* frontier, std::string name, int64_t spacing = 0) {
     frontier_ = frontier;
     spacing_ = spacing;
     name_ = std::move(name);
   }
 
-  /// Drops until the peak is at most `budget`: always what adds least time for the bytes it takes away where they are
-  /// too many. A drop comes with what it makes worthwhile to retain. @return false: no drop helps any more, or the
+  /// Drops until the peak is at most `budget`: always the value that adds least time for the bytes it frees where they
+  /// are too many. A drop comes with what it makes worthwhile to retain. @return false: no drop helps any more, or the
   /// effort is over.
   ///
   /// Source of the greedy rule: Chvatal, "A greedy heuristic for the set-covering problem", 1979; Wolsey 1982 for
   /// covers with capacities.
   bool descend(int64_t budget, const DescendOptions& options = {});
 
-  /// Uses bytes that are left: what fits stays, most time for its bytes first. Never over `budget`.
+  /// Uses free bytes: keeps what fits, values with most time for their bytes first. Never over `budget`.
   void refill(int64_t budget);
 
-  /// Local search: something stays, and for it the cheapest leaves; kept if less time is added. The peak must be, and
-  /// is, at most `budget`.
+  /// Runs a local search: keeps one value and drops the cheapest ones for it; accepted if less time is added. The peak
+  /// must be, and is, at most `budget`.
   /// @param rounds  without success before it ends.
   void improve(int64_t budget, uint64_t seed, int64_t rounds);
 
-  /// Large neighbourhoods: a row of values that left stay again, and the whole descends anew under weights drawn at
-  /// random; little more time is accepted, and the best is what remains. The peak must be, and is, at most `budget`.
+  /// Searches large neighbourhoods: keeps a row of dropped values, then descends under weights drawn at random; a
+  /// little more time is accepted, and the best state is the result. The peak must be, and is, at most `budget`.
   /// @param rounds  without success before it ends. Cost of each: as `descend` and `refill`.
   ///
   /// Source: Shaw, "Using constraint programming and local search methods to solve vehicle routing problems", 1998.

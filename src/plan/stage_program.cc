@@ -33,7 +33,7 @@ StageProgram::StageProgram(const Problem& problem, int64_t budget, std::vector<O
   add_rows();
 }
 
-/// From the end on: what the step reads, and what operators that may have to run again read.
+/// Goes backward from the end: what the step reads, and what operators that may have to be recomputed read.
 void StageProgram::find_useful() {
   useful_.assign(boundaries_.size() + 1, std::vector<char>(p_.items.size()));
   std::vector<char> useful(p_.items.size()), op_useful(index(p_.ends));
@@ -58,7 +58,7 @@ void StageProgram::find_useful() {
   useful_.back() = useful;
 }
 
-/// The step makes it there, or it does not move and is alive at one of the stage's places.
+/// Whether the step makes it in the stage, or it does not move and is alive at one of the stage's places.
 bool StageProgram::is_there_in_stage(ValueId id, size_t stage) const {
   const Problem::Item& item = p_.item(id);
   if (item.producer != graph::kNone && item.producer >= begin(stage) && item.producer < end(stage)) return true;
@@ -94,7 +94,7 @@ void StageProgram::add_columns() {
     }
 }
 
-/// Least in use while it runs again in the stage, whatever else is there.
+/// Least bytes in use while it is recomputed in the stage, whatever else is resident.
 int64_t StageProgram::least_bytes_again(OpId op, size_t stage) const {
   const OpId first = std::max(begin(stage) + 1, op + 1);
   if (end(stage) - first > 8) return 0;
@@ -108,8 +108,8 @@ int64_t StageProgram::least_bytes_again(OpId op, size_t stage) const {
   return least;
 }
 
-/// `column` (or 1) <= what makes it available in the stage. @param dead  after its death: what was there before that
-/// does not count. @param stays  instead of what was there before: all through the stage.
+/// `column` (or 1) <= what makes it available in the stage. @param dead  after its death: what was resident before that
+/// does not count. @param stays  instead of what was resident before: all through the stage.
 void StageProgram::at_most_available(int32_t column, ValueId id, size_t stage, bool dead, int32_t stays) {
   if (stays == kNo && !dead && is_there_in_stage(id, stage)) return;
   const OpId producer = p_.item(id).producer;
@@ -216,7 +216,7 @@ void StageProgram::add_stays(size_t stage, std::vector<int32_t>& stays) {
     const OpId first = std::max(begin(stage) + 1, op + 1);
     const auto least = std::min_element(anyway_.begin() + first, anyway_.begin() + end(stage) + 1);
     int64_t need = std::max<int64_t>(0, p_.made[index(op)] + p_.op(op).workspace);
-    std::vector<ValueId> comes;  // is there for it alone
+    std::vector<ValueId> comes;  // resident for it alone
     for (const ValueId v : p_.op(op).inputs) {
       const Problem::Item& item = p_.item(v);
       if (!item.movable && item.first <= end(stage) && item.death > first) continue;
@@ -248,8 +248,8 @@ void StageProgram::add_rows() {
   }
 }
 
-/// Through each stage from where it is there (at the boundary before, or made, or first read) to where it is last needed
-/// (at the boundary after, or last read).
+/// Through each stage from where it is resident (at the boundary before, or made, or first read) to where it is last
+/// needed (at the boundary after, or last read).
 Stays StageProgram::round(const std::vector<double>& x) const {
   const auto is_there = [&](ValueId v, size_t boundary) {
     const int32_t column = there(v, boundary);

@@ -10,24 +10,26 @@
 
 namespace refrain::plan {
 
-/// The choice of what is there over some places of the step, the *boundaries*, as a mixed integer program.
+/// Chooses which values are resident over some places of the step, the *boundaries*, as a mixed integer program.
 ///
-/// S[v,k]: value v is there while the operator at boundary k runs. R[o,k]: operator o runs again, at least once, in
-/// stage k, between the boundaries k - 1 and k. Minimise sum ns[o] R[o,k]  s.t.
+/// S[v,k]: value v is resident while the operator at boundary k runs. R[o,k]: operator o is recomputed, at least once,
+/// in stage k, between the boundaries k - 1 and k. Minimise sum ns[o] R[o,k]  s.t.
 ///   S[v,k] <= S[v,k-1] + R[producer(v),k] + [made by the step in the stage]
 ///   R[o,k] <= S[u,k-1] + R[producer(u),k] + [made by the step in the stage]     for inputs u of o
 ///   1 <= the same for what the step reads in the stage
-///   sum bytes[v] S[v,k] <= budget - what must be there
-/// In the relaxation a value could come back bit by bit in many stages from a bit of its inputs. So Y[o,k] <= sum of
-/// R[o,j] over j > k, whether o runs again after boundary k at all, with Y[o,k] <= S[u,k] + Y[producer(u),k] and 1 <=
+///   sum bytes[v] S[v,k] <= budget - what must be resident
+/// In the relaxation a value could be recomputed bit by bit in many stages from a bit of its inputs. So Y[o,k] <= sum
+/// of
+/// R[o,j] over j > k, whether o is recomputed after boundary k at all, with Y[o,k] <= S[u,k] + Y[producer(u),k] and 1
+/// <=
 /// S[v,k] + Y[producer(v),k] for what the step reads later: then the relaxation is no weaker than the min cut at any
-/// boundary. Operators that overwrite read the value as it was before; values that are dead in the plain run are there
-/// only if computed again. Every schedule within the budget gives a solution, so that the least cost, also of the
-/// relaxation, is a bound. With all places as boundaries it lacks only the bytes in use while operators run again.
+/// boundary. Operators that overwrite read the value as it was before; values that are dead in the baseline are
+/// resident only if recomputed. Every schedule within the budget gives a solution, so that the least cost, also of the
+/// relaxation, is a bound. With all places as boundaries it lacks only the bytes in use while operators are recomputed.
 ///
-/// With `between`, X[v,k]: v stays from boundary k - 1 to boundary k, without a break. Then S[v,k] <= X[v,k] +
+/// With `between`, X[v,k]: v is kept from boundary k - 1 to boundary k, without a break. Then S[v,k] <= X[v,k] +
 /// R[producer(v),k] + [made by the step in the stage], X[v,k] <= S[v,k-1], and all X fit the budget beside what any
-/// operator of the step in the stage needs, and beside what reads and makes any operator that runs again in it.
+/// operator of the step in the stage needs, and beside what any operator that is recomputed in it reads and makes.
 ///
 /// Source: Jain et al., "Checkmate: Breaking the Memory Wall with Optimal Tensor Rematerialization", MLSys 2020; stages
 /// of more than one operator, storages and overwriting are ours.
@@ -43,8 +45,8 @@ class StageProgram {
   struct Result {
     LinearProgram::Status status = LinearProgram::Status::kUnavailable;
     int64_t bound_ns = 0;
-    Stays stays;  ///< of the best integer solution, if all places are boundaries; or empty
-    Stays rounded;  ///< of any solution: what is there by half or more; or empty
+    Stays stays;    ///< of the best integer solution, if all places are boundaries; or empty
+    Stays rounded;  ///< of any solution: values resident by half or more; or empty
   };
   Result solve(double seconds, bool relaxed) const;
 

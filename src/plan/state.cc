@@ -66,7 +66,7 @@ int State::find(ValueId id, OpId place) const {
   return at != touches.end() && at->place == place ? static_cast<int>(at - touches.begin()) : -1;
 }
 
-/// At the start of the actions of `place`.
+/// Whether the value is resident at the start of the actions of `place`.
 bool State::is_there(ValueId id, OpId place) const {
   if (p_->is_there_anyway(id, place)) return true;
   const auto& touches = touches_[index(id)];
@@ -85,7 +85,7 @@ bool State::stays_after(ValueId id, OpId place) const {
   return t >= 0 && touches_[index(id)][static_cast<size_t>(t)].stays;
 }
 
-/// At the end of the actions of `place`.
+/// Whether the value is kept at the end of the actions of `place`.
 bool State::is_kept_at(ValueId id, OpId place) const {
   const int t = find(id, place);
   if (t < 0) return is_there(id, place);
@@ -195,7 +195,7 @@ bool State::stay(ValueId id, size_t t) {
 
 void State::mark(OpId place, bool again) { (again ? pending_ : dirty_).push_back(place); }
 
-/// Ends a stay; what came back only for its sake is not computed any more.
+/// Ends a stay; what was recomputed only for it is not any more.
 void State::leave(ValueId id, size_t t) {
   save(id);
   auto& touches = touches_[index(id)];
@@ -208,7 +208,7 @@ void State::leave(ValueId id, size_t t) {
     mark(touches[t].place, false);
 }
 
-/// Places are worked off from late to early, as a place's closure has effects on earlier ones only.
+/// Rebuilds places from late to early, as a place's closure has effects on earlier ones only.
 bool State::run_pending() {
   while (!pending_.empty()) {
     const auto latest = std::max_element(pending_.begin(), pending_.end());

@@ -10,22 +10,23 @@
 
 namespace refrain::plan {
 
-/// That a value stays from the end of place `from` (where it is made, read or computed again) until place `to`.
+/// A retention interval: a value is kept from the end of place `from` (where it is made, read or recomputed) until
+/// place `to`.
 struct Stay {
   OpId from = 0, to = 0;
 };
 
-/// A schedule in the form in which solvers change it, with its exact peak and added time at all times.
+/// A schedule in the form in which solvers change it, with its exact peak and added time after each change.
 ///
 /// Each value has *touches*: the places where it is made, read by the step, or read or made by a recomputation. Between
-/// two touches that follow each other it either stays or not; that is all there is to decide. What is not there where
-/// it is needed is computed again right there, with all that that takes and is not there (the *closure* of the place),
-/// in the order of the step; what no one wants later is dropped after its last read. A change thus has effects at one
-/// place, and in the bytes between two touches.
+/// two neighbouring touches it is either kept or not; that is the only decision. A value that is not resident where it
+/// is needed is recomputed right there, with everything that this reads and that is not resident (the *closure* of the
+/// place), in the order of the step; a value without a later use is dropped after its last read. A change thus has
+/// effects at one place, and in the bytes between two touches.
 ///
 /// Agrees with `graph::simulate` to the byte. Source of the retention intervals: Bartan et al., "MOCCASIN: Efficient
-/// Tensor Rematerialization for Neural Networks", ICML 2023; here they follow from touches, and a closure is worked
-/// out, not searched for.
+/// Tensor Rematerialization for Neural Networks", ICML 2023; here they follow from touches, and a closure is computed,
+/// not searched for.
 class State {
  public:
   struct Touch {
@@ -34,10 +35,10 @@ class State {
     bool is_needed = false;  ///< by the step
     bool is_read = false;    ///< by a recomputation
     bool is_again = false;   ///< made by a recomputation
-    bool stays = false;      ///< until the next touch
+    bool stays = false;      ///< kept until the next touch
   };
 
-  /// Keeps all until the last use. `problem` must outlive this.
+  /// Keeps every value until its last use. `problem` must outlive this.
   explicit State(const Problem& problem);
 
   const Problem& problem() const { return *p_; }
@@ -45,13 +46,13 @@ class State {
   int64_t added_ns() const { return added_ns_; }
   const PeakTree& profile() const { return tree_; }
   const std::vector<Touch>& touches(ValueId id) const { return touches_[static_cast<size_t>(id)]; }
-  /// Operators that run again at a place, rising.
+  /// Operators that are recomputed at a place, rising.
   const std::vector<OpId>& again(OpId place) const { return again_[static_cast<size_t>(place)]; }
 
-  /// Work done so far, in steps that take about the same time each.
+  /// Work so far, in steps of about the same time each.
   int64_t steps() const { return steps_; }
 
-  /// Slots of which staying after touch `t` takes bytes; empty if `first > last`.
+  /// Slots in which keeping the value after touch `t` takes bytes; empty if `first > last`.
   struct Range {
     int32_t first = 0, last = -1;
     bool is_empty() const { return first > last; }
@@ -64,10 +65,10 @@ class State {
   bool can_drop(ValueId id, size_t t) const;
   bool can_stay(ValueId id, size_t t) const;
 
-  /// Changes come between `begin` and `commit` or `rollback`, which may be nested. @return false: not possible, roll
-  /// back.
+  /// Changes are made between `begin` and `commit` or `rollback`, which may be nested. @return false: not possible,
+  /// roll back.
   bool drop(ValueId id, size_t t);
-  /// A change that would make more than so many operators run again at one place is not possible from now on.
+  /// Forbids changes that recompute more than so many operators at one place, from now on.
   void limit_closures(size_t most) { most_again_ = most; }
   bool stay(ValueId id, size_t t);
   void begin();
@@ -76,13 +77,12 @@ class State {
   /// Values whose touches changed since the last `begin`, some more than once.
   std::vector<ValueId> changed() const;
 
-  /// Everything anew. @param stays  by value. What they ask for and cannot be is left out. Values that come back are
-  /// retained until their last use by the step if `retain`.  @return false: something needed cannot be computed; then
-  /// all is kept.
+  /// Sets the whole state. @param stays  by value; impossible ones are left out. @param retain  keep recomputed values
+  /// until their last use by the step. @return false: something needed cannot be recomputed; then all is kept.
   bool assign(const std::vector<std::vector<Stay>>& stays, bool retain = false);
-  /// What `assign` makes the same state of.
+  /// Lists the stays from which `assign` makes this state.
   std::vector<std::vector<Stay>> stays() const;
-  /// The stays of a schedule that runs.
+  /// Lists the stays of a schedule that runs.
   static std::vector<std::vector<Stay>> stays_of(const Problem& problem, const graph::Schedule& schedule);
 
   graph::Schedule schedule() const;
@@ -122,7 +122,7 @@ class State {
   void measure(OpId place);
   void mark(OpId place, bool again);
   void build_tree();
-  /// Runs the closure of a place. Bytes are relative to its second slot. @return the most.
+  /// Runs the closure of a place. Bytes are relative to its second slot. @return their peak.
   template <typename Sink>
   int64_t play(OpId place, Sink& sink) const;
   int64_t begin_play(OpId place) const;
@@ -136,13 +136,13 @@ class State {
   const Problem* p_;
   std::vector<std::vector<Touch>> touches_;
   std::vector<std::vector<OpId>> again_;
-  std::vector<int64_t> extra_;  // by place: most bytes while it runs, beyond those in its second slot
+  std::vector<int64_t> extra_;  // by place: peak while it runs, beyond the bytes in its second slot
   PeakTree tree_;
   int64_t added_ns_ = 0;
   size_t most_again_ = SIZE_MAX;
   mutable int64_t steps_ = 0;
 
-  // changes that can be taken back
+  // changes that can be rolled back
   struct Level {
     size_t values, places, added;
     int64_t ns;

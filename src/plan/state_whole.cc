@@ -27,7 +27,8 @@ void merge(std::vector<Stay>& stays) {
 
 }  // namespace
 
-// The closure of a place, and what begins to stay there. @return false if what the place needs cannot be computed
+// Computes the closure of a place, and the stays that begin there. @return false if what the place needs cannot be
+// recomputed
 bool State::assign_place(OpId place, const std::vector<ValueId>& begins) {
   ++mark_;
   fresh_.clear();
@@ -86,7 +87,8 @@ bool State::assign(const std::vector<std::vector<Stay>>& wanted, bool retain) {
   std::vector<std::vector<ValueId>> begins(index(p_->ends) + 1);
   for (size_t v = 0; v < stays.size(); ++v)
     for (const Stay& stay : stays[v])
-      if (stay.from > p_->items[v].producer && stay.from <= p_->ends) begins[index(stay.from)].push_back(static_cast<ValueId>(v));
+      if (stay.from > p_->items[v].producer && stay.from <= p_->ends)
+        begins[index(stay.from)].push_back(static_cast<ValueId>(v));
   retained_ = &stays;
   bool is_possible = true;
   for (OpId place = 0; place <= p_->ends && is_possible; ++place) {
@@ -127,7 +129,7 @@ std::vector<std::vector<Stay>> State::stays() const {
 
 std::vector<std::vector<Stay>> State::stays_of(const Problem& problem, const graph::Schedule& schedule) {
   std::vector<std::vector<Stay>> stays(problem.items.size());
-  std::vector<OpId> since(problem.items.size(), kNone - 1);  // place at the end of which it came
+  std::vector<OpId> since(problem.items.size(), kNone - 1);  // place at the end of which it was allocated
   const auto go = [&](ValueId v, OpId place) {
     OpId& from = since[index(v)];
     if (from > kNone - 1 && from < place) stays[index(v)].push_back({from, place});

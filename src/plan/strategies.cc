@@ -28,7 +28,7 @@ std::vector<Block> sqrt_n_blocks(const Problem& problem) {
   return equal_blocks(problem, static_cast<int32_t>(std::ceil(std::sqrt(static_cast<double>(turn(problem))))));
 }
 
-/// By module path, or else sqrt(n) of them.
+/// Cuts by module path, or else into sqrt(n) blocks.
 std::vector<Block> model_blocks(const Problem& problem) {
   auto blocks = blocks_by_scope(problem);
   return blocks.empty() ? sqrt_n_blocks(problem) : blocks;
@@ -74,7 +74,7 @@ bool solve_selective(State& state, int64_t budget, Effort& effort, const std::ve
 
 namespace {
 
-/// The min cut for given costs of saving a byte; operators cost their time, those `banned` never run again.
+/// Finds the min cut for given costs of saving a byte; operators cost their time, those `banned` are never recomputed.
 Stays cut_for(const Problem& problem, ClosureCut& cut, const std::function<int64_t(ValueId)>& keep_cost,
               const std::function<int64_t(OpId)>& run_cost, Effort& effort) {
   for (const ValueId v : cut.keepable()) cut.set_keep_cost(v, keep_cost(v));
@@ -116,7 +116,7 @@ struct Saved {
   int64_t bytes, ns;
 };
 
-/// Of `items`, which to save for most time within `limit` bytes, in 1/400 of the sum of bytes.
+/// Chooses which `items` to save for most time within `limit` bytes, in 1/400 of the sum of bytes.
 std::vector<char> knapsack(const std::vector<Saved>& items, int64_t limit) {
   constexpr int64_t kParts = 400;
   int64_t sum = 0;
@@ -241,7 +241,7 @@ bool solve_priced_cut(State& state, int64_t budget, Effort& effort, const Visit&
     return cut_for(
         problem, cut,
         [&](ValueId v) {
-          // it is there in any case until its last read of forward and from its first of backward
+          // it is resident in any case until its last read of forward and from its first of backward
           const auto reads = problem.reads[v];
           const auto later = std::lower_bound(reads.begin(), reads.end(), at);
           const OpId from = later == reads.begin() ? problem.item(v).producer : *(later - 1);
@@ -268,7 +268,7 @@ bool solve_priced_cut(State& state, int64_t budget, Effort& effort, const Visit&
     }
   }
   if (best.finish()) return true;
-  // what came back stays too long
+  // recomputed values are kept too long
   Search search(state, effort);
   return search.descend(budget);
 }

@@ -8,7 +8,7 @@
 #include "intercept/storage_barrier.h"
 #include "intercept/storage_copy.h"
 #include "intercept/unwarned.h"
-#include "refrain/error.h"
+#include "refrain/torch_error.h"
 #include "replay/replay_errors.h"
 #include "tape/barrier_pause.h"
 #include "tape/cap.h"
@@ -30,7 +30,7 @@ class ReplayingScope {
   bool before_;
 };
 
-/// A `BarrierPause` of storages, while it lives. Called without the lock, which it takes only where there is a barrier.
+/// A `BarrierPause` of storages, while alive. Called without the lock, which it takes only where there is a barrier.
 class BarriersLifted {
  public:
   explicit BarriersLifted(const c10::SmallVectorImpl<c10::Storage>& storages) {
@@ -70,7 +70,7 @@ void Pass::close(TapeLock& lock) {
     ops_.push_back(op);
     if (op->rng_not_preserved)
       throw CheckpointError(fmt::format(
-          "[refrain::checkpoint] backward needs the random operator `{}` again, but the region was recorded with "
+          "[refrain::checkpoint] backward must recompute the random operator `{}`, but the region was recorded with "
           "preserve_rng_state(false). Leave it on for functions that draw random numbers.",
           op->traits->name()));
     for (const auto& ref : op->refs_in) add_input(*op, ref, todo);
@@ -89,7 +89,7 @@ void Pass::close(TapeLock& lock) {
   auto& stats = lock.tape().stats;
   ++stats.replay_passes;
   stats.replayed_ops += static_cast<int64_t>(ops_.size());
-  for (auto* op : ops_) stats.replayed_forward_ns += op->forward_ns;
+  for (auto* op : ops_) stats.replayed_forward_ms += static_cast<double>(op->forward_ns) / 1e6;
 }
 
 void Pass::lock_inputs() {
@@ -104,9 +104,9 @@ void Pass::run() {
   for (auto& step : steps_) {
     const auto& op = *step.op;
     if (!op.ambient.same_globals(now))
-      throw CheckpointError(fmt::format(
-          "[{}] cannot replay `{}` as it ran in forward: {}. Restore the setting before backward.", recorded_by(op.region),
-          op.traits->name(), describe_change(op.ambient, now)));
+      throw CheckpointError(
+          fmt::format("[{}] cannot replay `{}` as it ran in forward: {}. Restore the setting before backward.",
+                      recorded_by(op.region), op.traits->name(), describe_change(op.ambient, now)));
     ambient.set(op.ambient);
     for (const auto index : step.inputs)
       if (index >= 0) fetch(values_[index]);
@@ -150,7 +150,7 @@ void Pass::lock_inputs(const Step& step) {
     if (index < 0) continue;
     auto& planned = values_[index];
     if (planned.locked || planned.ours || !planned.bytes) continue;
-    if (planned.value->evicted) throw InputLeft();
+    if (planned.value->is_evicted()) throw InputLeft();
     lock_bytes(planned);
   }
 }
@@ -187,7 +187,7 @@ void Pass::tell_replayed(const Op& op, const Written& written) const {
 
 void Pass::tell_dropped(const PlannedValue& planned) const {
   auto* listener = step_listener();
-  if (!listener || !planned.ours || planned.written >= 0) return;  // overwritten and consumed, it has gone already
+  if (!listener || !planned.ours || planned.written >= 0) return;  // overwritten and consumed: dropped already
   TapeLock lock;
   listener->dropped(lock, *planned.value);
 }
@@ -217,10 +217,10 @@ void Pass::add_input(const Op& op, const ArgRef& ref, std::vector<int32_t>& todo
   if (ref.kept.defined() && moved) throw_changed(op, ref);
   auto* value = ref.value;
   if (!value) return;
-  if (value->is_leaf() && moved && !value->private_copy && !value->parked) throw_changed(op, ref);
+  if (value->is_leaf() && moved && !value->private_copy && !value->is_in_store()) throw_changed(op, ref);
   if (value->mark == number_) return;
   auto bytes = moved && !value->private_copy ? c10::Storage() : resident(*value);
-  if (!bytes && !value->producer && !value->parked) {
+  if (!bytes && !value->producer && !value->is_in_store()) {
     if (value->hashed) throw_refilled(op, ref);
     throw_lost(*value, &op);
   }
@@ -289,8 +289,7 @@ c10::IValue Pass::list_of(const Op& op, size_t arg, std::vector<at::Tensor>&& te
 
 void Pass::fill_empty_lists(const Op& op, torch::jit::Stack& stack) {
   for (const size_t arg : op.traits->tensor_lists)
-    if (stack[arg].isInt())
-      stack[arg] = list_of(op, arg, std::vector<at::Tensor>(stack[arg].toInt()));
+    if (stack[arg].isInt()) stack[arg] = list_of(op, arg, std::vector<at::Tensor>(stack[arg].toInt()));
 }
 
 void Pass::writable(int32_t index, Written& written) {
@@ -302,7 +301,7 @@ void Pass::writable(int32_t index, Written& written) {
 }
 
 at::Tensor Pass::tensor_of(const Step& step, size_t i, const Written& written,
-                     c10::SmallVectorImpl<c10::Storage>& storages) {
+                           c10::SmallVectorImpl<c10::Storage>& storages) {
   const auto& ref = step.op->refs_in[i];
   if (ref.kept.defined()) return ref.kept;
   const auto index = step.inputs[i];
@@ -324,7 +323,8 @@ void Pass::run_kernel(const Op& op, torch::jit::Stack& stack) {
   op.traits->handle.redispatchBoxed(op.keys, &stack);
 }
 
-void Pass::collect(const Step& step, const torch::jit::Stack& stack, const c10::SmallVectorImpl<c10::Storage>& storages) {
+void Pass::collect(const Step& step, const torch::jit::Stack& stack,
+                   const c10::SmallVectorImpl<c10::Storage>& storages) {
   const auto& op = *step.op;
   for (size_t i = 0; i < op.outs.size(); ++i) {
     if (step.outputs[i] < 0) continue;

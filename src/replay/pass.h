@@ -11,22 +11,22 @@
 
 namespace refrain::tape {
 
-/// A replay pass: which operators to run, and where each value in it comes from and ends. Made under the lock; run without
-/// it on what it owns.
+/// A replay pass: which operators to run, where each value comes from and where it goes. Made under the lock; run
+/// without it, on what it owns.
 class Pass {
  public:
   struct PlannedValue {
-    Value* value = nullptr;   ///< retained
+    Value* value = nullptr;  ///< retained
     c10::Storage bytes;
     std::shared_ptr<Offloaded> offloaded;  ///< where to fetch them when first needed
-    int32_t uses = 0;         ///< planned operators that still read it
-    bool ours = false;        ///< replayed here, so its bytes may be consumed
+    int32_t uses = 0;                      ///< planned operators that still read it
+    bool ours = false;                     ///< replayed here, so its bytes may be consumed
     bool target = false;
-    bool locked = false;      ///< counts in `value->locks`
-    bool unchecked = false;   ///< `hash` says what recorded operators read, and nobody has looked yet
+    bool locked = false;     ///< counts in `value->locks`
+    bool unchecked = false;  ///< `hash` is of what recorded operators read, and not compared yet
     uint64_t hash = 0;
-    uint32_t look = 0;        ///< number of the look at an operator's inputs that came by last
-    int32_t written = -1;     ///< position among what the operator that runs overwrites, or -1
+    uint32_t look = 0;     ///< number of the last walk over an operator's inputs that met it
+    int32_t written = -1;  ///< position among what the operator that runs overwrites, or -1
   };
 
   explicit Pass(TapeLock& lock) : number_(++lock.tape().plan_number) {}
@@ -36,16 +36,16 @@ class Pass {
   /// Finds the operators needed, in recorded order. @throws CheckpointError
   void close(TapeLock& lock);
 
-  /// Nothing that the pass reads leaves memory before it ran.
+  /// Keeps everything that the pass reads resident until it has run.
   void lock_inputs();
 
-  /// What was in memory when this was planned has left.
+  /// Thrown when an input that was resident during planning is evicted.
   struct InputLeft {};
 
-  /// @throws InputLeft unless `lock_inputs` was called; what is back by then stays.
+  /// @throws InputLeft unless `lock_inputs` was called; values recomputed by then stay resident.
   void run();
 
-  /// What the pass reads of `value` may be overwritten.
+  /// Allows the pass to overwrite the bytes of `value`.
   void consume(const Value* value);
 
   static void fetch(PlannedValue& planned);
@@ -53,7 +53,7 @@ class Pass {
   const std::vector<PlannedValue>& values() const { return values_; }
   int64_t operators_run() const { return operators_run_; }
 
-  /// Lets go of everything, bytes included. Needs the lock.
+  /// Releases everything, bytes included. Needs the lock.
   void clear(TapeLock& lock);
 
  private:
@@ -62,26 +62,26 @@ class Pass {
     c10::SmallVector<int32_t, 4> inputs;
     c10::SmallVector<int32_t, 2> outputs;
   };
-  /// Planned values that an operator overwrites, and the memory that it does it in.
+  /// Planned values that an operator overwrites, and the memory it writes.
   using Written = c10::SmallVector<std::pair<int32_t, c10::Storage>, 2>;
 
-  // Late, so that what a long pass needs at its end can leave until then.
+  // Locks the inputs late, so that a long pass's last inputs can be evicted until then.
   void lock_inputs(const Step& step);
 
-  // What comes from outside must be what forward read.
+  // Checks that inputs from outside are what forward read.
   void check_inputs(const Step& step);
 
   static void lock_bytes(PlannedValue& planned);
   static void unlock(TapeLock& lock, PlannedValue& planned);
 
-  // Whether the look that is under way sees it for the first time.
+  // Whether the current walk over inputs meets it for the first time.
   bool comes_first(PlannedValue& planned) const { return std::exchange(planned.look, look_) != look_; }
 
   void tell_replayed(const Op& op, const Written& written) const;
 
   void tell_dropped(const PlannedValue& planned) const;
 
-  // Nothing in this pass reads it any more.
+  // Releases a value that nothing in this pass reads any more.
   static void let_go(PlannedValue& planned);
 
   PlannedValue& entry(Value* value);
@@ -92,11 +92,11 @@ class Pass {
 
   static c10::IValue list_of(const Op& op, size_t arg, std::vector<at::Tensor>&& tensors);
 
-  // Lists of which no element was defined have no reference of their own.
+  // Fills lists without a defined element: they have no reference of their own.
   static void fill_empty_lists(const Op& op, torch::jit::Stack& stack);
 
-  // Memory in which the operator may overwrite this value: the value's own if this pass made it and no slot wants it, else
-  // a copy. No later operator reads the old value: what was recorded after the write reads the new one.
+  // Chooses the memory in which the operator overwrites this value: the value's own if this pass made it and no slot
+  // wants it, else a copy. No later operator reads the old value: those recorded after the write read the new one.
   void writable(int32_t index, Written& written);
 
   at::Tensor tensor_of(const Step& step, size_t i, const Written& written,
@@ -106,7 +106,8 @@ class Pass {
 
   void collect(const Step& step, const torch::jit::Stack& stack, const c10::SmallVectorImpl<c10::Storage>& storages);
 
-  // An evicted value is back for all, not for this pass only: backward, which goes the other way, will want it soon.
+  // Makes an evicted value resident for all, not for this pass only: backward, which goes the other way, will read it
+  // soon.
   static void put_in_place(PlannedValue& planned);
 
   const uint64_t number_;

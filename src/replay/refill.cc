@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <chrono>
 
-#include "refrain/error.h"
+#include "refrain/torch_error.h"
 #include "replay/pass.h"
 #include "tape/region_end.h"
 #include "tape/region_work.h"
@@ -20,7 +20,7 @@ void drop_unread(TapeLock& lock, Region* region) {
   for (auto* child : region->children) release_bound_holds(lock, child);
 }
 
-// Cleans up when the graph task lets go of its callback: at its end, or when it failed.
+// Cleans up when the graph task releases its callback: at its end, or when it failed.
 struct Cleanup {
   explicit Cleanup(Region* r) : region(r) { ++region->refs; }
   ~Cleanup() {
@@ -57,7 +57,7 @@ class FillingScope {
   Region* region_;
 };
 
-// What slots read from a bound stays with them; the bounds themselves have done their work until the next backward.
+// Slots keep what they read from a bound; the bounds themselves are not needed until the next backward.
 void keep_bounds_read(TapeLock& lock, Region* region, Slot* asked, int32_t task) {
   if (task < 0) return;
   for (auto* slot = region->slots; slot; slot = slot->in_region.next)
@@ -67,14 +67,17 @@ void keep_bounds_read(TapeLock& lock, Region* region, Slot* asked, int32_t task)
   drop_unread_after(region, task);
 }
 
-// What `region`'s unread slots (or only `asked`, outside a graph task) and the bounds of its nested regions need. @return whether there is anything.
+// Adds to `pass` what `region`'s unread slots (or only `asked`, outside a graph task) and the bounds of its nested
+// regions need.
+// @return whether there is anything.
 bool want_all(Pass& pass, const Region* region, const Slot* asked, int32_t task) {
   bool any = false;
   for (auto* slot = region->slots; slot; slot = slot->in_region.next) {
     const bool unread = task >= 0 && slot->read_task != task;
     if (slot != asked && !unread) continue;
-    if (!slot->value || slot->filled || slot->value->unknown || slot->value->evicted || resident(*slot->value)) continue;
-    if (slot->value->is_leaf() && !slot->value->parked) continue;
+    if (!slot->value || slot->filled || slot->value->unknown || slot->value->is_evicted() || resident(*slot->value))
+      continue;
+    if (slot->value->is_leaf() && !slot->value->is_in_store()) continue;
     pass.want(slot->value);
     any = true;
   }
@@ -89,15 +92,16 @@ bool want_all(Pass& pass, const Region* region, const Slot* asked, int32_t task)
   return any;
 }
 
-// Gives values and slots what the pass brought. @return the storage of `output`, if that is not null.
-c10::Storage hand_out(TapeLock& lock, const Pass& pass, const Region* region, const Slot* asked, int32_t task, const Value* output) {
+// Gives values and slots the results of the pass. @return the storage of `output`, if that is not null.
+c10::Storage hand_out(TapeLock& lock, const Pass& pass, const Region* region, const Slot* asked, int32_t task,
+                      const Value* output) {
   c10::Storage brought;
   for (const auto& planned : pass.values()) {
     if (!planned.target) continue;
     auto* value = planned.value;
     auto bytes = planned.bytes;
-    // what was fetched with all ranks, and is here too: autograd, and who writes to it, have the tensor
-    if (auto own = value->parked && value->key && !value->stale ? value->storage.lock() : nullptr)
+    // fetched because all ranks take part, though it is resident: autograd, and who writes to it, have the tensor
+    if (auto own = value->is_in_store() && value->key && !value->is_overwritten() ? value->storage.lock() : nullptr)
       bytes = c10::Storage(std::move(own));
     else
       install_bytes(lock, value, bytes);
@@ -148,8 +152,8 @@ c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t ta
     brought = hand_out(lock, pass, region, asked, task, output);
     hold_bounds_of_children(lock, region);
     keep_bounds_read(lock, region, asked, task);
-    lock.tape().stats.replay_ns +=
-        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+    lock.tape().stats.replay_ms +=
+        std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   }
   pass.clear(lock);
   filling.finish(lock);
@@ -166,7 +170,7 @@ void wait_until_idle(TapeLock& lock, Region* region) {
   while (region->filling) lock.tape().filled.wait(lock.raw());
 }
 
-// Enclosing regions first: what `region` reads from them must be there.
+// Fills enclosing regions first: what `region` reads from them must be resident.
 void fill_enclosing(TapeLock& lock, Region* region, int32_t task) {
   std::vector<Region*> missing;
   for (auto* at = region; at->parent && !bounds_resident(at); at = at->parent) missing.push_back(at->parent);
@@ -176,8 +180,8 @@ void fill_enclosing(TapeLock& lock, Region* region, int32_t task) {
   }
 }
 
-// The regions whose discarded outputs `region` reads, from the first in forward order on; each recomputes what its own slots
-// need too, as backward comes to it next.
+// Fills the regions whose discarded outputs `region` reads, in forward order; each recomputes what its own slots need
+// too, as backward reaches it next.
 void fill_discarded(TapeLock& lock, Region* region, int32_t task) {
   struct Missing {
     Region* reader;
@@ -230,8 +234,8 @@ void refill(TapeLock& lock, Slot& slot) {
     fill_region(lock, region, &slot, task);
     if (back()) return;
     throw CheckpointError(
-        "[refrain::checkpoint] a saved tensor could not be brought back: its bytes were never written by an operator and "
-        "are gone. Keep the tensor alive until an operator has read it.");
+        "[refrain::checkpoint] a saved tensor cannot be recomputed: no operator wrote its bytes, and they are freed. "
+        "Keep the tensor alive until an operator has read it.");
   }
 }
 

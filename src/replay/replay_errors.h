@@ -2,17 +2,17 @@
 
 #include "tape/value.h"
 
-/// Why an operator cannot be replayed. All throw `CheckpointError`.
+/// Errors for an operator that cannot be replayed. All throw `CheckpointError`.
 namespace refrain::tape {
 
-/// In whose words an error is: a budget has a cap too. @param region  of the operator, or null
+/// Prefix of an error's message: a budget has a cap too. @param region  of the operator, or null
 const char* recorded_by(const Region* region);
 
-/// Argument `ref` of `op` has another version than when it was recorded.
+/// Throws: argument `ref` of `op` has another version than when it was recorded.
 [[noreturn]] void throw_changed(const Op& op, const ArgRef& ref);
-/// Its bytes are others, without a version.
+/// Throws: its bytes were changed without a new version.
 [[noreturn]] void throw_refilled(const Op& op, const ArgRef& ref);
-/// Nobody has its bytes any more. @param op  that reads it, or null
+/// Throws: its bytes are nowhere any more. @param op  that reads it, or null
 [[noreturn]] void throw_lost(const Value& value, const Op* op);
 
 }  // namespace refrain::tape

@@ -5,7 +5,7 @@
 #include <torch/csrc/autograd/graph_task.h>
 
 #include "intercept/storage_copy.h"
-#include "refrain/error.h"
+#include "refrain/torch_error.h"
 #include "replay/refill.h"
 #include "tape/barrier.h"
 #include "tape/region_end.h"
@@ -15,19 +15,20 @@
 namespace refrain::tape {
 namespace {
 
-/// A `Slot` whose bytes a replay brings back.
+/// A `Slot` whose bytes a replay recomputes.
 class ReplaySlot final : public Slot {
  public:
-  /// @param region the innermost open one of this thread; the slot joins it when it packs. Null outside regions: it joins that
+  /// @param innermost of this thread's open regions; the slot joins it when it packs. Null outside regions: it joins that
   ///        of a discarded output, and keeps any other tensor as it is.
-  explicit ReplaySlot(Region* region) : Slot(region) {}
+  explicit ReplaySlot(Region* innermost) : Slot(innermost) {}
   ~ReplaySlot() override;
   void call_pack_hook(const at::Tensor& tensor) override;
   at::Tensor call_unpack_hook() override;
 
  private:
   void join(TapeLock& lock);
-  /// Whether `filled` is as the pass left it, as far as the version tells: backward may write into what it has unpacked, on any thread.
+  /// Whether `filled` is unchanged since the pass, by its version: backward may write into what it has unpacked, on any
+  /// thread.
   bool filled_is_whole() const { return !counter.enabled() || counter.current_version() == filled_at; }
 
   bool joined_ = false;  ///< its region knows it
@@ -71,7 +72,7 @@ void ReplaySlot::call_pack_hook(const at::Tensor& tensor) {
   if (!region) region = region_of_discarded(tensor, thread);
   if (!region || !has_plain_storage(tensor) || is_borrowed(tensor.storage())) {
     kept_ = without_history(tensor);
-    // what backward does to it must show in what else autograd saved of the same memory
+    // writes by backward must show in other tensors that autograd saved of the same memory
     if (counter.enabled()) kept_.unsafeGetTensorImpl()->set_version_counter(counter);
     if (!region) return;
     TapeLock lock;
@@ -85,7 +86,7 @@ void ReplaySlot::call_pack_hook(const at::Tensor& tensor) {
   attach(lock, known, needs_hold(lock, known, region));
   if (known->unknown) {
     retain(known);
-    hold(lock, known);  // its tensor may be gone before it is decided
+    hold(lock, known);  // its tensor may die before it is decided
     thread.unknown_slots.push_back(known);
   }
 }
@@ -109,7 +110,7 @@ at::Tensor ReplaySlot::call_unpack_hook() {
   auto bytes = std::move(filled);
   const bool written = bytes && value->key == bytes.unsafeGetStorageImpl() && value->version_moved();
   if (bytes && (written || !filled_is_whole())) lock.discard(std::move(bytes));
-  if (!bytes) bytes = value->evicted ? value->held : resident(*value);  // the operator that reads it brings it back
+  if (!bytes) bytes = value->is_evicted() ? value->held : resident(*value);  // the operator that reads it recomputes it
   if (!bytes) {
     refill(lock, *this);
     bytes = std::move(filled);
@@ -117,8 +118,9 @@ at::Tensor ReplaySlot::call_unpack_hook() {
   filled = {};
   if (task >= 0) read_task = task;
   auto tensor = meta_.build(bytes);
-  // What a backward with `create_graph` saves again, or a custom function's backward writes, is the tensor that was saved, and whoever
-  // saved it too sees its version. Replayed for slots whose tensor was overwritten, it is another, which they share.
+  // A backward with `create_graph` that saves it a second time, or a custom function's that writes it, gets the tensor
+  // that was saved, and whoever saved it too sees its version. Replayed for slots whose tensor was overwritten, it is
+  // another, which they share.
   const bool same_bytes = value->key == bytes.unsafeGetStorageImpl();
   if (value->is_leaf() && value->private_copy) return tensor;
   const bool is_another = version_bumped();
@@ -132,12 +134,14 @@ at::Tensor ReplaySlot::call_unpack_hook() {
     value->version = (is_another ? 0 : version) - value->metadata_bumps;
   }
   if (is_another) return tensor;
-  // Only then is it asked for again after somebody has written to it through a pointer.
+  // Only then can it be unpacked a second time after a write through a pointer.
   if (task >= 0 && torch::autograd::get_current_graph_task_keep_graph()) arm(value, value->key);
   return tensor;
 }
 
-std::unique_ptr<torch::autograd::SavedVariableHooks> make_slot(Region* region) { return std::make_unique<ReplaySlot>(region); }
+std::unique_ptr<torch::autograd::SavedVariableHooks> make_slot(Region* region) {
+  return std::make_unique<ReplaySlot>(region);
+}
 
 }  // namespace
 

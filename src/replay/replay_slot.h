@@ -2,7 +2,7 @@
 
 namespace refrain::tape {
 
-/// What autograd saves in regions is from now on kept as slots that a replay fills. Any number of times.
+/// Makes autograd save slots that a replay fills, in regions from now on. May be called any number of times.
 void use_replay_slots();
 
 }  // namespace refrain::tape

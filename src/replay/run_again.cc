@@ -10,8 +10,8 @@
 namespace refrain::tape {
 namespace {
 
-std::unique_lock<std::mutex> one_pass() {
-  static auto& mutex = make_mutex_for_forks(ForkOrder::kPass);
+std::unique_lock<OrderedMutex> one_pass() {
+  static auto& mutex = make_mutex_for_forks(LockOrder::kPass);
   return std::unique_lock(mutex);
 }
 
@@ -20,7 +20,7 @@ void count_pass(TapeLock& lock, std::chrono::steady_clock::time_point start, int
   cap_hooks().pass_ended(lock, std::chrono::duration_cast<std::chrono::nanoseconds>(took).count(), operators, demand);
 }
 
-// One attempt. @return false if something the pass was to read left memory meanwhile.
+// One attempt. @return false if an input of the pass was evicted meanwhile.
 bool try_bring_back(const std::vector<Value*>& values, bool lock_inputs) {
   TapeLock lock;
   collect_gone(lock);
@@ -28,7 +28,7 @@ bool try_bring_back(const std::vector<Value*>& values, bool lock_inputs) {
   bool any = false;
   int64_t demand = 0;
   for (auto* value : values) {
-    if (!value->evicted) continue;
+    if (!value->is_evicted()) continue;
     pass.want(value);
     any = true;
     demand = std::max(demand, value->demand);
@@ -64,7 +64,7 @@ void bring_back(const std::vector<Value*>& values) {
   }
 }
 
-std::vector<Remade> run_again(Op& op, Value* consumed, c10::Storage&& bytes) {
+std::vector<Recomputed> run_again(Op& op, Value* consumed, c10::Storage&& bytes) {
   const auto one_at_a_time = one_pass();
   TapeLock lock;
   collect_gone(lock);
@@ -75,7 +75,7 @@ std::vector<Remade> run_again(Op& op, Value* consumed, c10::Storage&& bytes) {
     pass.want(out.value);
     any = true;
   }
-  std::vector<Remade> made;
+  std::vector<Recomputed> made;
   if (!any) return made;
   const auto start = std::chrono::steady_clock::now();
   std::exception_ptr failure;
@@ -94,9 +94,10 @@ std::vector<Remade> run_again(Op& op, Value* consumed, c10::Storage&& bytes) {
   if (!failure)
     for (const auto& planned : pass.values()) {
       if (!planned.target || !planned.ours) continue;
-      // run again in the memory of what it overwrites, which is not there any more
-      if (consumed && consumed != planned.value && consumed->storage._unsafe_get_target() == planned.bytes.unsafeGetStorageImpl())
-        consumed->stale = true;
+      // recomputed in the memory of the value that it overwrites, which is gone
+      if (consumed && consumed != planned.value &&
+          consumed->storage._unsafe_get_target() == planned.bytes.unsafeGetStorageImpl())
+        consumed->note_overwritten();
       install_bytes(lock, planned.value, planned.bytes);
       made.push_back({planned.value, planned.bytes});
     }

@@ -34,7 +34,7 @@ class Hash {
   uint64_t value_ = 0x243f6a8885a308d3U;
 };
 
-// What cannot be compared (generators, objects) counts as the same.
+// Arguments that cannot be compared (generators, objects) count as the same.
 void add(Hash& hash, const c10::IValue& value) {
   if (value.isTensor() || value.isGenerator()) return;
   if (value.isNone()) {
@@ -64,7 +64,8 @@ void add(Hash& hash, const c10::IValue& value) {
 uint64_t sample(const at::Tensor& tensor) {
   auto* storage = tensor.storage().unsafeGetStorageImpl();
   if (!storage->device().is_cpu() || is_capped()) return 0;  // a cap may evict them meanwhile
-  const auto* bytes = static_cast<const char*>(storage->_mutable_data_ptr_no_checks().get());  // without telling the barrier
+  const auto* bytes =
+      static_cast<const char*>(storage->_mutable_data_ptr_no_checks().get());  // without telling the barrier
   const auto elements = tensor.numel();
   const size_t item = tensor.itemsize();
   if (!bytes || elements == 0) return 0;
@@ -141,10 +142,13 @@ uint64_t OpTrace::note_tensor(const OpTraits& op, const at::Tensor& tensor, size
                                     op.handle.schema().arguments()[position].is_out());
   // An operator that only updates it in place, as a counter, hands nothing on; who reads it afterwards does.
   const bool updates = write && (op.pure_inplace || write->replay != ReplayArg::kBytes);
-  const auto view = (Hash() << static_cast<uint64_t>(tensor.storage_offset()) << static_cast<uint64_t>(tensor.numel())).value();
-  if (known.label < kResults && known.old_bytes && known.read != view && !overwrites && !updates && !op.only_metadata && !op.view_only) {
+  const auto view =
+      (Hash() << static_cast<uint64_t>(tensor.storage_offset()) << static_cast<uint64_t>(tensor.numel())).value();
+  if (known.label < kResults && known.old_bytes && known.read != view && !overwrites && !updates && !op.only_metadata &&
+      !op.view_only) {
     known.read = view;
-    reads_.push_back({tensor.storage().unsafeGetStorageImpl(), known.version, sample(tensor), calls_.size() - 1, number});
+    reads_.push_back(
+        {tensor.storage().unsafeGetStorageImpl(), known.version, sample(tensor), calls_.size() - 1, number});
   }
   known.written |= write != nullptr;
   if (overwrites && covers_storage(tensor)) known.old_bytes = false;
@@ -159,7 +163,8 @@ void OpTrace::before(const OpTraits& op, const torch::jit::Stack& stack) {
   std::vector<std::string> texts;
   gradients << uint64_t{c10::GradMode::is_enabled()};
   for (size_t i = 0; i < op.num_args; ++i)
-    if (!arguments[i].isTensor() && !(arguments[i].isList() && !is_empty_list(arguments[i]) && arguments[i].toListRef()[0].isTensor()))
+    if (!arguments[i].isTensor() &&
+        !(arguments[i].isList() && !is_empty_list(arguments[i]) && arguments[i].toListRef()[0].isTensor()))
       add(constants << i, arguments[i]);
   size_t number = 0;
   for_each_tensor(arguments, op.num_args, [&](const at::Tensor& tensor, size_t position, int32_t element) {
@@ -200,7 +205,8 @@ void OpTrace::after(const OpTraits& op, const torch::jit::Stack& stack) {
 }
 
 std::string OpTrace::from_outside(const Read& read) const {
-  return fmt::format("an argument of operator {}, `{}`, which the function reads from outside, ", read.call, name(read.call));
+  return fmt::format("an argument of operator {}, `{}`, which the function reads from outside, ", read.call,
+                     name(read.call));
 }
 
 std::string OpTrace::changed_since(const OpTrace& other) const {
@@ -208,7 +214,8 @@ std::string OpTrace::changed_since(const OpTrace& other) const {
     const auto found = known_.find(read.storage);
     if (found == known_.end()) continue;
     const auto& mine = found->second;
-    if (mine.label >= kResults) return other.from_outside(read) + "is a result of the first call that the function has kept";
+    if (mine.label >= kResults)
+      return other.from_outside(read) + "is a result of the first call that the function has kept";
     if (mine.outside && mine.written)
       return other.from_outside(read) + "was changed since by the function itself: the first call wrote to it";
     if (mine.outside && read.version != mine.version)
@@ -225,7 +232,8 @@ std::string OpTrace::other_values(const OpTrace& other) const {
     while (found != reads_.end() && place(*found) < place(theirs)) ++found;
     if (found == reads_.end()) break;
     const auto& mine = *found;
-    if (place(mine) != place(theirs)) continue;  // two views of one storage may be two copies now, of which both are read
+    if (place(mine) != place(theirs))
+      continue;  // two views of one storage may be two copies now, of which both are read
     if (mine.sample == theirs.sample || mine.sample == 0 || theirs.sample == 0) continue;
     return other.from_outside(theirs) + (mine.storage == theirs.storage
                                              ? "was changed since, without a new version: through `data()` or a pointer"
@@ -239,18 +247,19 @@ std::string OpTrace::difference(const OpTrace& other, bool ends_early, bool goes
   for (size_t i = 0; i < common; ++i) {
     const auto &mine = calls_[i], &theirs = other.calls_[i];
     if (mine.op != theirs.op)
-      return fmt::format("operator {} was `{}` in forward and `{}` when called again", i, name(i), other.name(i));
-    const char* what = mine.tensors != theirs.tensors         ? "tensors of other sizes, strides or dtypes"
-                       : mine.constants != theirs.constants   ? "other arguments that are no tensors"
-                       : mine.gradients != theirs.gradients   ? "other tensors that require gradients, or another gradient mode,"
+      return fmt::format("operator {} was `{}` in forward and `{}` in the rerun", i, name(i), other.name(i));
+    const char* what = mine.tensors != theirs.tensors       ? "tensors of other sizes, strides or dtypes"
+                       : mine.constants != theirs.constants ? "other arguments that are not tensors"
+                       : mine.gradients != theirs.gradients
+                           ? "other tensors that require gradients, or another gradient mode,"
                        : mine.identities != theirs.identities ? "results of other operators, or other inputs,"
                                                               : nullptr;
     if (what)
-      return fmt::format("operator {}, `{}`, had {} when called again{}", i, name(i), what,
+      return fmt::format("operator {}, `{}`, had {} in the rerun{}", i, name(i), what,
                          texts_ ? fmt::format(": `{}`", other.name(i)) : std::string());
   }
   if ((!goes_on && other.calls_.size() > common) || (!ends_early && calls_.size() > common))
-    return fmt::format("{} operators ran in forward, {} when called again", calls_.size(), other.calls_.size());
+    return fmt::format("{} operators ran in forward, {} in the rerun", calls_.size(), other.calls_.size());
   return {};
 }
 

@@ -1,5 +1,5 @@
-/// The second source: the function is called again in backward, as torch.utils.checkpoint does. In forward autograd is given
-/// places; the first place asked for in a backward calls the function again, which fills them all.
+/// `RecomputeMode::kRerunFunction`: backward calls the function again, as torch.utils.checkpoint does. In forward
+/// autograd is given places; the first place that a backward unpacks reruns the function, which fills them all.
 
 #include "rerun/rerun.h"
 
@@ -17,7 +17,7 @@
 #include "intercept/tensor_meta.h"
 #include "intercept/throw_path.h"
 #include "intercept/unwarned.h"
-#include "refrain/error.h"
+#include "refrain/torch_error.h"
 #include "rerun/stop_request.h"
 
 namespace refrain::tape {
@@ -25,7 +25,7 @@ namespace {
 
 WeakStorage no_storage() { return WeakStorage(c10::intrusive_ptr<c10::StorageImpl>()); }
 
-// Without history, and with the same version counter.
+// The tensor without history, and with the same version counter.
 at::Tensor data_of(const at::Tensor& tensor) {
   const UnseenScope below;
   return tensor.tensor_data();
@@ -37,7 +37,7 @@ std::string describe(const at::Tensor& tensor) {
 
 }  // namespace
 
-/// What autograd keeps instead of a tensor.
+/// Object that autograd keeps instead of a tensor.
 class Place final : public torch::autograd::SavedVariableHooks {
  public:
   explicit Place(std::shared_ptr<Rerun> rerun) : rerun_(std::move(rerun)) {}
@@ -52,13 +52,13 @@ class Place final : public torch::autograd::SavedVariableHooks {
   int32_t index_ = -1;
 };
 
-/// The second call under way: collects what autograd wants to save.
+/// The rerun under way: collects the tensors that autograd saves.
 class Refilling final : public Saver {
  public:
   Refilling(Rerun& rerun, int32_t graph_task, size_t last_needed, OpTrace* trace)
       : stops_early(rerun.early_stop_ || rerun.open), rerun_(rerun), last_needed_(last_needed), trace_(trace) {
     stop.graph_task = graph_task;
-    hook_depth = rerun.hook_depth;  // those of forward are put in force for the second call
+    hook_depth = rerun.hook_depth;  // forward's hooks are set for the rerun
     if (open_) stop.runs_on = [this] { copy_filled(); };
     std::lock_guard lock(rerun_.mutex_);
     wanted_.reserve(rerun_.expected_.size());
@@ -87,49 +87,54 @@ class Refilling final : public Saver {
 
   bool complete() const { return complete_; }
 
-  /// After the function has returned or was stopped. @throws CheckpointError
+  /// Checks the rerun after the function has returned or was stopped. @throws CheckpointError
   void finish() {
     if (failure_) std::rethrow_exception(failure_);
     if (rerun_.check_ == DeterminismCheck::kStrict && trace_ && (complete_ || !open_)) {
       const auto& first = *rerun_.trace_;
-      for (const auto& what : {first.changed_since(*trace_), first.difference(*trace_, complete_, open_), first.other_values(*trace_)})
+      for (const auto& what :
+           {first.changed_since(*trace_), first.difference(*trace_, complete_, open_), first.other_values(*trace_)})
         if (!what.empty()) throw_different(what);
     }
     const bool compare_count = rerun_.check_ != DeterminismCheck::kNone && !open_;
     if (!complete_ && (count_ <= last_needed_ || (compare_count && count_ != wanted_.size())))
-      throw_different(fmt::format("{} tensors were saved in forward, {} when called again", wanted_.size(), count_));
+      throw_different(fmt::format("{} tensors were saved in forward, {} in the rerun", wanted_.size(), count_));
   }
 
-  /// A function that is in forward still must not be run further than that: it may overwrite what is asked for.
+  /// A function that is still in forward must not be rerun further than that: it may overwrite what is needed.
   const bool stops_early;
   Rerun::Filled filled;
   StopRequest stop;
 
  private:
-  // Whether it is what was expected, or nobody minds.
+  // Whether it is as expected, or is not checked.
   bool compare(const at::Tensor& tensor, size_t index) {
     const Rerun::Expected* expected;
     bool same_memory;
     {
       std::lock_guard lock(rerun_.mutex_);
       expected = &rerun_.expected_[index];
-      same_memory = has_plain_storage(tensor) && expected->storage._unsafe_get_target() == tensor.storage().unsafeGetStorageImpl();
+      same_memory = has_plain_storage(tensor) &&
+                    expected->storage._unsafe_get_target() == tensor.storage().unsafeGetStorageImpl();
     }
     if (same_memory && expected->version.moved())
-      return fail(fmt::format("[refrain::checkpoint] backward must call the function again, but a tensor that it read from outside in "
-                       "forward ({}) was changed since: it is {}. Move the change after backward, or read a clone.",
-                       expected->text(), expected->version.text()));
+      return fail(
+          fmt::format("[refrain::checkpoint] backward must rerun the function, but a tensor that it read from "
+                      "outside in forward ({}) was changed since: it is {}. Move the change after backward, or "
+                      "read a clone.",
+                      expected->text(), expected->version.text()));
     if (rerun_.check_ == DeterminismCheck::kNone || !wanted_[index]) return true;
-    if (tensor.scalar_type() == expected->dtype && tensor.sizes() == expected->sizes && tensor.device() == expected->device)
+    if (tensor.scalar_type() == expected->dtype && tensor.sizes() == expected->sizes &&
+        tensor.device() == expected->device)
       return true;
     if (trace_) {
       if (const auto what = rerun_.trace_->difference(*trace_, true, true); !what.empty()) return fail(different(what));
     }
-    return fail(different(fmt::format("tensor {} of {} saved was {} in forward and {} when called again", index, wanted_.size(),
-                               expected->text(), describe(tensor))));
+    return fail(different(fmt::format("saved tensor {} of {} was {} in forward and {} in the rerun", index,
+                                      wanted_.size(), expected->text(), describe(tensor))));
   }
 
-  // The first call has not come to what would overwrite them.
+  // Copies them: the first call has not yet reached the operators that would overwrite them.
   void copy_filled() {
     const BelowTape below;
     for (auto& entry : filled.entries) {
@@ -143,14 +148,14 @@ class Refilling final : public Saver {
 
   std::string different(const std::string& what) const {
     return fmt::format(
-        "[refrain::checkpoint] the function did something else when backward called it again: {}. It must compute the same "
-        "both times from its arguments and captures; recompute_mode(kReplayOperators) never calls it again.{}",
+        "[refrain::checkpoint] the function did something else when backward reran it: {}. It must compute the same "
+        "both times from its arguments and captures; recompute_mode(kReplayOperators) never reruns it.{}",
         what, rerun_.traces(trace_));
   }
 
   [[noreturn]] void throw_different(const std::string& what) const { throw CheckpointError(different(what)); }
 
-  // Kept as well as thrown, in case the function catches it, or is one through which nothing can be thrown.
+  // Keeps the error as well as throws it, in case the function catches it, or nothing can be thrown through it.
   bool fail(const std::string& message) {
     failure_ = std::make_exception_ptr(CheckpointError(message));
     complete_ = true;
@@ -160,18 +165,18 @@ class Refilling final : public Saver {
   }
 
   Rerun& rerun_;
-  const bool open_ = rerun_.open;  ///< there will be more in forward than there is now
+  const bool open_ = rerun_.open;  ///< forward will save more than it has now
   const size_t last_needed_;
   OpTrace* const trace_;
   std::vector<bool> wanted_;
   size_t count_ = 0;
-  bool complete_ = false;  ///< what backward needs is there, and nothing more is looked at
+  bool complete_ = false;  ///< all that backward needs is saved; the rest is ignored
   std::exception_ptr failure_;
 };
 
 namespace {
 
-/// What the graph of the second call keeps: the tensor itself, for a backward inside the function.
+/// Object that the graph of the rerun keeps: the tensor itself, for a backward inside the function.
 class Collected final : public torch::autograd::SavedVariableHooks {
  public:
   explicit Collected(Refilling& refilling) : refilling_(refilling) {}
@@ -192,10 +197,11 @@ std::unique_ptr<torch::autograd::SavedVariableHooks> Refilling::hooks() { return
 
 namespace {
 
-/// This thread as the function found it in forward: no region of the tape open, the given saver innermost, guards as then.
+/// Sets this thread's state to that of forward: no region of the tape open, the given saver innermost, guards as then.
 class ThreadScope {
  public:
-  ThreadScope(const OpenScope& second_call, StopRequest* stop, GuardedValue<bool> early_stop, GuardedValue<bool> debug) {
+  ThreadScope(const OpenScope& second_call, StopRequest* stop, GuardedValue<bool> early_stop,
+              GuardedValue<bool> debug) {
     auto& thread = ThreadState::get();
     open_ = std::exchange(thread.open, {});
     stop_ = std::exchange(thread.stop, stop);
@@ -230,7 +236,7 @@ class ThreadScope {
   AnnounceScope announced_{true};
 };
 
-// A frame of its own, with nothing that catches: exceptions of ours must reach it. Not inlined, nor left by a jump.
+// A frame of its own, with no handler: exceptions of ours must reach it. Not inlined, no tail call.
 [[gnu::noinline]] void call_again(StopRequest& stop, const std::function<void(const detail::NextInput&)>& function,
                                   const detail::NextInput& next_input) {
   stop.frame = __builtin_frame_address(0);
@@ -238,21 +244,23 @@ class ThreadScope {
   asm volatile("");
 }
 
-// An error of LibTorch's reaches who called backward: it says that it came from the region's function. The type stays.
+// Adds to an error of LibTorch's, which reaches the caller of backward, that it is from the region's function. The type
+// stays.
 [[noreturn]] void rethrow_from_second_call() {
   try {
     throw;
   } catch (const c10::OutOfMemoryError&) {
     throw;
   } catch (c10::Error& error) {
-    error.add_context("[refrain::checkpoint] thrown by a region's function, which backward called again (RecomputeMode::kRerunFunction)");
+    error.add_context(
+        "[refrain::checkpoint] thrown by a region's function, which backward reran (RecomputeMode::kRerunFunction)");
     throw;
   }
 }
 
 }  // namespace
 
-// Its inputs may hold the graph of the region before, and so on: taken apart by a loop, not by recursion.
+// Its inputs may hold the graph of the region before, and so on: destroyed by a loop, not by recursion.
 Rerun::~Rerun() {
   {
     TapeLock lock;
@@ -274,7 +282,9 @@ Rerun::~Rerun() {
   queue = nullptr;
 }
 
-std::unique_ptr<torch::autograd::SavedVariableHooks> Rerun::hooks() { return std::make_unique<Place>(shared_from_this()); }
+std::unique_ptr<torch::autograd::SavedVariableHooks> Rerun::hooks() {
+  return std::make_unique<Place>(shared_from_this());
+}
 
 int32_t Rerun::add(Place* place, const at::Tensor& tensor) {
   std::vector<SavedInside> dead;  // freed after the lock
@@ -327,11 +337,11 @@ at::Tensor Rerun::get(size_t index) {
   fill(task, index);
   auto tensor = take(task, index);
   if (task < 0) drop(task);
-  TORCH_INTERNAL_ASSERT(tensor.defined(), "[refrain] a second call left out saved tensor ", index);
+  TORCH_INTERNAL_ASSERT(tensor.defined(), "[refrain] a rerun did not save tensor ", index);
   return tensor;
 }
 
-// Overwritten since autograd saved it, in forward or by the second call: as plain autograd.
+// Refuses a tensor that was overwritten since autograd saved it, in forward or by the rerun, as autograd itself does.
 void Rerun::refuse_overwritten(const Expected& expected, const Version& version) {
   if (!version.moved()) return;
   throw CheckpointError(fmt::format(
@@ -408,7 +418,7 @@ void Rerun::fill(int32_t task, size_t asked) {
   ++tape.tape().stats.reruns;
 }
 
-// What this graph task gets back and does not read goes when it ends, or fails.
+// Drops recomputed tensors that this graph task did not read when it ends, or fails.
 void Rerun::drop_after(int32_t task) {
   struct AtEnd {
     std::shared_ptr<Rerun> rerun;
@@ -433,7 +443,7 @@ void Rerun::drop(int32_t task) {
 
 std::string Rerun::traces(const OpTrace* second) const {
   if (!debug_ || !second) return " CheckpointOptions().debug(true) shows the operators of both calls.";
-  return fmt::format("\noperators in forward:\n{}operators when called again:\n{}", trace_->text(), second->text());
+  return fmt::format("\noperators in forward:\n{}operators in the rerun:\n{}", trace_->text(), second->text());
 }
 
 }  // namespace refrain::tape

@@ -30,12 +30,14 @@ class Refilling;
 
 using WeakStorage = c10::weak_intrusive_ptr<c10::StorageImpl>;
 
-/// One `checkpoint` call with recompute_mode(kRerunFunction). Owned by its scope and by the places that autograd holds.
+/// A `checkpoint` call with recompute_mode(kRerunFunction). Owned by its scope and by the places that autograd holds.
 class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
  public:
   explicit Rerun(const CheckpointOptions& options, bool early_stop, bool debug)
-      : work(options.input_storage() ? options.input_storage()->open(options) : nullptr), check_(options.determinism_check()),
-        early_stop_(early_stop), debug_(debug),
+      : work(options.input_storage() ? options.input_storage()->open(options) : nullptr),
+        check_(options.determinism_check()),
+        early_stop_(early_stop),
+        debug_(debug),
         draws_(options.preserve_rng_state()) {
     if (options.preserve_rng_state()) draws_.add_default_generators();
     if (debug || check_ == DeterminismCheck::kStrict) {
@@ -65,11 +67,11 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
     if (trace_) trace_->add_input(tensor);
   }
 
-  const std::shared_ptr<RegionWork> work;  ///< of `CheckpointOptions::inputs`, or null
+  const std::shared_ptr<RegionWork> work;  ///< of `CheckpointOptions::input_storage`, or null
   std::vector<SavedInput> inputs;
   std::function<void(const detail::NextInput&)> again;
   ContextScope forward_scope, rerun_scope;
-  std::atomic<bool> open{true};  ///< in forward still: a backward inside the function may come before all is saved
+  std::atomic<bool> open{true};  ///< in forward still: a backward inside the function may run before all is saved
 
   Draws& draws() { return draws_; }
   OpTrace* trace() { return trace_.get(); }
@@ -79,16 +81,16 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
   friend class Refilling;
 
   struct Expected {
-    Place* place = nullptr;  ///< null once autograd has let go of it
+    Place* place = nullptr;  ///< null once autograd has released it
     std::vector<int64_t> sizes;
     at::ScalarType dtype;
     at::Device device;
-    WeakStorage storage;  ///< null without a plain one
+    WeakStorage storage;  ///< null if it has no plain storage
     Version version;
     std::string text() const { return tape::describe(dtype, sizes, device); }
   };
 
-  /// What one backward got back and has not read; a tensor read once leaves its shape and a weak pointer.
+  /// Recomputed tensors that one backward has not read; of a tensor read once, its shape and a weak pointer.
   struct Filled {
     struct Entry {
       at::Tensor tensor;
@@ -99,8 +101,8 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
     std::vector<Entry> entries;
   };
 
-  /// What a backward inside the function has saved: at hand until that is over. To call the function again for it would run the same
-  /// backward again, through nodes that are at work and hold their locks.
+  /// A tensor saved by a backward inside the function, kept until that is over. To rerun the function for it would run
+  /// the same backward a second time, through nodes that are at work and hold their locks.
   struct SavedInside {
     size_t index;
     at::Tensor tensor;
@@ -122,12 +124,13 @@ class Rerun final : public Saver, public std::enable_shared_from_this<Rerun> {
   Draws draws_;
   std::unique_ptr<OpTrace> trace_;
 
-  std::recursive_mutex calling_;  ///< one at a time; a backward inside the function may reenter. Taken before all other locks of ours
+  std::recursive_mutex
+      calling_;  ///< one at a time; a backward inside the function may reenter. Taken before all other locks of ours
   std::mutex mutex_;  ///< guards what follows
   std::vector<Expected> expected_;
   std::map<int32_t, Filled> filled_;
   const int32_t task_outside_ = torch::autograd::get_current_graph_task_id();
-  std::vector<SavedInside> saved_inside_;  ///< by index; let go of at the next save in forward, and at its end
+  std::vector<SavedInside> saved_inside_;  ///< by index; released at the next save in forward, and at its end
 };
 
 }  // namespace refrain::tape

@@ -11,7 +11,7 @@ namespace {
 
 // --- settings -----------------------------------------------------------------------------------------------------------
 
-/// A setting that may be overruled for the process (-1: not), and before that for the thread.
+/// A setting with an override of the process (-1: none), and one of the thread, which has precedence.
 struct Override {
   std::atomic<int> process{-1};
 
@@ -85,22 +85,25 @@ void RerunScope::enter(std::function<void(const NextInput&)> again) {
   rerun.again = std::move(again);
   if (rerun.forward_scope) state_->forward_scope = rerun.forward_scope();
   auto* const draws = rerun.draws().any() ? &rerun.draws() : nullptr;
-  tape::ThreadState::get().opened({.owner = state_.get(), .saver = &rerun, .trace = rerun.trace(), .draws = draws, .is_rerun = true});
+  tape::ThreadState::get().opened(
+      {.owner = state_.get(), .saver = &rerun, .trace = rerun.trace(), .draws = draws, .is_rerun = true});
   if (rerun.trace() || draws) tape::set_tape_included(true);
   state_->entered = true;
 }
 
 void RerunScope::refuse_uncopyable() {
   throw InvalidArgument(
-      "[refrain::checkpoint] recompute_mode(kRerunFunction) keeps copies of the function and its arguments for the second call, and one of "
-      "them cannot be copied. Pass it by std::shared_ptr, or use recompute_mode(kReplayOperators), which keeps none.");
+      "[refrain::checkpoint] recompute_mode(kRerunFunction) keeps copies of the function and its arguments for the "
+      "rerun, and one of them cannot be copied. Pass it by std::shared_ptr, or use recompute_mode(kReplayOperators), "
+      "which keeps none.");
 }
 
 void refuse_base_class() {
   throw InvalidArgument(
-      "[refrain::checkpoint] recompute_mode(kRerunFunction) keeps copies of the function and its arguments for the second call, and one of "
-      "them is an object of a derived class behind a reference to its base class, of which a copy would be another object. "
-      "Pass it by std::shared_ptr, or use recompute_mode(kReplayOperators), which keeps none.");
+      "[refrain::checkpoint] recompute_mode(kRerunFunction) keeps copies of the function and its arguments for the "
+      "rerun, and one of them is an object of a derived class behind a reference to its base class, of which a copy "
+      "would be another object. Pass it by std::shared_ptr, or use recompute_mode(kReplayOperators), which keeps "
+      "none.");
 }
 
 RerunScope::~RerunScope() {

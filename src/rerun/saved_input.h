@@ -24,7 +24,7 @@ class SavedInput {
   torch::autograd::SavedVariable saved_;
   std::remove_cvref_t<decltype(std::declval<at::Tensor>().grad_fn())> grad_fn_;
   at::Tensor plain_;
-  bool without_edge_ = false;  ///< a view from no_grad of a leaf: says that it requires a gradient, and passes none on
+  bool without_edge_ = false;  ///< a view from no_grad of a leaf: claims to require a gradient, and passes none on
   Version version_;
   std::string text_;
   std::optional<uint64_t> hash_;  ///< of borrowed memory, and while `set_check_inputs` is on

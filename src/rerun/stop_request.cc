@@ -17,7 +17,8 @@ namespace {
 using WeakStorages = std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>>;
 
 bool contains(const WeakStorages& storages, const c10::StorageImpl* storage) {
-  return std::any_of(storages.begin(), storages.end(), [&](const auto& known) { return known._unsafe_get_target() == storage; });
+  return std::any_of(storages.begin(), storages.end(),
+                     [&](const auto& known) { return known._unsafe_get_target() == storage; });
 }
 
 void forget(WeakStorages& storages, const c10::StorageImpl* storage) {
@@ -64,9 +65,10 @@ void StopRequest::before(const OpTraits& op, const torch::jit::Stack& stack) {
 void StopRequest::after(const OpTraits& op, const torch::jit::Stack& stack) {
   writing = false;
   if (!op.uninitialized) return;
-  for_each_tensor(stack.data() + (stack.size() - op.num_returns), op.num_returns, [&](const at::Tensor& tensor, size_t, int32_t) {
-    if (has_plain_storage(tensor)) fresh.push_back(tensor.storage().getWeakStorageImpl());
-  });
+  for_each_tensor(stack.data() + (stack.size() - op.num_returns), op.num_returns,
+                  [&](const at::Tensor& tensor, size_t, int32_t) {
+                    if (has_plain_storage(tensor)) fresh.push_back(tensor.storage().getWeakStorageImpl());
+                  });
 }
 
 }  // namespace refrain::tape

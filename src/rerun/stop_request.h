@@ -9,30 +9,30 @@
 
 namespace refrain::tape {
 
-/// Passes through the user's function once everything is there. Not a `std::exception`, so that fewer handlers stop it.
+/// Thrown through the user's function once everything is saved. Not a `std::exception`, so that fewer handlers stop it.
 struct EarlyStop {};
 
-/// Asks the next operator to stop a function that was called again, before it runs. Not where autograd saves the last tensor: a
-/// custom function that is stopped while it saves keeps itself alive.
+/// Requests the next operator to stop a rerun before it runs. Not where autograd saves the last tensor: a custom
+/// function that is stopped while it saves keeps itself alive.
 struct StopRequest final : OpWatch {
-  bool due = false;         ///< all that backward needs has been saved
-  bool writing = false;     ///< an operator writes what was saved before it ran, and has begun: if it throws, that is not there
-  int32_t graph_task = -1;  ///< of the backward that called the function again
+  bool due = false;             ///< all that backward needs has been saved
+  bool writing = false;         ///< an operator is writing a tensor saved before it ran, which is invalid if it throws
+  int32_t graph_task = -1;      ///< of the backward that reruns the function
   const void* frame = nullptr;  ///< an address in the stack frame that an exception must reach
-  /// What was saved before its operator ran, as `rrelu` saves the noise that it has yet to draw: the last operator's, by its
-  /// number; and what was saved as it came from `empty`.
+  /// Tensors saved before their operator ran, as `rrelu` saves the noise that it has yet to draw: the last operator's,
+  /// by its number; and tensors saved as they came from `empty`.
   std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> arguments, raw;
   std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> fresh;  ///< from `empty`, and not written by an operator yet
-  uint64_t node = 0;        ///< of `arguments`
-  std::function<void()> runs_on;  ///< or null; called if the function cannot be stopped once all is there
+  uint64_t node = 0;                                             ///< of `arguments`
+  std::function<void()> runs_on;  ///< or null; called if the function cannot be stopped once all is saved
 
-  /// Of each operator of the function. Throws `EarlyStop` through the function once all is there, unless the operator may be one that writes what was
-  /// saved before it ran, a backward inside the function is running (the engine would not come out of it whole), or an exception would not get
-  /// through: then the function runs on.
+  /// Called for each operator of the function. Throws `EarlyStop` through the function once all is saved, unless the
+  /// operator may write a tensor saved before it ran, a backward inside the function is running (the engine would not
+  /// survive that), or an exception would not get through: then the function runs on.
   void before(const OpTraits& op, const torch::jit::Stack& stack) override;
   void after(const OpTraits& op, const torch::jit::Stack& stack) override;
 
-  /// Backward needs it. @param argument  of an operator that has not run yet.
+  /// Notes a tensor that backward needs. @param argument  of an operator that has not run yet.
   void saved(const at::Tensor& tensor, bool argument);
 };
 

@@ -17,15 +17,15 @@ namespace refrain::tape {
 
 /// A tensor among the arguments of an operator that is about to run.
 struct Argument {
-  const at::Tensor* tensor;     ///< gone when the operator has run
-  c10::StorageImpl* storage;    ///< null where the tape cannot name it; likewise
-  const WriteTrait* write;      ///< how the call writes it, or null
-  Value* value;                 ///< what the tape last knew in `storage`, or null
-  int32_t element;              ///< position in a list argument, or -1
-  uint16_t position;            ///< in the schema
+  const at::Tensor* tensor;   ///< valid until the operator has run
+  c10::StorageImpl* storage;  ///< null where the tape cannot name it; valid as long
+  const WriteTrait* write;    ///< how the call writes it, or null
+  Value* value;               ///< value of `storage` that the tape last knew, or null
+  int32_t element;            ///< position in a list argument, or -1
+  uint16_t position;          ///< in the schema
 };
 
-/// All defined tensors among the arguments, looked at once for everybody who needs them.
+/// All defined tensors among the arguments, unpacked once for all users.
 class Arguments {
  public:
   Arguments(const OpTraits& traits, const torch::jit::Stack& stack) {
@@ -48,9 +48,12 @@ class Arguments {
   auto begin() const { return list_.begin(); }
   auto end() const { return list_.end(); }
 
-  /// What lies in tensors that the tape cannot name by storage: an operator that is not recorded reads or writes its bytes too.
+  /// Tensors inside those that the tape cannot name by storage: an operator that is not recorded reads or writes their
+  /// bytes too.
   std::span<Argument> inside() { return inside_ ? std::span<Argument>(inside_->arguments) : std::span<Argument>(); }
-  std::span<const Argument> inside() const { return inside_ ? std::span<const Argument>(inside_->arguments) : std::span<const Argument>(); }
+  std::span<const Argument> inside() const {
+    return inside_ ? std::span<const Argument>(inside_->arguments) : std::span<const Argument>();
+  }
 
   /// Whether the tape can name all of them by storage, or all that the operator writes.
   bool all_plain() const { return all_plain_; }
@@ -71,7 +74,8 @@ class Arguments {
       if (!inside_) inside_ = std::make_unique<Inside>();
       auto* storage = tensor.storage().unsafeGetStorageImpl();
       inside_->tensors.push_back(std::make_unique<at::Tensor>(std::move(tensor)));
-      inside_->arguments.push_back({inside_->tensors.back().get(), storage, outer.write, nullptr, outer.element, outer.position});
+      inside_->arguments.push_back(
+          {inside_->tensors.back().get(), storage, outer.write, nullptr, outer.element, outer.position});
     }
   }
 

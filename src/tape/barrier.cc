@@ -12,12 +12,12 @@ namespace {
 c10::Storage try_clone(c10::StorageImpl* storage) {
   try {
     return clone_storage(c10::Storage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(storage)));
-  } catch (...) {  // no room: a hash must do
+  } catch (...) {  // no memory: a hash instead
     return {};
   }
 }
 
-// Somebody outside the dispatcher asked for a pointer to write through; nothing is written yet.
+// Code outside the dispatcher requested a writable pointer; nothing is written yet.
 void raw_write(c10::StorageImpl* storage) {
   Value* value = nullptr;
   bool is_needed = false, copy_wanted = false;
@@ -39,12 +39,14 @@ void raw_write(c10::StorageImpl* storage) {
     TapeLock lock;
     disarm(value, storage);  // LibTorch clears the barrier itself after this call
     copy_wanted = should_copy(lock, *value, 0);
-    is_needed = value->is_leaf() && value->op_refs > 0 && !value->private_copy && !value->parked && !value->lost;
+    is_needed =
+        value->is_leaf() && value->op_refs > 0 && !value->private_copy && !value->is_in_store() && !value->is_lost();
   }
-  // without the lock: it allocates, and a device may have to be waited for
+  // without the lock: it allocates, and may wait for a device
   auto copy = copy_wanted ? try_clone(storage) : c10::Storage();
   const bool exposed = is_needed && !copy;
-  const uint64_t hash = exposed ? hash_of(c10::Storage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(storage))) : 0;
+  const uint64_t hash =
+      exposed ? hash_of(c10::Storage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(storage))) : 0;
   TapeLock lock;
   if (value->key == storage) {
     if (exposed && value->held) {

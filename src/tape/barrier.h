@@ -4,8 +4,8 @@
 
 namespace refrain::tape {
 
-/// Arms the raw-pointer barrier on the storage of a value: whoever asks for a pointer to write through counts as a writer. Then what can be
-/// replayed makes room for a leaf, and a leaf that recorded operators need is copied first.
+/// Arms the raw-pointer barrier on the storage of a value: a request for a writable pointer counts as a write. It turns
+/// a value that can be replayed into a leaf, and first copies a leaf that recorded operators need.
 void arm(Value* value, c10::StorageImpl* storage);
 
 }  // namespace refrain::tape

@@ -6,25 +6,27 @@
 
 namespace refrain::tape {
 
-/// Lifts the raw-pointer barriers of an operator's arguments while it runs: kernels ask for pointers to write through where they only read.
+/// Lifts the raw-pointer barriers of an operator's arguments while it runs: kernels request writable pointers where
+/// they only read.
 class BarrierPause {
  public:
   BarrierPause() = default;
   BarrierPause(const BarrierPause&) = delete;
   BarrierPause& operator=(const BarrierPause&) = delete;
-  /// @param value  in the map. @return whether it had one.
+  /// Lifts the barrier of `value`, which is in the map. @return whether it had one.
   bool lift(Value* value) {
     if (!value->armed) return false;
     disarm(value, value->key);
     arm_after(value);
     return true;
   }
-  /// The operator reads `value`, which is in the map: who asks for a pointer after it has run, writes.
+  /// Arms `value`, which is in the map, after the operator that reads it: a request for a pointer after that is a
+  /// write.
   void arm_after(Value* value) {
     retain(value);
     values_.push_back(value);
   }
-  /// Of what is still in its storage. Must come before the end.
+  /// Restores the barriers of values that are still in their storage. Must be called before the end.
   void restore(TapeLock& lock) {
     for (auto* value : values_) {
       if (value->key) arm(value, value->key);

@@ -4,7 +4,7 @@
 
 namespace refrain::tape {
 
-/// Runs the operator, with the tape's key excluded: takes the arguments off the stack and leaves the results there.
+/// Runs the operator, with the tape's key excluded: pops the arguments from the stack and pushes the results.
 using Below = c10::function_ref<void()>;
 
 }  // namespace refrain::tape

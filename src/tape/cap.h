@@ -5,7 +5,8 @@
 
 namespace refrain::tape {
 
-/// Those of the process. Only once there has been a cap: under one, for what one has evicted, and in what it installed.
+/// Returns the hooks of the process. Only once there has been a cap: under one, for values it evicted, and in what it
+/// installed.
 inline CapHooks& cap_hooks() { return *Tape::get().cap_hooks.load(std::memory_order_relaxed); }
 
 inline bool is_capped() { return Tape::get().cap.load(std::memory_order_relaxed) != nullptr; }

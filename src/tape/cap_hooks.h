@@ -17,9 +17,9 @@ struct Op;
 struct OpTraits;
 struct Value;
 
-/// What an operator under a cap reads and writes: locked as long as it runs, so that it has bytes.
+/// Values that an operator under a cap reads and writes: locked while it runs, so that they stay resident.
 struct Operands {
-  const OpTraits* outer = nullptr;          ///< the operator that ran on this thread before
+  const OpTraits* outer = nullptr;  ///< the operator that ran on this thread before
   bool is_begun = false;
   c10::SmallVector<Value*, 6> values;       ///< owned, locked
   c10::SmallVector<Value*, 2> overwritten;  ///< among `values`
@@ -28,36 +28,39 @@ struct Operands {
   Operands() noexcept {}                    // not `= default`, which would zero all of it first
 };
 
-/// What a `MemoryCap` adds to recording, to replay and to the engine. The one interface between the tape and what evicts, traces or plans; evict/
-/// implements it, and hands on to the `StepListener` of the thread.
+/// What a `MemoryCap` adds to recording, to replay and to the engine. The one interface between the tape and the code
+/// that evicts, traces or plans; evict/ implements it, and forwards to the `StepListener` of the thread.
 class CapHooks {
  public:
-  // An operator: `before`, `begin`, `materialize` unless that says it is ready, the run, `recorded` if the tape has it, `end`.
+  // An operator: `before`, `begin`, `materialize` unless `begin` says it is ready, the run, `recorded` if the tape has
+  // it, `end`.
 
-  /// No lock is held; may run operators and evict.
+  /// Called without the lock; may run operators and evict.
   virtual void before(const OpTraits& op, const torch::jit::Stack& stack) = 0;
-  /// Notes in `arguments` what the tape knows. @return whether all operands have bytes and nobody listens.
+  /// Notes in `arguments` the values that the tape knows. @return whether all operands are resident and there is no
+  /// listener.
   virtual bool begin(TapeLock& lock, const OpTraits& op, Arguments& arguments, Operands& operands) = 0;
-  /// Gives the operands bytes, and what was computed from a source that the operator is about to overwrite. Without the lock.
+  /// Recomputes the operands, and evicted values computed from a source that the operator is about to overwrite.
+  /// Without the lock.
   virtual void materialize(Operands& operands) = 0;
-  /// After `materialize`.
+  /// Called after `materialize`.
   virtual void begun(TapeLock& lock, const OpTraits& op, const Operands& operands) = 0;
   virtual void recorded(TapeLock& lock, Op& op) = 0;
-  /// It made `value`.
+  /// The operator made `value`.
   virtual void made(TapeLock& lock, Value* value) = 0;
-  /// It has run.
+  /// The operator has run.
   virtual void ended(TapeLock& lock) = 0;
-  /// Ends the locks on the operands, also where it threw.
+  /// Ends the locks on the operands, also where the operator threw.
   virtual void release(TapeLock& lock, Operands& operands) = 0;
-  /// The operator that ran on this thread before runs again.
+  /// The operator ended; the one around it on this thread goes on.
   virtual void left(const Operands& operands) noexcept = 0;
 
   /// The storage of an evicted value died.
   virtual void evicted_died(TapeLock& lock, Value* value) = 0;
-  /// Recomputes what is evicted and computed from `source`, which is about to be overwritten by something that is no operator. Without the lock; the
-  /// caller owns `source`. @throws what a replay pass throws.
+  /// Recomputes evicted values computed from `source`, which is about to be overwritten by something that is no
+  /// operator. Without the lock; the caller owns `source`. @throws what a replay pass throws.
   virtual void materialize_dependents(Value* source) = 0;
-  /// Keeps `tensor`'s bytes in place, after bringing them back. @param by  1, or -1 to undo.
+  /// Pins `tensor`'s bytes, after recomputing them if needed. @param by  1, or -1 to undo.
   virtual void pin(const at::Tensor& tensor, int by) = 0;
 
   /// A backward has accumulated the gradient of `parameter`.
@@ -65,14 +68,15 @@ class CapHooks {
   /// The outermost backward of this thread has ended, and with it a step. No lock is held.
   virtual void step_ended() = 0;
 
-  /// A replay pass is about to begin, without the lock; may throw, then there is none.
+  /// A replay pass is about to begin. Without the lock. If it throws, the pass does not run.
   virtual void before_pass() = 0;
   /// An operator is about to be replayed, without the lock.
   virtual void before_replay() = 0;
-  /// Gives the storage of an evicted value its bytes. Those of `bytes` must be nobody else's; it names the storage afterwards.
+  /// Gives the storage of an evicted value its bytes. `bytes` must have no other owner; it names the storage
+  /// afterwards.
   /// @return false if the storage is gone.
   virtual bool put_back(TapeLock& lock, Value* value, c10::Storage& bytes) = 0;
-  /// @param operators  that the pass ran. @param demand  bytes: a limit of as many, and it would not have been needed.
+  /// @param operators  that the pass ran. @param demand  bytes: under a limit this large it would not have been needed.
   virtual void pass_ended(TapeLock& lock, int64_t ns, int64_t operators, int64_t demand) = 0;
 
  protected:

@@ -5,10 +5,12 @@
 
 namespace refrain::tape {
 
-/// One operator under a cap, on this thread.
+/// An operator under a cap, on this thread.
 class CappedOp {
  public:
-  CappedOp(CapHooks& hooks, const OpTraits& op, const torch::jit::Stack& stack) : hooks_(hooks), op_(op) { hooks_.before(op, stack); }
+  CappedOp(CapHooks& hooks, const OpTraits& op, const torch::jit::Stack& stack) : hooks_(hooks), op_(op) {
+    hooks_.before(op, stack);
+  }
   /// Ends the locks, if `end` has not.
   ~CappedOp() {
     if (!operands_.is_begun) return;

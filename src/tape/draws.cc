@@ -7,8 +7,8 @@
 
 #include <algorithm>
 
-#include "refrain/error.h"
 #include "intercept/storage_copy.h"
+#include "refrain/torch_error.h"
 
 namespace refrain::tape {
 namespace {
@@ -22,10 +22,11 @@ bool same(const RngState& a, const RngState& b) {
   return a.state().equal(b.state());
 }
 
-/// Generators that second calls have in force: the first saves their states, the last puts them back, in whatever order they end.
+/// Generators that reruns have set: the first rerun saves their states, the last restores them, in whatever order they
+/// end.
 struct InForce {
   int64_t calls = 0;
-  std::vector<RngState> saved;  ///< as wholes: putting them back must need no memory
+  std::vector<RngState> saved;  ///< as wholes: restoring them must not allocate
   static InForce& get() {
     static auto* const all = new InForce;
     return *all;
@@ -41,7 +42,7 @@ uint64_t current_seed(at::Generator generator) {
   return generator.current_seed();
 }
 
-// As it is now. Putting it back needs no memory.
+// State as it is now. Restoring it does not allocate.
 RngState whole_state(const at::Generator& generator) { return {generator, read_rng(generator)->state(), {}}; }
 
 }  // namespace
@@ -77,7 +78,7 @@ void Draws::add_default_generators() {
 
 void Draws::draws(const std::shared_ptr<const RngState>& before, bool put_back) {
   if (const auto* known = find(before->generator)) {
-    // In a second call that puts generators back, the first state of a function inside it is one of no meaning.
+    // In a rerun that restores generators, the first state of a function inside it has no meaning.
     const bool is_first = put_back && known->last == known->first;
     if (!is_first && !same(*known->last, *before)) handles_ = true;
   } else if (all_) {
@@ -85,7 +86,8 @@ void Draws::draws(const std::shared_ptr<const RngState>& before, bool put_back) 
   }
 }
 
-void Draws::drew(const std::shared_ptr<const RngState>& before, const OpTraits& op, const std::shared_ptr<const RngState>& after) {
+void Draws::drew(const std::shared_ptr<const RngState>& before, const OpTraits& op,
+                 const std::shared_ptr<const RngState>& after) {
   auto* known = find(before->generator);
   if (!known) return;
   drawn_.push_back({before, &op});
@@ -99,7 +101,7 @@ void Draws::ended(const std::vector<OpenScope>& outer) noexcept {
     std::lock_guard lock(rng_mutex());
     for (const auto& known : known_)
       if (has_moved(*known.last)) handles_ = true;
-  } catch (...) {  // no memory to look
+  } catch (...) {  // no memory to compare
     handles_ = true;
   }
 }
@@ -107,8 +109,9 @@ void Draws::ended(const std::vector<OpenScope>& outer) noexcept {
 SecondDraws::SecondDraws(const Draws& first, bool ahead) : draws_(first.all_) {
   if (first.mixed_)
     throw CheckpointError(fmt::format(
-        "[refrain::checkpoint] backward must call the function again, but its operator `{}` drew random numbers while another thread "
-        "drew from the same generator, so that the state it drew from is not known. Give each thread a generator of its own.",
+        "[refrain::checkpoint] backward must rerun the function, but its operator `{}` drew random numbers while "
+        "another thread drew from the same generator, so the state it drew from is unknown. Give each thread a "
+        "generator of its own.",
         first.mixed_->name()));
   draws_.again_ = &first;
   draws_.handles_ = first.handles_;
@@ -140,7 +143,7 @@ SecondDraws::SecondDraws(const Draws& first, bool ahead) : draws_(first.all_) {
 SecondDraws::~SecondDraws() {
   std::lock_guard lock(rng_mutex());
   for (const auto& state : present_) state.set();
-  // Unless another thread has drawn, which cannot be told apart then.
+  // Unless another thread has drawn: then they cannot be told apart.
   if (draws_before_ + draws_.operators_ == all_draws)
     for (const auto& state : ahead_) state.set();
   if (!draws_.handles_) return;
@@ -181,14 +184,15 @@ void DrawScope::unlock() {
 bool DrawScope::finish() {
   relock();
   mixed_ |= all_draws++ != draws_before_;
-  const bool seeded = !op_.maybe_random && current_seed(before_->generator) != seed_;  // a custom operator may do that itself
+  const bool seeded =
+      !op_.maybe_random && current_seed(before_->generator) != seed_;  // a custom operator may do that itself
   for (const auto& scope : open_)
     if (scope.draws && scope.draws->again_) ++scope.draws->operators_;
   if (op_.maybe_random && !has_moved(*before_)) return false;
   if (second_ && seeded)
     throw CheckpointError(fmt::format(
-        "[refrain::checkpoint] backward called the function again, and another thread seeded the generator while its operator `{}` drew "
-        "from it. Give each thread a generator of its own, or seed before or after.",
+        "[refrain::checkpoint] backward reran the function, and another thread seeded the generator while its operator "
+        "`{}` drew from it. Give each thread a generator of its own, or seed before or after.",
         op_.name()));
   std::shared_ptr<const RngState> after;
   for (const auto& scope : open_) {

@@ -25,7 +25,7 @@ namespace {
 using torch::autograd::edge_list;
 using torch::autograd::variable_list;
 
-/// Tells the cap what has become a gradient; hands on to the hook that was there.
+/// Reports new gradients to the cap; forwards to the hook that was set before.
 class GradientHook final : public torch::autograd::PostAccumulateGradHook {
  public:
   explicit GradientHook(std::unique_ptr<PostAccumulateGradHook> next) : next_(std::move(next)) {}
@@ -46,7 +46,7 @@ void hook_gradients(const edge_list& roots) {
   }
 }
 
-/// The engine that was there before, with its threads, queues and hooks, which additionally lets the open region keep what
+/// Wraps the engine that was the default, with its threads, queues and hooks, and lets the open region keep what
 /// autograd wants to save. A second engine that ran graphs itself would lack the first one's threads.
 class TapeEngine final : public torch::autograd::Engine {
  public:
@@ -60,13 +60,15 @@ class TapeEngine final : public torch::autograd::Engine {
     return gradients;
   }
 
-  c10::intrusive_ptr<at::ivalue::Future> execute_with_graph_task(const std::shared_ptr<torch::autograd::GraphTask>& task,
-                                                                 c10::intrusive_ptr<torch::autograd::Node> root,
-                                                                 torch::autograd::InputBuffer&& input) override {
+  c10::intrusive_ptr<at::ivalue::Future> execute_with_graph_task(
+      const std::shared_ptr<torch::autograd::GraphTask>& task, c10::intrusive_ptr<torch::autograd::Node> root,
+      torch::autograd::InputBuffer&& input) override {
     return inner_.execute_with_graph_task(task, std::move(root), std::move(input));
   }
 
-  std::unique_ptr<torch::autograd::AnomalyMetadata> make_anomaly_metadata() override { return inner_.make_anomaly_metadata(); }
+  std::unique_ptr<torch::autograd::AnomalyMetadata> make_anomaly_metadata() override {
+    return inner_.make_anomaly_metadata();
+  }
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> get_default_saved_variable_hooks() override {
     auto& thread = ThreadState::get();
@@ -74,7 +76,7 @@ class TapeEngine final : public torch::autograd::Engine {
       *thread.engine_probe = true;
       return nullptr;
     }
-    // what somebody has put around a part of the region's function counts for that part
+    // hooks around a part of the region's function count for that part
     const size_t depth = saved_hook_depth();
     const size_t ours = thread.saver ? thread.saver->hook_depth : thread.region ? thread.region->hook_depth : 0;
     if (depth > ours)
@@ -94,7 +96,7 @@ class TapeEngine final : public torch::autograd::Engine {
 
 // Never destroyed, nor are those before it: device threads use engines until the process ends.
 std::atomic<TapeEngine*> newest{nullptr};
-/// The default engine when it was last found to lead to the tape: `newest`, or one of somebody who wraps it.
+/// The default engine when it was last found to lead to the tape: `newest`, or another library's that wraps it.
 std::atomic<const torch::autograd::Engine*> leading{nullptr};
 
 torch::autograd::Engine& tape_engine() { return *newest.load(std::memory_order_acquire); }
@@ -122,7 +124,7 @@ void install_over(torch::autograd::Engine& engine) {
   leading.store(newest.load());
 }
 
-// After an exception the ready queue keeps what it had to do, with tensors, until the next backward.
+// After an exception the ready queue keeps its remaining tasks, with tensors, until the next backward.
 void drain() noexcept {
   try {
     const UnseenScope unseen;  // no part of a step
@@ -131,7 +133,7 @@ void drain() noexcept {
     const auto root = torch::autograd::impl::gradient_edge(x.sum());
     torch::autograd::Engine::get_default_engine().execute({root}, {at::ones({})}, false, false, true, {});
   } catch (...) {
-    // not even room for that: the next backward does it
+    // no memory even for that: the next backward does it
   }
 }
 

@@ -25,10 +25,11 @@ void overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* afte
     if (slot->filled && slot->filled.unsafeGetStorageImpl() == storage) lock.discard(std::move(slot->filled));
   retain(before);
   unmap_value(lock, before);
-  before->stale = before->replaced = true;
+  before->note_overwritten();
+  before->replaced = true;
   if (before->is_leaf() || (before->unknown && !after)) {
     before->unknown = false;
-    if (before->private_copy || before->parked || before->exposed) {
+    if (before->private_copy || before->is_in_store() || before->exposed) {
       // The tape has bytes of its own, or a hash of them.
     } else if (copy) {
       lock.discard(std::exchange(before->held, std::move(copy)));
@@ -36,11 +37,11 @@ void overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* afte
       ++lock.tape().stats.leaf_copies;
       lock.tape().stats.leaf_copy_bytes += static_cast<int64_t>(before->nbytes);
     } else {
-      before->lost = true;
+      before->residency = Residency::kLost;
       lock.discard(std::move(before->held));
     }
   } else {
-    before->lost = before->unknown;
+    if (before->unknown) before->residency = Residency::kLost;
     before->unknown = false;
     lock.discard(std::exchange(before->held, std::move(copy)));
     if (before->held) {
@@ -60,7 +61,7 @@ void overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* afte
   if (after && (before->slots || after->producer)) {
     retain(before);
     retain(after);
-    // Its tensor may be gone before the bump is known.
+    // Its tensor may die before the bump is known.
     const bool holds = after->is_leaf();
     if (holds) hold(lock, after);
     unsettled.push_back({before, after, holds});
@@ -82,7 +83,8 @@ void add_bound(Region* region, Value* value) {
 
 bool should_copy(TapeLock& lock, const Value& value, int32_t own_refs) {
   const bool from_outside = value.is_leaf() || (value.region && value.region->cap && value.producer);
-  if (!from_outside || value.op_refs <= own_refs || value.lost || value.parked || value.private_copy) return false;
+  if (!from_outside || value.op_refs <= own_refs || value.is_lost() || value.is_in_store() || value.private_copy)
+    return false;
   auto& tape = lock.tape();
   return tape.leaf_write_policy == LeafWritePolicy::kCopy &&
          tape.stats.leaf_copy_bytes + static_cast<int64_t>(value.nbytes) <= tape.max_leaf_copy_bytes;
@@ -100,8 +102,8 @@ bool needs_hold(TapeLock&, Value* value, Region* region) {
       return false;
     }
     const auto* producer = value->producer;
-    const bool cast_of_leaf = producer->traits->cast && producer->refs_in.size() == 1 &&
-                              producer->refs_in[0].value && producer->refs_in[0].value->is_leaf();
+    const bool cast_of_leaf = producer->traits->cast && producer->refs_in.size() == 1 && producer->refs_in[0].value &&
+                              producer->refs_in[0].value->is_leaf();
     return !cast_of_leaf;
   }
   // A bound of every region between this one and the one that encloses both.

@@ -6,19 +6,19 @@
 
 namespace refrain::tape {
 
-/// The bytes of a value, somewhere else. Dropping it frees the place.
+/// The bytes of a value in another place, which its destructor frees.
 class Offloaded {
  public:
   virtual ~Offloaded() = default;
-  /// In memory of its own on the device they came from. May block. @throws if they cannot be read.
+  /// Fetches the bytes into new memory on the device they came from. May block. @throws if they cannot be read.
   virtual c10::Storage fetch() = 0;
-  /// Bytes that it takes on that device meanwhile.
+  /// Number of bytes that it takes on that device meanwhile.
   virtual size_t bytes_on_device() const { return 0; }
   /// Whether `fetch` is a collective call.
   virtual bool needs_all_ranks() const { return false; }
 };
 
-/// Where a policy's `kOffload` puts bytes. Called without the tape's lock, from any thread.
+/// Takes the bytes that a policy offloads. Called without the tape's lock, from any thread.
 class OffloadStore {
  public:
   virtual ~OffloadStore() = default;
@@ -26,8 +26,7 @@ class OffloadStore {
   virtual std::shared_ptr<Offloaded> store(const c10::Storage& bytes) = 0;
 };
 
-/// The store where none is named: `refrain::set_offload_store` sets it, and src/offload a first one. Setting returns
-/// the old one.
+/// The default store: `refrain::set_offload_store` sets it, and src/offload a first one. Setting returns the old one.
 std::shared_ptr<OffloadStore> offload_store();
 std::shared_ptr<OffloadStore> set_offload_store(std::shared_ptr<OffloadStore> store);
 

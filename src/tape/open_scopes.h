@@ -12,7 +12,7 @@ class OpWatch;
 class Saver;
 struct Region;
 
-/// The values that guards of one thread set for as long as they live; the youngest holds. Guards may end in any order.
+/// A setting of one thread's guards while they are alive; the youngest overrides. Guards may end in any order.
 template <typename T>
 class GuardedValue {
  public:
@@ -26,14 +26,14 @@ class GuardedValue {
   std::vector<std::pair<const void*, T>> values_;
 };
 
-/// A scope that is open on a thread. What it does not have is null.
+/// A scope that is open on a thread. Fields that it does not use are null.
 struct OpenScope {
   const void* owner = nullptr;  ///< its identity
   Region* region = nullptr;
   Saver* saver = nullptr;
   OpWatch* trace = nullptr;
   Draws* draws = nullptr;
-  bool is_rerun = false;        ///< the forward of a rerun region
+  bool is_rerun = false;  ///< the forward of a rerun region
 };
 
 }  // namespace refrain::tape

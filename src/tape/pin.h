@@ -6,7 +6,7 @@
 
 namespace refrain::tape {
 
-/// Keeps a tensor's bytes in place while it lives, after bringing them back. Nothing without a cap.
+/// Pins a tensor's bytes while alive, after recomputing them if needed. Does nothing without a cap.
 class Pinned {
  public:
   explicit Pinned(const at::Tensor& tensor) {

@@ -4,9 +4,9 @@
 
 #include <optional>
 
-#include "refrain/selective.h"
 #include "intercept/for_each_tensor.h"
 #include "intercept/key.h"
+#include "refrain/selective.h"
 #include "tape/lifetime.h"
 #include "tape/pin.h"
 #include "tape/thread_state.h"
@@ -18,7 +18,7 @@ TensorInfo info(const at::Tensor& tensor) { return {tensor.sizes().vec(), tensor
 
 }  // namespace
 
-/// What an `OpContext` looks at: an operator on the tape, and its results or the tensor that got a name.
+/// What an `OpContext` describes: an operator on the tape, and its results or the tensor that got a name.
 class OpContext::Call {
  public:
   Call(const tape::Op& op, at::ArrayRef<c10::IValue> results, std::string_view checkpoint_name)
@@ -28,7 +28,7 @@ class OpContext::Call {
   tape::Region& region() const { return *op_.region; }
   std::string_view checkpoint_name() const { return checkpoint_name_; }
 
-  /// Most policies ask for names only, so nothing is gathered before it is wanted.
+  /// Most policies read names only, so the rest is collected on demand.
   std::vector<at::Tensor> outputs() const {
     std::vector<at::Tensor> list;
     tape::for_each_tensor(results_.data(), results_.size(),
@@ -110,7 +110,7 @@ class RetainedOp {
   Op* op_;
 };
 
-// The value that recorded operators made of the bytes of `x`, or null.
+// Finds the value that recorded operators made of the bytes of `x`, or null.
 Value* produced_value(TapeLock& lock, const at::Tensor& x) {
   if (!x.defined() || !has_plain_storage(x)) return nullptr;
   settle(lock, ThreadState::get());
@@ -143,7 +143,7 @@ at::Tensor checkpoint_name(const at::Tensor& x, std::string_view name) {
   {
     tape::TapeLock lock;
     const auto* value = tape::produced_value(lock, x);
-    // what an outer region computed is under that region's policy
+    // an outer region's results are subject to that region's policy
     if (!value || value->producer->region != region) return x;
     op = value->producer;
     pinned.emplace(op);

@@ -7,10 +7,10 @@
 
 namespace refrain::tape {
 
-/// Asks the policy of the operator's region, which must have one. Runs user code: without the lock.
+/// Calls the policy of the operator's region, which must have one. Runs user code: without the lock.
 /// @param stack holds the results of `op`, which has just run.
 CheckpointPolicy judge(const Op& op, const torch::jit::Stack& stack);
-/// `kMustSave` and `kPreferSave`.
+/// Whether the answer is `kMustSave` or `kPreferSave`.
 bool saves(CheckpointPolicy answer);
 
 }  // namespace refrain::tape

@@ -7,21 +7,22 @@
 
 namespace refrain::tape {
 
-/// Begins to load an object that will be looked at shortly. Kernels run over the cache between any two looks of the tape, and the waits for
-/// one line after the other were most of what recording cost. Nothing is read: `object` may be dead.
+/// Prefetches an object that will be read shortly. Kernels sweep the cache between any two accesses of the tape, and
+/// waiting for one cache line after the other was most of the cost of recording. Nothing is read: `object` may be dead.
 template <typename T>
 void prefetch(const T* object) {
   constexpr size_t kLine = 64;
-  for (size_t at = 0; at < sizeof(T); at += kLine) __builtin_prefetch(reinterpret_cast<const std::byte*>(object) + at, 1);
+  for (size_t at = 0; at < sizeof(T); at += kLine)
+    __builtin_prefetch(reinterpret_cast<const std::byte*>(object) + at, 1);
 }
 
-/// Objects whose memory is used again, last in, first out. A step makes thousands of operators and values and drops them
-/// all in backward; the allocator's bins do not take that many, and its slow path costs more than recording does.
+/// Reuses the memory of objects, last in, first out. A step makes thousands of operators and values and drops them all
+/// in backward; the allocator's bins do not hold that many, and its slow path costs more than recording does.
 /// Keeps at most `kMost` free blocks. Under AddressSanitizer nothing is kept, so that it sees each end of life.
 template <typename T>
 class Pool {
  public:
-  /// Guarded by the tape's lock.
+  /// Makes an object. Guarded by the tape's lock.
   template <typename... Args>
   T* make(Args&&... args) {
     if (!free_) free_ = returned_.exchange(nullptr, std::memory_order_acquire);
@@ -31,12 +32,12 @@ class Pool {
     return ::new (static_cast<void*>(block)) T(std::forward<Args>(args)...);
   }
 
-  /// Fetches the memory of the next `make`. With the lock.
+  /// Prefetches the memory of the next `make`. With the lock.
   void prefetch() const {
     if (free_) tape::prefetch(reinterpret_cast<const T*>(free_));
   }
 
-  /// Ends `object`. Any thread, with the lock or without: destructors that run foreign code must run without.
+  /// Destroys `object`. Any thread, with the lock or without: destructors that run foreign code must run without.
   void drop(T* object) noexcept {
     if (kMost == 0 || kept_.load(std::memory_order_relaxed) >= kMost) {
       delete object;
@@ -60,7 +61,7 @@ class Pool {
 #endif
   static_assert(sizeof(T) >= sizeof(Block) && alignof(T) <= alignof(std::max_align_t));
 
-  Block* free_ = nullptr;  ///< only the holder of the lock takes, so no block can come back while it is looked at
+  Block* free_ = nullptr;  ///< only the holder of the lock takes blocks, so none can be returned to it meanwhile
   std::atomic<Block*> returned_{nullptr};
   std::atomic<ptrdiff_t> kept_{0};
 };

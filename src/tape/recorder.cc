@@ -14,17 +14,20 @@ namespace refrain::tape {
 namespace {
 
 void fix_results(TapeLock& lock, const OpTraits& traits, const torch::jit::Stack& stack) {
-  for_each_tensor(stack.data() + (stack.size() - traits.num_returns), traits.num_returns, [&](const at::Tensor& tensor, size_t, int32_t) {
-    if (!has_plain_storage(tensor)) fix_inside(lock, tensor);
-  });
+  for_each_tensor(stack.data() + (stack.size() - traits.num_returns), traits.num_returns,
+                  [&](const at::Tensor& tensor, size_t, int32_t) {
+                    if (!has_plain_storage(tensor)) fix_inside(lock, tensor);
+                  });
 }
 
-// Statistics that move once (`ReplayArg::kScratch`, `kUndefined`) in the memory of what it reads too: the kernel may read what it has just
-// written, and a replay, which has other memory for the one, would not.
+// Whether it updates statistics (`ReplayArg::kScratch`, `kUndefined`) in memory that it reads through another argument
+// too: the kernel may read what it has just written, and a replay, which has other memory for the statistics, would
+// not.
 bool reads_what_moves_once(const OpTraits& traits, const Arguments& arguments) {
   if (!traits.moves_once) return false;
   const auto moves = [](const Argument& argument) {
-    return argument.write && (argument.write->replay == ReplayArg::kScratch || argument.write->replay == ReplayArg::kUndefined);
+    return argument.write &&
+           (argument.write->replay == ReplayArg::kScratch || argument.write->replay == ReplayArg::kUndefined);
   };
   for (const auto& written : arguments)
     for (const auto& read : arguments)
@@ -32,16 +35,17 @@ bool reads_what_moves_once(const OpTraits& traits, const Arguments& arguments) {
   return false;
 }
 
-// In a region, or under a cap, or both.
-void run_under_tape(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below, ThreadState& thread,
-                    Region* cap) {
+// Runs an operator in a region, or under a cap, or both.
+void run_under_tape(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below,
+                    ThreadState& thread, Region* cap) {
   std::optional<CappedOp> capped;
   if (cap) capped.emplace(cap_hooks(), traits, *stack);
   Arguments arguments(traits, *stack);
   std::optional<Recording> recording;
   const bool in_cap = !thread.region;
   // sparse, quantized and other tensors that the tape cannot name
-  if (!traits.effect && !reads_what_moves_once(traits, arguments) && (in_cap ? arguments.all_plain() : arguments.written_plain()))
+  if (!traits.effect && !reads_what_moves_once(traits, arguments) &&
+      (in_cap ? arguments.all_plain() : arguments.written_plain()))
     recording.emplace(traits, keys, stack, arguments, thread, in_cap ? cap : thread.region).prepare();
   bool is_ready = true;
   {
@@ -87,7 +91,8 @@ void note_metadata_change(const OpTraits& traits, const torch::jit::Stack& stack
 
 namespace {
 
-void run_seen(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below, ThreadState& thread) {
+void run_seen(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below,
+              ThreadState& thread) {
   if (traits.metadata_in_place) note_metadata_change(traits, *stack);
   auto* cap = Tape::get().cap.load(std::memory_order_relaxed);
   if (!thread.region && !cap) return watch(traits, stack, below);
@@ -95,8 +100,9 @@ void run_seen(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stac
   run_under_tape(traits, keys, stack, below, thread, cap);
 }
 
-// Of a function of a rerun region.
-void run_compared(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below, ThreadState& thread) {
+// Runs an operator of a rerun region's function.
+void run_compared(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below,
+                  ThreadState& thread) {
   if (thread.stop) thread.stop->before(traits, *stack);
   auto* const trace = thread.trace;
   if (trace) trace->before(traits, *stack);

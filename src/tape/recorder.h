@@ -7,17 +7,17 @@
 #include "intercept/op_traits.h"
 #include "tape/below.h"
 
-/// Sees every operator that runs below autograd while a region is open (*record*) or slots are pending (*watch*).
+/// Handles every operator that runs below autograd while a region is open (*record*) or slots are pending (*watch*).
 namespace refrain::tape {
 
-/// What the tape does about an operator on this thread, the run of it included.
+/// Records or watches an operator on this thread, and runs it.
 /// @param stack  its arguments, afterwards its results; others may lie beneath.
 void look_at(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, Below below);
 
-/// The tape's kernel for all operators.
+/// Runs as the tape's kernel for all operators.
 void look_at_boxed(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack);
 
-/// Whether somebody on this thread wants to hear of operators with `view_only`, or switches the tape off.
+/// Whether this thread's state needs operators with `view_only` too, or switches the tape off.
 bool looks_at_views();
 
 }  // namespace refrain::tape

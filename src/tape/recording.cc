@@ -30,7 +30,7 @@ bool is_pointed_at(const at::Tensor& tensor) {
   return tensor.dim() <= 1 && (tensor.scalar_type() == c10::kLong || tensor.scalar_type() == c10::kInt);
 }
 
-// Counters and running averages: chains without end would keep all that ever went into them.
+// Counters and running averages: endless chains would keep all their inputs.
 constexpr uint8_t kMostRewrites = 64;
 
 }  // namespace
@@ -144,7 +144,7 @@ void Recording::note_results(TapeLock& lock) {
   if (region_->cap) cap_hooks().recorded(lock, *op_);
   if (!op_->outs.empty()) {
     ++stats.recorded_ops;
-    stats.recorded_ns += op_->forward_ns;
+    stats.recorded_ms += static_cast<double>(op_->forward_ns) / 1e6;
   }
   lock.release(std::exchange(op_, nullptr));
   lock.tape().ops.prefetch();
@@ -186,7 +186,7 @@ void Recording::check_input(const at::Tensor& tensor) {
   auto* storage = tensor.storage().unsafeGetStorageImpl();
   const auto is_made_here = [&](TapeLock& lock) {
     const auto* value = find_value(lock, storage);
-    return value && (value->producer || value->private_copy || value->evicted);
+    return value && (value->producer || value->private_copy || value->is_evicted());
   };
   {
     TapeLock lock;
@@ -248,7 +248,7 @@ void Recording::add_argument(TapeLock& lock, const Argument& argument) {
     noted.ref = static_cast<int32_t>(op_->refs_in.size() - 1);
     ref.written = true;
   }
-  // what `CapHooks::begin` found is alive, and still there if it says so
+  // the value that `CapHooks::begin` found is alive, and still of this storage if `key` says so
   const bool is_known = argument.value && argument.value->key == argument.storage;
   auto* value = is_known ? argument.value : find_value(lock, argument.storage);
   const bool lifted = value && pause_.lift(value);
@@ -374,7 +374,7 @@ void Recording::note_write_result(TapeLock& lock, RecordedWrite& write) {
   if (region_->cap) after->rewrites = before->rewrites + 1;
   after->fixed |= before->fixed;
   after->pins = before->pins;
-  after->saved |= before->saved;  // the bytes kept are now these: the same memory, and more of the work in them
+  after->saved |= before->saved;  // the kept bytes are these now: the same memory, with more work in them
   retain(after);
   overwritten(lock, before, std::move(write.copy), after, thread_.unsettled);
   map_value(lock, after, impl, true);

@@ -22,11 +22,11 @@
 
 namespace refrain::tape {
 
-/// One call of an operator that is recorded: `prepare`, `read_arguments`, `run`, `note_results`.
+/// Records one call of an operator: `prepare`, `read_arguments`, `run`, `note_results`.
 class Recording {
  public:
-  Recording(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, const Arguments& arguments, ThreadState& thread,
-            Region* region)
+  Recording(const OpTraits& traits, c10::DispatchKeySet keys, torch::jit::Stack* stack, const Arguments& arguments,
+            ThreadState& thread, Region* region)
       : traits_(traits), keys_(keys), stack_(stack), arguments_(arguments), thread_(thread), region_(region) {}
 
   ~Recording();
@@ -34,7 +34,7 @@ class Recording {
   Recording(const Recording&) = delete;
   Recording& operator=(const Recording&) = delete;
 
-  // What needs operators or allocations, and so comes before the lock.
+  // Does what needs operators or allocations, before the lock.
   void prepare();
 
   void read_arguments(TapeLock& lock);
@@ -43,24 +43,24 @@ class Recording {
 
   void note_results(TapeLock& lock);
 
-  // To be called after `note_results`. @throws what the region's policy threw.
+  // Call it after `note_results`. @throws what the region's policy threw.
   void rethrow_failure();
 
  private:
   struct RecordedWrite : Write {
-    bool scratch = true;        ///< no argument that names it feeds its old bytes into the result
-    bool once = false;          ///< an effect that a replay does not repeat: the new version cannot be replayed
-    bool produces = false;      ///< the new version is an output of the recorded op
+    bool scratch = true;    ///< no argument that names it feeds its old bytes into the result
+    bool once = false;      ///< an effect that a replay does not repeat: the new version cannot be replayed
+    bool produces = false;  ///< the new version is an output of the recorded op
     bool copy_wanted = false;
-    int32_t ref = -1;           ///< an argument that names the storage
+    int32_t ref = -1;  ///< an argument that names the storage
     c10::VariableVersion counter;
     RecordedWrite() noexcept {}
   };
 
-  // What the tape knows in a storage, kept alive until its operator refers to it.
+  // Keeps a value alive until its operator refers to it.
   Value* stay(Value* value);
 
-  // Its owner may free it or fill it again without a word.
+  // Copies borrowed memory: its owner may free or refill it unseen.
   void copy_borrowed(const at::Tensor& tensor);
 
   // See `set_check_inputs`.
@@ -70,10 +70,10 @@ class Recording {
 
   void add_argument(TapeLock& lock, const Argument& argument);
 
-  // Changed, it changes a kept tensor that does not say so.
+  // Adds a tensor inside a kept one: a change to it would change the kept tensor unseen.
   void add_inside(const at::Tensor& tensor);
 
-  // Into `plan_index` of what the operator reads, with the returned mark: how often it does.
+  // Counts, in `plan_index` of each value with the returned mark, how often the operator reads it.
   uint64_t count_own_refs(TapeLock& lock);
 
   static void remember_version(ArgRef& ref, const at::Tensor& tensor);
@@ -88,7 +88,7 @@ class Recording {
 
   size_t find_offloaded(const c10::StorageImpl* storage);
 
-  // Copies the results away; what the store declines is kept where it is.
+  // Offloads the results; those that the store declines are kept.
   void offload_results();
 
   void note_write_result(TapeLock& lock, RecordedWrite& write);
@@ -107,7 +107,7 @@ class Recording {
   c10::SmallVector<at::Tensor, 1> kept_;
   size_t next_kept_ = 0;
   std::vector<Value*> from_outside_;  ///< owned until `op_` refers to them
-  bool saved_ = false;  ///< the region's policy keeps the results
+  bool saved_ = false;                ///< the region's policy keeps the results
   std::vector<std::pair<c10::StorageImpl*, std::shared_ptr<Offloaded>>> offloaded_;
   PointerIndex offloaded_index_;
   BarrierPause pause_;
@@ -115,7 +115,7 @@ class Recording {
   std::exception_ptr failure_;
 };
 
-/// Operators find what lies in a tensor without a plain storage by ways of their own: it is not evicted.
+/// Exempts tensors inside one without a plain storage from eviction: operators reach them unseen.
 void fix_inside(TapeLock& lock, const at::Tensor& tensor);
 
 }  // namespace refrain::tape

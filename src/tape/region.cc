@@ -23,7 +23,7 @@ namespace {
 
 std::atomic<bool> checkpointing_enabled{true};
 
-// Whether something that requires a gradient went into what is left of a region.
+// Whether the remaining values of a region were computed from something that requires a gradient.
 bool reads_gradient(TapeLock& lock, const Region* region) {
   const uint64_t number = ++lock.tape().plan_number;
   std::vector<Value*> todo(region->values);
@@ -40,13 +40,13 @@ bool reads_gradient(TapeLock& lock, const Region* region) {
   return false;
 }
 
-// Lets go of what policies saved under `top`, which is closing, and no pending slot can need.
+// Releases values that policies saved under `top`, which is closing, and that no pending slot can need.
 void release_unneeded(TapeLock& lock, Region* top) {
   std::vector<Region*> regions{top};
   for (size_t i = 0; i < regions.size(); ++i)
     regions.insert(regions.end(), regions[i]->children.begin(), regions[i]->children.end());
 
-  // What a replay for the pending slots would run, stopping at saved values: those are needed.
+  // A replay for the pending slots needs these, down to saved values.
   const uint64_t number = ++lock.tape().plan_number;
   std::vector<Value*> todo;
   const auto reach = [&](Value* value) {
@@ -73,7 +73,7 @@ void release_unneeded(TapeLock& lock, Region* top) {
       op->mark = number;
       for (auto& ref : op->refs_in) {
         if (!ref.value || ref.value->mark == number) continue;
-        if (!ref.value->parked) lock.discard(std::move(ref.value->offloaded));
+        if (!ref.value->is_in_store()) lock.discard(std::move(ref.value->offloaded));
         if (!ref.holds || !ref.value->saved) continue;
         ref.holds = false;
         unhold(lock, ref.value);
@@ -82,7 +82,7 @@ void release_unneeded(TapeLock& lock, Region* top) {
   }
 }
 
-// All is recorded that will be, here and inside.
+// Ends a region in which nothing more is recorded, inside neither.
 void end_region(TapeLock& lock, Region* region) {
   region->active = false;
   if (region->parent) --region->parent->open_children;
@@ -100,7 +100,7 @@ bool set_regions_enabled(bool value) { return checkpointing_enabled.exchange(val
 
 bool plain_call() {
   const auto& thread = ThreadState::get();
-  // A function that is called again finds things as they were in forward.
+  // A rerun has the settings of forward.
   return !c10::GradMode::is_enabled() || thread.disabled ||
          (!thread.recomputing && !checkpointing_enabled.load(std::memory_order_relaxed));
 }
@@ -142,7 +142,9 @@ void check(const CheckpointOptions& options) {
 
 bool plan_chooses(const CheckpointOptions& options) {
   const auto& thread = ThreadState::get();
-  if (!step_listener() || thread.region || thread.saver || thread.observer || options.policy() || options.input_storage()) return false;
+  if (!step_listener() || thread.region || thread.saver || thread.observer || options.policy() ||
+      options.input_storage())
+    return false;
   check(options);
   return true;
 }
@@ -185,7 +187,7 @@ void close_region(Region* region) {
     for_nothing = region->live_slots == 0 && std::uncaught_exceptions() == 0 && reads_gradient(lock, region);
     thread.closed(region);
     region->is_open = false;
-    // One that encloses others waits for them, also if its scope ends first.
+    // An enclosing region waits for those inside, also if its scope ends first.
     for (auto* at = region; at && !at->is_open && at->open_children == 0;) {
       auto* parent = at->parent;
       end_region(lock, at);
@@ -194,9 +196,9 @@ void close_region(Region* region) {
   }
   if (for_nothing) {
     TORCH_WARN_ONCE(
-        "[refrain::checkpoint] autograd saved nothing in a region whose inputs or parameters require gradients. The gradients "
-        "are those of a plain call; if there should be some, look for no_grad or detach inside the function, else call it "
-        "without checkpoint.");
+        "[refrain::checkpoint] autograd saved nothing in a region whose inputs or parameters require gradients. The "
+        "gradients are those of a direct call; if there should be some, look for no_grad or detach inside the "
+        "function, else call it without checkpoint.");
   }
 }
 

@@ -3,10 +3,12 @@
 namespace refrain::tape {
 namespace {
 
-bool is_there(const Value& value) { return value.parked || (!value.stale && static_cast<bool>(resident(value))); }
+bool is_there(const Value& value) {
+  return value.is_in_store() || (!value.is_overwritten() && static_cast<bool>(resident(value)));
+}
 
-// Gives `lock.tape().plan_number` as mark to what operators of regions outside still need computed: what was overwritten, or is a bound (see `needs_hold`),
-// and all behind it that has no bytes.
+// Marks with `lock.tape().plan_number` the values that operators of regions outside still need recomputed: overwritten
+// ones, bounds (see `needs_hold`), and their ancestors without bytes.
 void mark_replayed_by_others(TapeLock& lock, const Region* region) {
   const uint64_t number = ++lock.tape().plan_number;
   std::vector<const Region*> regions{region};
@@ -32,11 +34,15 @@ void mark_replayed_by_others(TapeLock& lock, const Region* region) {
   }
 }
 
-// An operator of this region that others still need may refer to what has just become a leaf, as a bound and without a hold: nobody computes that again.
+// An operator of this region that others still need may refer to a new leaf, as a bound and without a hold: nothing
+// recomputes it.
 void hold_new_leaves(TapeLock& lock, const Region* region) {
+  const uint64_t number = ++lock.tape().plan_number;
   for (auto* value : region->values) {
-    if (!value->producer) continue;
-    for (auto& ref : value->producer->refs_in) {
+    auto* const op = value->producer;
+    if (!op || op->mark == number) continue;  // an operator may have thousands of results
+    op->mark = number;
+    for (auto& ref : op->refs_in) {
       if (!ref.value || ref.holds || !ref.value->is_leaf() || ref.value->holds == 0) continue;
       ref.holds = true;
       hold(lock, ref.value);
@@ -44,12 +50,12 @@ void hold_new_leaves(TapeLock& lock, const Region* region) {
   }
 }
 
-// Once no slot is left under the outermost region, what others hold becomes a leaf, so that the operators behind it can
-// go, and nothing lives on only because its storage does. Under a cap all does but what is marked, as what its operators read of a region need not be
-// held to be a source.
+// Once no slot is left under the outermost region, values that others hold become leaves, so that the operators behind
+// them die, and no value lives on only because its storage does. Under a cap all unmarked values do, as a region's
+// value is a source for the cap's operators without being held.
 void end_values(TapeLock& lock, Region* region, bool in_cap, uint64_t marked) {
   for (auto* value : region->values) {
-    const bool is_held = value->holds > 0 && (value->parked || (value->held && !value->stale));
+    const bool is_held = value->holds > 0 && (value->is_in_store() || (value->held && !value->is_overwritten()));
     if ((is_held || (in_cap && value->mark != marked)) && value->producer && !value->discard) {
       value->producer->outs[value->out].value = nullptr;
       lock.release(std::exchange(value->producer, nullptr));
@@ -61,7 +67,7 @@ void end_values(TapeLock& lock, Region* region, bool in_cap, uint64_t marked) {
   release_bound_holds(lock, region);
   for (auto& bound : std::exchange(region->bounds, {})) lock.release(bound.value);
   for (auto* child : region->children) end_values(lock, child, in_cap, marked);
-  if (!in_cap) hold_new_leaves(lock, region);  // of theirs
+  if (!in_cap) hold_new_leaves(lock, region);  // leaves of the children
 }
 
 }  // namespace

@@ -10,20 +10,20 @@ namespace refrain {
 
 namespace tape {
 
-/// One region's part of what `RegionInputs` does. Called without the tape's lock, `recompute_*` on any thread.
+/// One region's part of `RegionInputs`. Called without the tape's lock, `recompute_*` on any thread.
 class RegionWork {
  public:
   virtual ~RegionWork() = default;
-  /// The region has an input of so many bytes.
+  /// Adds an input of so many bytes to the region.
   virtual void add_input(size_t nbytes) = 0;
-  /// Its bytes, unless they are in a store already. @returns null to decline: they stay where they are.
+  /// Stores its bytes, unless they are in a store already. @returns null to decline: they stay where they are.
   virtual std::shared_ptr<Offloaded> store(const c10::Storage& bytes) = 0;
   virtual void forward_ended() noexcept = 0;
   virtual void recompute_started() = 0;
   virtual void recompute_ended() noexcept = 0;
 };
 
-/// Around the replay of a region, or the second call of its function. `work` may be null.
+/// Surrounds the replay of a region, or the rerun of its function. `work` may be null.
 class RecomputeScope {
  public:
   explicit RecomputeScope(RegionWork* work) : work_(work) {
@@ -41,11 +41,11 @@ class RecomputeScope {
 
 }  // namespace tape
 
-/// What `CheckpointOptions::inputs` names.
+/// Strategy that `CheckpointOptions::input_storage` names.
 class RegionInputs {
  public:
   virtual ~RegionInputs() = default;
-  /// A region with `options` begins on this thread.
+  /// Begins a region with `options` on this thread.
   virtual std::shared_ptr<tape::RegionWork> open(const CheckpointOptions& options) = 0;
 };
 

@@ -24,9 +24,11 @@ namespace {
 constexpr const char* kCopyMark = "refrain::tape";
 
 template <typename Handle>
-concept TellsKernel = requires(const Handle& op) { op.getComputedKernelForDispatchKey(kTapeKey); };
+concept TellsKernel = requires(const Handle& op) {
+  op.getComputedKernelForDispatchKey(kTapeKey);
+};
 
-// An operator's kernel on the key where somebody else has the fallback.
+// An operator's kernel on the key where another library has the fallback.
 template <typename Handle>
 class Between final : public c10::OperatorKernel {
  public:
@@ -49,20 +51,22 @@ class Registration {
   }
 
   void require() {
-    if (!failure_.empty()) throw Error(failure_);
+    if (!failure_.empty()) throw EnvironmentError(failure_);
     if (!shares_) return;
     if (has_new_.load(std::memory_order_relaxed)) take_new();
     if (c10::impl::tls_is_dispatch_key_included(kTapeKey) && !c10::impl::tls_is_dispatch_key_excluded(kTapeMark))
-      throw Error(fmt::format("[refrain] this thread is in a mode of somebody else's on the dispatch key {}, as of fake tensors: expected none where the tape "
-                              "records. Leave it before the region or cap.",
-                              c10::toString(kTapeKey)));
+      throw EnvironmentError(fmt::format(
+          "[refrain] this thread is in a mode of another library on the dispatch key {}, such as fake tensors: "
+          "expected none where the tape records. Leave the mode before the region or cap.",
+          c10::toString(kTapeKey)));
   }
 
-  // Of those that the tape took for itself there is no telling whether somebody took them since.
+  // Whether another library has since replaced a kernel of the tape's own cannot be told.
   std::string out_of_sight() {
     for (const auto& name : dispatcher().getAllOpNames()) {
       const auto op = dispatcher().findSchema(name);
-      if (op && op->hasKernelForDispatchKey(kTapeKey) && !taken_.contains(name) && !is_typed_op(name)) return c10::toString(name);
+      if (op && op->hasKernelForDispatchKey(kTapeKey) && !taken_.contains(name) && !is_typed_op(name))
+        return c10::toString(name);
     }
     return "";
   }
@@ -71,7 +75,7 @@ class Registration {
   class Listener final : public c10::OpRegistrationListener {
    public:
     explicit Listener(std::atomic<bool>& has_new) : has_new_(has_new) {}
-    // the dispatcher's lock is held: no more than that
+    // the dispatcher's lock is held: nothing more is allowed
     void onOperatorRegistered(const c10::OperatorHandle&) override { has_new_.store(true, std::memory_order_relaxed); }
     void onOperatorDeregistered(const c10::OperatorHandle&) override {}
 
@@ -84,15 +88,16 @@ class Registration {
       take_key();
     } catch (const std::exception& error) {
       failure_ = fmt::format(
-          "[refrain] the tape has no place on the dispatch key {} of LibTorch {}: {}. Use Refrain before the library that has it is loaded, or a LibTorch from "
-          "2.11 to 2.14.",
+          "[refrain] the tape cannot use the dispatch key {} of LibTorch {}: {}. Load Refrain before the library that "
+          "took the key, or use a LibTorch from 2.11 to 2.14.",
           c10::toString(kTapeKey), TORCH_VERSION, error.what());
     }
   }
 
   void take_key() {
     if (dispatcher().findOp({kCopyMark, ""})) {
-      failure_ = "[refrain] another copy of Refrain is loaded in this process, and only one can see operators. Link one librefrain.so in all parts of the program.";
+      failure_ =
+          "[refrain] another copy of Refrain is loaded in this process, and only one can see operators. Link one librefrain.so in all parts of the program.";
       return;
     }
     static auto* mark = new torch::Library(torch::Library::FRAGMENT, "refrain", std::nullopt, __FILE__, __LINE__);
@@ -103,10 +108,11 @@ class Registration {
     shares_ = !kernels_.empty();
     if (!is_free) {
       listening_ = dispatcher().addRegistrationListener(std::make_unique<Listener>(has_new_));
-      has_new_ = false;  // it is told of those that there are
+      has_new_ = false;  // the listener was called for existing operators
       return;
     }
-    fallback_ = dispatcher().registerFallback(kTapeKey, c10::KernelFunction::makeFromBoxedFunction<&look_at_boxed>(), "[refrain] the tape");
+    fallback_ = dispatcher().registerFallback(kTapeKey, c10::KernelFunction::makeFromBoxedFunction<&look_at_boxed>(),
+                                              "[refrain] the tape");
     add_typed_ops(taken_);
   }
 
@@ -127,20 +133,23 @@ class Registration {
   void take(const Handle& op) {
     if constexpr (TellsKernel<Handle>) {
       const Unwarned unwarned;
-      kernels_.push_back(dispatcher().registerImpl(op.operator_name(), kTapeKey,
-                                                   c10::KernelFunction::makeFromBoxedFunctor(std::make_unique<Between<Handle>>(op)),
-                                                   std::nullopt, nullptr, "[refrain] the tape"));
+      kernels_.push_back(
+          dispatcher().registerImpl(op.operator_name(), kTapeKey,
+                                    c10::KernelFunction::makeFromBoxedFunctor(std::make_unique<Between<Handle>>(op)),
+                                    std::nullopt, nullptr, "[refrain] the tape"));
       taken_.insert(op.operator_name());
     } else {
-      throw Error(fmt::format("somebody else has a kernel for `{}` there, and this LibTorch does not tell which", c10::toString(op.operator_name())));
+      throw EnvironmentError(
+          fmt::format("another library has a kernel for `{}` there, and this LibTorch does not tell which",
+                      c10::toString(op.operator_name())));
     }
   }
 
   static c10::Dispatcher& dispatcher() { return c10::Dispatcher::singleton(); }
 
   std::string failure_;
-  bool takes_all_ = false;  ///< somebody else has the fallback
-  bool shares_ = false;     ///< somebody else has kernels on the key
+  bool takes_all_ = false;  ///< another library has the fallback
+  bool shares_ = false;     ///< another library has kernels on the key
   std::atomic<bool> has_new_{false};
   std::mutex mutex_;  // guards what follows
   std::unordered_set<c10::OperatorName> taken_;

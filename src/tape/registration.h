@@ -4,14 +4,18 @@
 
 namespace refrain::tape {
 
-/// To be called before the tape's key is included for something new.
+/// Registers the tape's kernels. Call it before the tape's key is included for something new.
 ///
-/// The first call registers a fallback on the key. Where somebody was first, it takes the key operator by operator instead, with slower kernels, and hands on
-/// what is not for the tape; operators that were defined since, too.
-/// Cost: some ms the first time, then two loads. @throws Error if the tape has no place on its key, or somebody else includes it on this thread: who, and what to do.
+/// The first call registers a fallback on the key. Where another library was first, it takes the key operator by
+/// operator instead, with slower kernels, and forwards calls that are not for the tape; operators that were defined
+/// since, too.
+/// Cost: some ms the first time, then two loads. @throws EnvironmentError if the tape cannot use its key, or another
+/// library includes it on this thread.
 void require_key();
 
-/// The first operator, by name, whose kernel on the key is somebody else's, so that the tape does not see it; "" if there is none. Cost: some ms.
+/// Names the first operator whose kernel on the key is another library's, so that the tape does not see it; "" if there
+/// is none.
+/// Cost: some ms.
 std::string operator_out_of_sight();
 
 }  // namespace refrain::tape

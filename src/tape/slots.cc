@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "refrain/error.h"
+#include "refrain/torch_error.h"
 
 namespace refrain::tape {
 

@@ -7,8 +7,8 @@
 namespace refrain::tape {
 namespace {
 
-// The number of the scope that is open in the process, or 0, and of the last that was opened on this thread. None is given twice, so a thread
-// that looks while scopes come and go on others never takes one of theirs for its own.
+// The number of the scope that is open in the process, or 0, and of the last that was opened on this thread. Numbers
+// are unique, so a thread never takes another thread's scope for its own.
 std::atomic<uint64_t> open_scope{0};
 thread_local constinit uint64_t own_scope = 0;
 
@@ -28,7 +28,8 @@ ListenerScope::ListenerScope(StepListener& listener) {
   number_ = ++scopes;
   uint64_t none = 0;
   if (!open_scope.compare_exchange_strong(none, number_))
-    throw InvalidArgument("[refrain] a step is being profiled or runs by a plan already; found a second, expected one at a time in the process");
+    throw InvalidArgument(
+        "[refrain] another profile() or MemoryBudget is active in this process; expected one at a time");
   own_scope = number_;
   current_listener.store(&listener, std::memory_order_release);
 }

@@ -11,8 +11,9 @@ namespace refrain::tape {
 
 struct Value;
 
-/// Finds the value of a storage. Kernels sweep the caches between any two looks, so what counts is how much memory a look goes through: four bytes
-/// a slot, next to each other, and the value's own only where they match. `key` of a value in the map is its storage.
+/// Maps storages to values. Kernels sweep the caches between any two lookups, so the memory that a lookup reads counts:
+/// four bytes a slot, next to each other, and the value's own only where they match. `key` of a value in the map is its
+/// storage.
 class StorageMap {
  public:
   Value* find(const c10::StorageImpl* storage) const {
@@ -24,18 +25,18 @@ class StorageMap {
     }
   }
 
-  /// `storage` must not be in the map.
+  /// Adds `storage`, which must not be in the map.
   void insert(const c10::StorageImpl* storage, Value* value) {
     if (2 * (size_ + 1) > hashes_.size()) grow();
     put(hash_of(storage), value);
     ++size_;
   }
 
-  /// `value` must be in the map as that of `storage`.
+  /// Removes `value`, which must be in the map as that of `storage`.
   void erase(const c10::StorageImpl* storage, const Value* value) {
     size_t hole = hash_of(storage) & mask_;
     while (values_[hole] != value) hole = (hole + 1) & mask_;
-    // what lies behind and may lie here moves up
+    // entries behind that may be here move up
     for (size_t at = hole;;) {
       at = (at + 1) & mask_;
       if (hashes_[at] == 0) break;
@@ -51,6 +52,13 @@ class StorageMap {
   }
 
   size_t size() const { return size_; }
+
+  /// Visits the values in the next `count` slots, from `cursor` on and around.
+  template <typename Visit>
+  void visit_some(size_t& cursor, size_t count, Visit&& visit) const {
+    for (size_t i = 0; i < count && i < values_.size(); ++i)
+      if (auto* value = values_[cursor++ % values_.size()]) visit(value);
+  }
 
   template <typename Visit>
   void for_each(Visit&& visit) const {
@@ -82,7 +90,8 @@ class StorageMap {
       if (hashes[i] != 0) put(hashes[i], values[i]);
   }
 
-  std::vector<uint32_t> hashes_;  ///< 0 for an empty slot; its number of slots is a power of two, at most half of them full
+  std::vector<uint32_t>
+      hashes_;  ///< 0 for an empty slot; its number of slots is a power of two, at most half of them full
   std::vector<Value*> values_;
   size_t mask_ = 0;
   size_t size_ = 0;

@@ -13,17 +13,17 @@ namespace refrain::tape {
 namespace {
 
 void begin_in_forked_child() {
-  new (&Tape::get().filled) std::condition_variable;  // who waited has not come along
+  new (&Tape::get().filled) std::condition_variable_any;  // its waiters are threads of the parent
 }
 
 }  // namespace
 
 Tape::Tape() {
-  lock_at_fork(ForkOrder::kTape, mutex);
+  lock_at_fork(mutex);
   call_in_forked_child(ForkCall::kTape, &begin_in_forked_child);
 }
 
-// --- letting go -------------------------------------------------------------------------------------------------------
+// --- releasing -------------------------------------------------------------------------------------------------------
 
 void TapeLock::finish() {
   if (lock_.owns_lock()) {
@@ -130,8 +130,8 @@ Value* value_of(TapeLock& lock, const at::Tensor& tensor) {
 }
 
 void hold(TapeLock&, Value* value) {
-  if (value->holds++ == 0 && !value->held && !value->parked) {
-    if (!value->stale) {
+  if (value->holds++ == 0 && !value->held && !value->is_in_store()) {
+    if (!value->is_overwritten()) {
       if (auto strong = value->storage.lock()) value->held = c10::Storage(std::move(strong));
     }
   }
@@ -159,7 +159,7 @@ void map_value(TapeLock& lock, Value* value, c10::StorageImpl* storage, bool own
   if (auto* before = tape.map.find(storage)) unmap_value(lock, before);
   tape.map.insert(storage, value);
   value->key = storage;
-  if (!owning && value->map_owns) value->owed = true;  // `disown` left it to the memory
+  if (!owning && value->map_owns) value->owed = true;  // `disown` left the release to the memory
   value->map_owns = owning;
   if (!owning) return;
   retain(value);
@@ -171,7 +171,7 @@ void tag(Value* value, c10::StorageImpl* storage) {
   if (!is_tracked(data)) return;
   void* before = Block::of(data.get()).owner.exchange(value);
   value->tagged = true;
-  // a copy-on-write copy has taken over the memory of another storage: that one's value is told as if it had been freed
+  // a copy-on-write copy has taken over the memory of another storage: for that one's value it counts as freed
   if (before && before != value) Block::owner_died.load()(before);
 }
 
@@ -189,7 +189,7 @@ void disown(TapeLock& lock, Value* value) {
   if (!value->map_owns) return;
   if (value->tagged) {
     const auto storage = value->storage.lock();
-    if (!storage || !untag(value, storage.get())) return;  // the memory tells, or has told, `collect_gone`
+    if (!storage || !untag(value, storage.get())) return;  // the memory's death reaches `collect_gone`
   }
   value->map_owns = false;
   lock.release(value);
@@ -202,12 +202,12 @@ void unmap_value(TapeLock& lock, Value* value) {
 }
 
 c10::Storage resident(const Value& value) {
-  if (value.evicted) return {};
-  // whether all ranks fetch must not depend on who else has the bytes on one of them, a communication thread for one
-  if (value.lost || (value.parked && value.offloaded->needs_all_ranks())) return {};
+  if (value.is_evicted()) return {};
+  // whether all ranks fetch must not depend on other owners of the bytes on one of them, such as a communication thread
+  if (value.is_lost() || (value.is_in_store() && value.offloaded->needs_all_ranks())) return {};
   if (!value.private_copy && !value.is_leaf() && value.version_moved()) return {};
   if (value.held) return value.held;
-  if (value.stale) return {};
+  if (value.is_overwritten()) return {};
   auto strong = value.storage.lock();
   return strong ? c10::Storage(std::move(strong)) : c10::Storage();
 }
@@ -228,7 +228,8 @@ void install_bytes(TapeLock& lock, Value* value, const c10::Storage& bytes) {
   if (value->key) unmap_value(lock, value);
   if (value->armed) disarm_alive(value);
   value->storage = bytes.getWeakStorageImpl();
-  value->stale = false;
+  if (value->residency == Residency::kOverwritten) value->residency = Residency::kResident;
+  if (value->residency == Residency::kInStoreOnly) value->residency = Residency::kInStore;
   value->counter = c10::VariableVersion(c10::VariableVersion::DISABLED);
   map_value(lock, value, bytes.unsafeGetStorageImpl(), false);
 }
@@ -253,8 +254,7 @@ void collect_gone(TapeLock& lock) {
     if (std::exchange(value->owed, false)) {
       value->tagged = false;
       lock.release(value);
-    } else if (value->evicted) {
-      value->stale = true;
+    } else if (value->is_evicted()) {
       unmap_value(lock, value);
       lock.tape().cap_hooks.load()->evicted_died(lock, value);
     } else {

@@ -14,7 +14,7 @@ void reset_tape_counters() {
   tape::TapeLock lock;
   auto& stats = lock.tape().stats;
   stats.recorded_ops = stats.replayed_ops = stats.replay_passes = stats.reruns = stats.leaf_copies = 0;
-  stats.recorded_ns = stats.replayed_forward_ns = stats.replay_ns = 0;
+  stats.recorded_ms = stats.replayed_forward_ms = stats.replay_ms = 0;
 }
 
 bool set_op_timing(bool on) { return tape::Tape::get().timing.exchange(on); }

@@ -15,7 +15,7 @@ ThreadState::~ThreadState() {
 thread_local ThreadState* ThreadState::current = nullptr;
 
 ThreadState& ThreadState::make() {
-  // A thread's last tensors may die after its guard: they get a state that stays.
+  // A thread's last tensors may die after its guard: they get a state that is never destroyed.
   struct Guard {
     ~Guard() { delete std::exchange(current, nullptr); }
   };
@@ -45,7 +45,7 @@ void ThreadState::follow_open() {
   for (const auto& scope : open) {
     if (scope.region) {
       region = scope.region;
-      saver = nullptr;  // what is saved in a region is the region's
+      saver = nullptr;  // tensors saved in a region belong to the region
     }
     if (scope.saver) saver = scope.saver;
     if (scope.trace) trace = scope.trace;
@@ -62,7 +62,7 @@ void settle_writes(TapeLock& lock, ThreadState& thread) {
     for (auto* slot = before->slots; slot;) {
       auto* next = slot->in_value.next;
       if (!slot->version_bumped()) {
-        // Plain autograd would read the new bytes; so do we.
+        // Autograd alone would read the new bytes; so does the slot.
         slot->detach(lock);
         slot->attach(lock, after, needs_hold(lock, after, slot->region));
       }

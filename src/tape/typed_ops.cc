@@ -1,5 +1,5 @@
-/// A way in for the operators that models run most, beside the boxed fallback that serves all: LibTorch's own boxing and unboxing allocates
-/// twice a call and costs as much as the tape. What the tape does is the same.
+/// Typed kernels for the operators that models call most, beside the boxed fallback for all: LibTorch's own boxing and
+/// unboxing allocates twice a call and costs as much as the tape. The tape does the same in both.
 
 #include "tape/typed_ops.h"
 
@@ -18,7 +18,7 @@
 namespace refrain::tape {
 namespace {
 
-/// An empty stack whose memory is used again by the next operator of this thread.
+/// An empty stack whose memory the next operator of this thread reuses.
 class StackLease {
  public:
   StackLease() {
@@ -104,7 +104,8 @@ struct Typed<Op, R(A...)> {
 template <typename Op>
 void add(torch::Library& library) {
   const std::string overload = Op::overload_name;
-  library.impl((Op::name + (overload.empty() ? overload : "." + overload)).c_str(), TORCH_FN((Typed<Op, typename Op::schema>::call)));
+  library.impl((Op::name + (overload.empty() ? overload : "." + overload)).c_str(),
+               TORCH_FN((Typed<Op, typename Op::schema>::call)));
 }
 
 }  // namespace

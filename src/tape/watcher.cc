@@ -63,13 +63,13 @@ namespace {
 
 void run_watched(const OpTraits& traits, torch::jit::Stack* stack, Below below, ThreadState& thread) {
   if (Tape::get().pending_slots.load(std::memory_order_relaxed) > 0) {
-    if (!thread.unsettled.empty()) {  // backward may come on another thread
+    if (!thread.unsettled.empty()) {  // backward may run on another thread
       TapeLock lock;
       settle_writes(lock, thread);
     }
     return run_unrecorded(below, Arguments(traits, *stack));
   }
-  if (thread.saver) return below();  // a rerun region's or an `OffloadScope`'s: they look at operators
+  if (thread.saver) return below();  // a rerun region's or an `OffloadScope`'s: they see operators
   if (!thread.unsettled.empty() || !thread.unknown_slots.empty()) {
     TapeLock lock;
     settle(lock, thread);
@@ -99,7 +99,8 @@ void watch(const OpTraits& traits, torch::jit::Stack* stack, Below below) {
   if (thread.offloads) thread.offloads->begins();
   const bool may_help = thread.offloads && may_be_helper(traits, *stack);
   if (thread.draws && traits.may_draw())
-    run_watched(traits, stack, [&] { run_drawing(traits, *stack, below, thread); }, thread);
+    run_watched(
+        traits, stack, [&] { run_drawing(traits, *stack, below, thread); }, thread);
   else
     run_watched(traits, stack, below, thread);
   if (thread.offloads && !may_help) thread.offloads->returned(!traits.writes.empty());

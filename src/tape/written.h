@@ -9,15 +9,15 @@
 #include "tape/barrier_pause.h"
 #include "tape/lifetime.h"
 
-/// The storages that the running operator writes.
+/// Storages that the running operator writes.
 namespace refrain::tape {
 
-/// One of them.
+/// A storage that is written.
 struct Write {
   c10::Storage storage;
   const void* data = nullptr;
   size_t nbytes = 0;
-  c10::Storage copy;        ///< old bytes of a leaf that ops still need
+  c10::Storage copy;  ///< old bytes of a leaf that ops still need
 
   Write() noexcept {}  // as that of `ArgRef`
   bool moved() const { return storage.data() != data || storage.nbytes() != nbytes; }
@@ -28,11 +28,12 @@ struct Writes : c10::SmallVector<W, N> {
   PointerIndex index;
 };
 
-/// The entry for `tensor`'s storage, new if this is the first argument that names it.
+/// Finds the entry for `tensor`'s storage; adds one if this is the first argument that names it.
 template <typename W, unsigned N>
 W& write_to(Writes<W, N>& writes, const at::Tensor& tensor) {
   const auto* storage = tensor.storage().unsafeGetStorageImpl();
-  const auto known = writes.index.find(writes, storage, [](const W& write) { return write.storage.unsafeGetStorageImpl(); });
+  const auto known =
+      writes.index.find(writes, storage, [](const W& write) { return write.storage.unsafeGetStorageImpl(); });
   if (known != PointerIndex::kNone) return writes[known];
   auto& write = writes.emplace_back();
   write.storage = tensor.storage();
@@ -41,7 +42,7 @@ W& write_to(Writes<W, N>& writes, const at::Tensor& tensor) {
   return write;
 }
 
-/// The operator threw: what it was writing may hold anything.
+/// Notes that the operator threw: what it was writing may hold anything.
 template <typename W>
 void forget_written(c10::SmallVectorImpl<W>& writes, BarrierPause& pause, std::vector<Unsettled>& unsettled) {
   TapeLock lock;

@@ -2,9 +2,9 @@
 
 #include <torch/nn/module.h>
 
+#include "refrain/error.h"
 #include "timeline/timeline_analysis.h"
 #include "timeline/timeline_log.h"
-#include "refrain/error.h"
 
 namespace refrain {
 
@@ -42,7 +42,8 @@ MemoryTimelineReport MemoryTimeline::stop() {
   is_recording_ = false;
   const auto record = TimelineLog::get().stop();
   if (record.is_full)
-    throw Error("[refrain::MemoryTimeline::stop] the system had no memory for more events; record a shorter stretch.");
+    throw EnvironmentError(
+        "[refrain::MemoryTimeline::stop] the system had no memory for more events; record a shorter stretch.");
   return analyse(record);
 }
 

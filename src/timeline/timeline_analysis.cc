@@ -13,7 +13,7 @@ double microseconds(int64_t ns) { return static_cast<double>(ns) / 1e3; }
 /// A block, and what is needed to tell its kind.
 struct Life {
   MemoryBlock block;
-  const TimelineEvent* made = nullptr;   ///< null for those from before
+  const TimelineEvent* made = nullptr;  ///< null for blocks from before
   const TimelineEvent* freed = nullptr;
   bool is_known = false;
   bool outlived_forward = false;
@@ -120,7 +120,7 @@ class Analysis {
     report_.phases.push_back({event.phase, report_.phases.empty() ? 0.0 : now, now});
   }
 
-  // What was allocated at the beginning, and neither named nor freed.
+  // Blocks allocated at the beginning, and neither named nor freed.
   void add_unexplained() {
     Bytes rest = record_.base;
     for (const auto& life : lives_) rest -= life.made ? 0 : life.block.bytes;
@@ -131,7 +131,8 @@ class Analysis {
     if (life.is_known) return life.block.kind;
     if (!life.made) return MemoryKind::kOther;
     const auto &made = *life.made, *freed = life.freed;
-    if (freed && made.call != 0 && made.call == freed->call && made.thread == freed->thread) return MemoryKind::kWorkspace;
+    if (freed && made.call != 0 && made.call == freed->call && made.thread == freed->thread)
+      return MemoryKind::kWorkspace;
     switch (made.phase) {
       case MemoryPhase::kForward:
         return life.outlived_forward || !freed ? MemoryKind::kActivationKept : MemoryKind::kTemporary;
@@ -192,7 +193,7 @@ class Analysis {
   MemoryTimelineReport report_;
   std::vector<Life> lives_;
   std::unordered_map<const void*, size_t> alive_;
-  std::unordered_map<uint32_t, std::vector<size_t>> in_forward_;  ///< by thread: made in the forward that goes on
+  std::unordered_map<uint32_t, std::vector<size_t>> in_forward_;  ///< by thread: made in the present forward
 };
 
 }  // namespace

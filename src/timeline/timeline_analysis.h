@@ -4,7 +4,7 @@
 
 namespace refrain {
 
-/// Puts allocations and frees together, and says what each block was for. Deterministic.
+/// Matches allocations and frees, and classifies each block. Deterministic.
 MemoryTimelineReport analyse(const TimelineRecord& record);
 
 }  // namespace refrain

@@ -62,7 +62,7 @@ std::optional<MemoryPhase>& forced_phase() {
   return phase;
 }
 
-TimelineLog::TimelineLog() { lock_at_fork(ForkOrder::kTimeline, mutex_); }
+TimelineLog::TimelineLog() { lock_at_fork(mutex_); }
 
 TimelineLog& TimelineLog::get() {
   static auto* log = new TimelineLog;
@@ -122,7 +122,8 @@ void TimelineLog::annotate(MemoryKind kind, std::string_view name, const at::Ten
 }
 
 void TimelineLog::know_gradients() {
-  for (const auto& [name, parameter] : sources_.parameters) annotate(MemoryKind::kGradient, name, parameter.unsafeGetTensorImpl()->grad());
+  for (const auto& [name, parameter] : sources_.parameters)
+    annotate(MemoryKind::kGradient, name, parameter.unsafeGetTensorImpl()->grad());
 }
 
 void TimelineLog::know_all() {
@@ -192,7 +193,7 @@ void TimelineLog::started() noexcept {
   if (phase != MemoryPhase::kForward) enter(phase);
 }
 
-// At once: the next thing to happen may be that they are dropped.
+// At once: they may be dropped next.
 void TimelineLog::backward_ended() noexcept { know_gradients(); }
 
 void TimelineLog::made(const void* storage, c10::IntArrayRef sizes) noexcept {

@@ -5,14 +5,14 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/ordered_mutex.h"
+#include "intercept/running.h"
 #include "memory/tracking_allocator.h"
 #include "refrain/timeline.h"
-#include "intercept/running.h"
 
 namespace refrain {
 
@@ -21,9 +21,9 @@ struct TimelineEvent {
   enum class What : uint8_t {
     kAllocated,
     kFreed,
-    kShaped,    ///< a tensor of these sizes lies in `data`
-    kKnown,     ///< `data` holds what `kind` says, under the name `module`
-    kPhase,     ///< the thread comes into this phase
+    kShaped,    ///< `data` is a tensor of these sizes
+    kKnown,     ///< `data` is of this `kind`, with the name `module`
+    kPhase,     ///< the thread enters this phase
     kResident,  ///< `bytes` of the process are resident
   };
   What what;
@@ -35,7 +35,7 @@ struct TimelineEvent {
   int64_t time_ns = 0;
   const void* data = nullptr;
   Bytes bytes = 0;
-  Bytes level = 0;                            ///< kAllocated, kFreed: afterwards
+  Bytes level = 0;                          ///< kAllocated, kFreed: afterwards
   uint32_t sizes_begin = 0, sizes_end = 0;  ///< kShaped: in `TimelineRecord::sizes`
 };
 
@@ -45,31 +45,31 @@ struct TimelineRecord {
   Bytes base = 0;
   Bytes resident_before = 0;
   int64_t end_ns = 0;
-  uint32_t thread = 0;   ///< that began it
+  uint32_t thread = 0;   ///< the one that began it
   bool is_full = false;  ///< the system had no memory for more events
 };
 
 /// Tensors with their names.
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
-/// What a timeline asks for tensors that come and go.
+/// Sources of names for tensors.
 struct TimelineSources {
   NamedTensors parameters, buffers;
   const torch::optim::Optimizer* optimizer = nullptr;
 };
 
-/// Writes down what allocator and operators do, while a timeline records. Lives until the process ends.
+/// Logs allocations and operators while a timeline records. Lives until the process ends.
 ///
 /// Two locks, in this order: the allocator's, under which it is called for allocations, and its own, held for a push.
 class TimelineLog final : public TrackingAllocator::Observer, public tape::RunningWatch {
  public:
   static TimelineLog& get();
 
-  /// @return whether it was not recording already.
+  /// Starts recording. @return false if it is recording already.
   bool start(TimelineSources sources);
   TimelineRecord stop();
   void annotate(MemoryKind kind, std::string_view name, const at::Tensor& tensor);
-  /// This thread's phase, forced from outside, has changed.
+  /// Logs a change of this thread's phase, forced from outside.
   void phase_forced();
 
   void allocated(const void* data, Bytes bytes, Bytes level) noexcept override;
@@ -85,10 +85,10 @@ class TimelineLog final : public TrackingAllocator::Observer, public tape::Runni
   void know_all();
   void push(TimelineEvent event, c10::IntArrayRef sizes = {}) noexcept;
   void sample_resident() noexcept;
-  /// If a millisecond has passed since the last: a look costs 4 us.
+  /// Samples if a millisecond has passed since the last time: a sample costs 4 us.
   void sample_resident_if_due() noexcept;
 
-  std::mutex mutex_;  // guards record_ and is_recording_
+  OrderedMutex mutex_{LockOrder::kTimeline};  // guards record_ and is_recording_
   TimelineRecord record_;
   bool is_recording_ = false;
   TimelineSources sources_;  // of the recording; constant while it runs
@@ -96,7 +96,7 @@ class TimelineLog final : public TrackingAllocator::Observer, public tape::Runni
   std::atomic<int64_t> sampled_ns_{0};
 };
 
-/// What `PhaseScope` says on this thread.
+/// Phase set by `PhaseScope` on this thread.
 std::optional<MemoryPhase>& forced_phase();
 
 }  // namespace refrain

@@ -42,7 +42,8 @@ struct Row {
   Levels kinds;
 };
 
-// Of each stretch of rows that with the highest total and the last, for all kinds alike: so that they add up at each.
+// Keeps of each stretch of rows the one with the highest total and the last, for all kinds alike, so that they add up
+// at each.
 std::vector<Row> thinned(const std::vector<Row>& rows) {
   if (rows.size() <= kMostPoints) return rows;
   const size_t stretch = (2 * rows.size() + kMostPoints - 1) / kMostPoints;
@@ -50,7 +51,8 @@ std::vector<Row> thinned(const std::vector<Row>& rows) {
   for (size_t begin = 0; begin < rows.size(); begin += stretch) {
     const auto first = rows.begin() + static_cast<long>(begin);
     const auto last = rows.begin() + static_cast<long>(std::min(begin + stretch, rows.size()) - 1);
-    const auto highest = std::max_element(first, last + 1, [](const Row& a, const Row& b) { return a.total < b.total; });
+    const auto highest =
+        std::max_element(first, last + 1, [](const Row& a, const Row& b) { return a.total < b.total; });
     kept.push_back(*highest);
     if (highest != last) kept.push_back(*last);
   }
@@ -80,13 +82,12 @@ std::string levels_json(const MemoryTimelineReport& report) {
       was_ever_there |= level != 0;
       if (i == 0 || i + 1 == rows.size() || level != rows[i - 1].kinds[k]) add(json, rows[i].time_us, level);
     }
-    if (was_ever_there)
-      kinds += fmt::format("{}\"{}\":[{}]", kinds.empty() ? "" : ",\n  ", name_of(kind_at(k)), json);
+    if (was_ever_there) kinds += fmt::format("{}\"{}\":[{}]", kinds.empty() ? "" : ",\n  ", name_of(kind_at(k)), json);
   }
   return fmt::format("\"points\":[{}],\n \"kinds\":{{{}}}", points, kinds);
 }
 
-// Of each stretch of samples the highest.
+// Keeps of each stretch of samples the highest.
 std::string resident_json(const MemoryTimelineReport& report) {
   const auto& all = report.resident;
   const size_t stretch = std::max<size_t>((all.size() + kMostPoints - 1) / kMostPoints, 1);
@@ -118,7 +119,8 @@ std::string labels_json(const MemoryBlock& block) {
 std::string peak_json(const MemoryTimelineReport& report) {
   std::vector<std::string> kinds, top;
   for (size_t k = 0; k < kMemoryKinds; ++k)
-    if (report.peak_by_kind[k] != 0) kinds.push_back(fmt::format("\"{}\":{}", name_of(kind_at(k)), report.peak_by_kind[k]));
+    if (report.peak_by_kind[k] != 0)
+      kinds.push_back(fmt::format("\"{}\":{}", name_of(kind_at(k)), report.peak_by_kind[k]));
   for (size_t i = 0; i < std::min(kTopInJson, report.peak_blocks.size()); ++i) {
     const auto& block = report.blocks[static_cast<size_t>(report.peak_blocks[i])];
     top.push_back(fmt::format("{{\"bytes\":{},{}}}", block.bytes, labels_json(block)));
@@ -130,8 +132,8 @@ std::string peak_json(const MemoryTimelineReport& report) {
 std::string trace_of(const MemoryBlock& block, size_t id) {
   const std::string name = block.op.empty() ? std::string(name_of(block.kind)) : std::string(block.op);
   const auto half = [&](char type, double time) {
-    return fmt::format(",\n{{\"ph\":\"{}\",\"cat\":\"{}\",\"id\":{},\"name\":{},\"pid\":1,\"tid\":1,\"ts\":{:.3f}", type,
-                       name_of(block.kind), id, json_string(name), time);
+    return fmt::format(",\n{{\"ph\":\"{}\",\"cat\":\"{}\",\"id\":{},\"name\":{},\"pid\":1,\"tid\":1,\"ts\":{:.3f}",
+                       type, name_of(block.kind), id, json_string(name), time);
   };
   return half('b', block.begin_us) + fmt::format(",\"args\":{{\"bytes\":{},{}}}}}", block.bytes, labels_json(block)) +
          half('e', block.end_us) + "}";
@@ -150,7 +152,7 @@ std::string share(Bytes part, Bytes whole) {
   return fmt::format("{:.1f} %", whole == 0 ? 0.0 : 100.0 * static_cast<double>(part) / static_cast<double>(whole));
 }
 
-// Phases that alternate, as with one recomputation for each block, on one line.
+// Lists phases that alternate, as with one recomputation for each block, on one line.
 std::string phases_text(const MemoryTimelineReport& report) {
   std::vector<MemoryPhase> order;
   std::array<double, 4> total{};
@@ -184,8 +186,9 @@ std::string_view name_of(MemoryPhase phase) noexcept {
 }
 
 std::string_view name_of(MemoryKind kind) noexcept {
-  constexpr std::string_view kNames[kMemoryKinds] = {"parameter",       "gradient",   "optimizer_state", "buffer",    "input",
-                                                     "activation_kept", "recomputed", "temporary",       "workspace", "other"};
+  constexpr std::string_view kNames[kMemoryKinds] = {
+      "parameter",       "gradient",   "optimizer_state", "buffer",    "input",
+      "activation_kept", "recomputed", "temporary",       "workspace", "other"};
   return kNames[static_cast<size_t>(kind)];
 }
 
@@ -208,7 +211,7 @@ Bytes MemoryTimelineReport::highest(MemoryKind kind) const {
 
 std::string MemoryTimelineReport::text(int top) const {
   const auto of_system = resident.empty() ? ""
-                                          : fmt::format("resident {} at the highest, of which {} before any tensor\n",
+                                          : fmt::format("resident peak {}, of which {} before any tensor\n",
                                                         format_bytes(resident_peak()), format_bytes(resident_before));
   std::string text =
       fmt::format("peak {} ({} bytes) at {:.1f} ms, in {}; {} before, {} allocations\n{}{}\n\nat the peak\n",

@@ -24,7 +24,9 @@ Line line_of(const SavedTensor& t) {
           t.op.empty() ? "-" : t.op,
           fmt::format("{} [{}]", c10::toString(t.dtype), fmt::join(t.sizes, ", ")),
           t.shared ? "(" + bytes + ")" : bytes,
-          t.referenced_elsewhere ? "anyway" : t.kept ? "yes" : "no",
+          t.referenced_elsewhere ? "anyway"
+          : t.kept               ? "yes"
+                                 : "no",
           t.reason};
 }
 
@@ -42,8 +44,8 @@ std::string SavedReport::text() const {
     text += fmt::format("{:>{}}  {:<{}}  {:<{}}  {:>{}}  {:<{}}  {}\n", region, width[0], op, width[1], tensor,
                         width[2], bytes, width[3], kept, width[4], why);
   text += fmt::format("{} kept for backward alone, {} alive anyway, {} to recompute. Regions: {}. ",
-                      format_bytes(kept_bytes), format_bytes(referenced_elsewhere_bytes), format_bytes(recomputed_bytes),
-                      regions);
+                      format_bytes(kept_bytes), format_bytes(referenced_elsewhere_bytes),
+                      format_bytes(recomputed_bytes), regions);
   text += any_shared ? "Each storage counts once: (bytes) were counted above.\n" : "Each storage counts once.\n";
   for (const auto& insight : hints) text += insight + "\n";
   return text;

@@ -79,7 +79,7 @@ Origin Observer::origin_of(const at::Tensor& tensor) {
 
 namespace {
 
-/// A piece of memory behind a tensor, and how many hold it.
+/// A piece of memory behind a tensor, and the number of its owners.
 struct Piece {
   const void* id;
   int64_t bytes;
@@ -87,7 +87,7 @@ struct Piece {
 };
 
 int64_t bytes_in(const c10::StorageImpl& storage) {
-  return storage.data() ? static_cast<int64_t>(storage.nbytes()) : 0;  // meta tensors only say that they have some
+  return storage.data() ? static_cast<int64_t>(storage.nbytes()) : 0;  // meta tensors have sizes without bytes
 }
 
 Piece piece_of(const c10::Storage& storage) {
@@ -152,7 +152,7 @@ class ReportWriter {
     size_t graph = 0;
   };
 
-  // Everything that the graph holds, and by how many references of its own. Nothing may be copied before this is done.
+  // Everything that the graph holds, and its number of references. Nothing may be copied before this is done.
   void count_holders() {
     visit_ = ++lock_.tape().plan_number;
     for (const auto& save : plain_) {
@@ -250,8 +250,9 @@ class ReportWriter {
         add_slot(*slot, origin);
       else
         add_tensor(slot->kept(), numbers_.at(slot->region), origin.op,
-                   has_plain_storage(slot->kept()) ? "memory of somebody else, which backward reads as it is then"
-                                                   : fmt::format("no plain storage to replay into ({})", c10::str(slot->kept().layout())));
+                   has_plain_storage(slot->kept())
+                       ? "borrowed memory, which backward reads as it is then"
+                       : fmt::format("no plain storage to replay into ({})", c10::str(slot->kept().layout())));
     }
   }
 
@@ -305,9 +306,9 @@ class ReportWriter {
 
   std::string why(const Slot& slot, const char* from) {
     const auto& value = *slot.value;
-    if (value.lost) return "overwritten without a copy: backward will refuse";
+    if (value.is_lost()) return "overwritten without a copy: backward will throw";
     if (value.private_copy) return "copied before it was overwritten";
-    if (value.parked) return "an input of a region, in its store";
+    if (value.is_in_store()) return "an input of a region, in its store";
     if (value.held || !value.producer) return why_held(value, from);
     const auto again = value.offloaded ? "offloaded by policy" : "recomputed: " + operators(count_replays(slot.value));
     if (!resident_.contains(slot.value)) return again;
@@ -320,10 +321,10 @@ class ReportWriter {
     if (value.saved) return "kept by policy";
     if (effect_of(value)) return "result of an operator with effects";
     if (!value.region) return std::string("read from outside") + from;
-    return "crosses into another region";  // nothing else holds what this one could compute again
+    return "crosses into another region";  // nothing else holds what this one could recompute
   }
 
-  // Operators that a backward which wants `value` alone would run.
+  // Counts the operators that a backward which needs `value` alone would run.
   int64_t count_replays(Value* value) {
     const uint64_t number = ++lock_.tape().plan_number;
     int64_t n = 0;
@@ -341,22 +342,22 @@ class ReportWriter {
     return n;
   }
 
-  // What regions hold to run operators again although autograd saved it nowhere.
+  // Lists tensors that regions hold to replay operators although autograd did not save them.
   void write_held() {
     for (auto* op : ops_) {
       const std::string purpose = ", for the replay of " + op->traits->qualified_name;
       if (op->rng && costs(storage_of(op->rng->base)))
         add_tensor(op->rng->base, numbers_.at(op->region), "", "state of the generator" + purpose);
       for (const auto& ref : op->refs_in) {
-        if (ref.arg == ArgRef::kInside) break;  // what it lies in is told
+        if (ref.arg == ArgRef::kInside) break;  // the outer tensor is listed
         if (ref.kept.defined()) {
           const auto pieces = pieces_of(ref.kept);
           if (std::any_of(pieces.begin(), pieces.end(), [&](const Piece& piece) { return costs(piece.id); }))
             add_tensor(ref.kept, numbers_.at(op->region), "", "no plain storage to replay into" + purpose);
         } else if (ref.value && ref.value->held && costs(storage_of(*ref.value))) {
           SavedTensor row = describe(*ref.value, ref.meta, numbers_.at(op->region));
-          row.reason = (ref.value->private_copy ? "copied before it was overwritten"
-                                             : why_held(*ref.value, "")) + purpose;
+          row.reason =
+              (ref.value->private_copy ? "copied before it was overwritten" : why_held(*ref.value, "")) + purpose;
           add_held(std::move(row), *ref.value);
         }
       }
@@ -379,8 +380,8 @@ class ReportWriter {
 
   void add(SavedTensor row, const std::vector<Piece>& pieces) {
     auto& sum = row.referenced_elsewhere ? report_.referenced_elsewhere_bytes
-                : row.kept       ? report_.kept_bytes
-                                 : report_.recomputed_bytes;
+                : row.kept               ? report_.kept_bytes
+                                         : report_.recomputed_bytes;
     row.shared = true;
     for (const auto& piece : pieces) {
       row.bytes += piece.bytes;
@@ -393,7 +394,7 @@ class ReportWriter {
 
   // --- hints
 
-  // Every region around both what is computed again and what saved it gains from that.
+  // Every region around both the recomputed value and the region that saved it gains from that.
   void note_gain(const Value& value, const Region& reader) {
     for (const auto* region = value.region; region; region = region->parent)
       if (is_within(&reader, region)) gains_.insert(region);
@@ -404,7 +405,7 @@ class ReportWriter {
     for (auto* region : observer_.regions_) {
       if (gains_.contains(region)) continue;
       idle.insert(region);
-      if (region->parent && idle.contains(region->parent)) continue;  // said already
+      if (region->parent && idle.contains(region->parent)) continue;  // reported already
       bool saved = false, from_outside = true;
       for (const auto* slot : slots_) {
         if (!is_within(slot->region, region)) continue;
@@ -431,7 +432,7 @@ class ReportWriter {
   std::vector<Slot*> slots_;
   std::unordered_set<const c10::TensorImpl*> leaves_;
   std::unordered_set<const Value*> marked_, resident_;
-  std::unordered_set<const void*> counted_;  ///< storages, parts, and values that are not in memory
+  std::unordered_set<const void*> counted_;  ///< storages, parts, and values that are not resident
   std::unordered_set<const Region*> gains_;
 };
 

@@ -13,12 +13,12 @@
 
 namespace refrain::tape {
 
-/// What autograd knew of a tensor when it saved it.
+/// Facts about a tensor when autograd saved it.
 struct Origin {
-  uint64_t order = 0;      ///< of saving
+  uint64_t order = 0;      ///< in which tensors were saved
   std::string op;          ///< "MmBackward0"; "" without history
   bool parameter = false;  ///< a leaf that requires a gradient, or a view of one
-  c10::weak_intrusive_ptr<c10::TensorImpl> leaf{c10::intrusive_ptr<c10::TensorImpl>()};  ///< then: that one
+  c10::weak_intrusive_ptr<c10::TensorImpl> leaf{c10::intrusive_ptr<c10::TensorImpl>()};  ///< that leaf, if `parameter`
 };
 
 /// A tensor saved outside every region, kept as it is.
@@ -29,7 +29,7 @@ struct PlainSave {
   Origin origin;
 };
 
-/// Learns what one thread saves while a `saved_tensors` runs on it. That thread only; no lock unless said.
+/// Observes what one thread saves while a `saved_tensors` runs on it. That thread only; no lock unless stated.
 class Observer final : public SavedObserver {
  public:
   ~Observer();
@@ -37,7 +37,7 @@ class Observer final : public SavedObserver {
   void opened(Region* region) override;
   void packed(const Slot* slot, const at::Tensor& tensor) override { slots_[slot] = origin_of(tensor); }
   void ran_effect(const OpTraits& traits, const torch::jit::Stack& results) override;
-  /// Hooks that keep a tensor as autograd would and let this observer see it.
+  /// Makes hooks that keep a tensor as autograd would and let this observer see it.
   std::unique_ptr<torch::autograd::SavedVariableHooks> hooks() override;
 
   SavedReport report();  ///< takes the tape's lock
@@ -49,10 +49,10 @@ class Observer final : public SavedObserver {
   Origin origin_of(const at::Tensor& tensor);
 
   uint64_t next_order_ = 0;
-  std::vector<Region*> regions_;                     ///< owned; in order of opening
-  std::unordered_map<const Slot*, Origin> slots_;    ///< may hold dead ones: only looked up
+  std::vector<Region*> regions_;                   ///< owned; in order of opening
+  std::unordered_map<const Slot*, Origin> slots_;  ///< may contain dead ones: only looked up
   std::vector<std::weak_ptr<const PlainSave>> plain_;
-  /// Results of operators with effects; the weak pointer keeps the address from being used again.
+  /// Results of operators with effects; the weak pointer keeps the address from being reused.
   std::unordered_map<c10::StorageImpl*, std::pair<c10::weak_intrusive_ptr<c10::StorageImpl>, const OpTraits*>> effects_;
 };
 

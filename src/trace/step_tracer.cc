@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "memory/stack.h"
 #include "intercept/running.h"
+#include "memory/stack.h"
 #include "trace/trace_scopes.h"
 
 namespace refrain::tape {
@@ -54,7 +54,7 @@ uint32_t StepTracer::scope_now() {
 }
 
 std::vector<graph::Action>& StepTracer::actions() {
-  // what leaves while an operator runs leaves a little earlier in the schedule: before it
+  // evictions while an operator runs are a little earlier in the schedule: before it
   const auto at = static_cast<size_t>(running_ ? place() - 1 : place());
   if (schedule_.places.size() <= at) schedule_.places.resize(at + 1);
   return schedule_.places[at];
@@ -71,9 +71,10 @@ graph::ValueId StepTracer::add(Value* value, graph::Value&& known) {
   return id;
 }
 
-// One that no operator of the step made was there before; one of a region that has died and was recomputed is another one.
+// A value that no operator of the step made is a source; a region's value that died and was recomputed is a new one.
 graph::ValueId StepTracer::id_of(Value* value) {
-  if (const auto known = ids_.find(value); known != ids_.end() && graph_.values[static_cast<size_t>(known->second)].death == graph::kNone)
+  if (const auto known = ids_.find(value);
+      known != ids_.end() && graph_.values[static_cast<size_t>(known->second)].death == graph::kNone)
     return known->second;
   graph::Value source;
   source.bytes = has_tracked_bytes(*value) ? static_cast<int64_t>(value->nbytes) : 0;
@@ -81,7 +82,8 @@ graph::ValueId StepTracer::id_of(Value* value) {
   return add(value, std::move(source));
 }
 
-// A source that no operator has made or read before: `x.index_put_({mask}, 0.25)` builds a tensor that it alone reads.
+// Adds a source that no operator has made or read before: `x.index_put_({mask}, 0.25)` builds a tensor that it alone
+// reads.
 graph::ValueId StepTracer::add_unseen(Value* value, graph::OpId reader) {
   graph::Value source;
   source.bytes = has_tracked_bytes(*value) ? static_cast<int64_t>(value->nbytes) : 0;
@@ -94,7 +96,7 @@ graph::ValueId StepTracer::add_unseen(Value* value, graph::OpId reader) {
 
 bool StepTracer::is_there(graph::ValueId id) const {
   const auto& value = *values_[static_cast<size_t>(id)];
-  return value.evicted ? false : !value.stale && !value.storage.expired();
+  return value.is_evicted() ? false : !value.is_overwritten() && !value.storage.expired();
 }
 
 int64_t StepTracer::bytes_there() const {
@@ -108,7 +110,7 @@ void StepTracer::note_deaths(graph::OpId at) {
   std::erase_if(alive_, [&](graph::ValueId id) {
     const auto& value = *values_[static_cast<size_t>(id)];
     auto& known = graph_.values[static_cast<size_t>(id)];
-    const bool gone = value.stale || value.storage.expired();
+    const bool gone = value.is_overwritten() || value.storage.expired();
     if (gone) known.death = std::max(at, graph::first_place(known));
     if (value.holds > 0 || value.slots) known.evictable = false;  // a region keeps it
     return gone;
@@ -125,16 +127,17 @@ void StepTracer::begin(const OpTraits* traits, c10::ArrayRef<Value*> operands) {
   made.replayable = false;
   made.backward = torch::autograd::get_current_graph_task_id() >= 0;
   if (traits) made.scope = interned(scope_now());
-  // what has died since the last operator may have been there when the gap was at its worst
+  // values that died since the last operator may have been resident at the peak of the gap
   int64_t before_deaths = 0;
   for (const auto id : alive_)
-    if (!values_[static_cast<size_t>(id)]->evicted) before_deaths += graph_.values[static_cast<size_t>(id)].bytes;
+    if (!values_[static_cast<size_t>(id)]->is_evicted()) before_deaths += graph_.values[static_cast<size_t>(id)].bytes;
   note_deaths(place());
   const auto known = graph_.values.size();
   if (traits && !traits->only_metadata)
     for (auto* value : operands)
       if (!value->unknown) add_once(made.inputs, id_of(value));
-  for (auto id = known; id < graph_.values.size(); ++id) before_deaths += graph_.values[id].bytes;  // sources count in the gap before them
+  for (auto id = known; id < graph_.values.size(); ++id)
+    before_deaths += graph_.values[id].bytes;  // sources count in the gap before them
   start_in_use_ = tracking_allocator().current();
   made.outside = start_in_use_ - bytes_there();
   made.gap = std::max<int64_t>(0, watch_.peak.exchange(start_in_use_) - before_deaths);
@@ -179,8 +182,10 @@ void StepTracer::ends(TapeLock&) {
   auto& op = graph_.ops.back();
   int64_t fresh = 0;
   for (const auto id : op.outputs)
-    if (graph_.values[static_cast<size_t>(id)].overwrites == graph::kNone) fresh += graph_.values[static_cast<size_t>(id)].bytes;
-  op.workspace = watch_.peak.exchange(tracking_allocator().current()) - start_in_use_ - fresh + std::exchange(evicted_inside_, 0);
+    if (graph_.values[static_cast<size_t>(id)].overwrites == graph::kNone)
+      fresh += graph_.values[static_cast<size_t>(id)].bytes;
+  op.workspace =
+      watch_.peak.exchange(tracking_allocator().current()) - start_in_use_ - fresh + std::exchange(evicted_inside_, 0);
 }
 
 void StepTracer::finish() {
@@ -194,16 +199,18 @@ void StepTracer::finish() {
   schedule_.places.resize(graph_.ops.size() + 1);
 }
 
-// Evicting holds what all is computed from in the end. Where that dies before the value, it would live longer than in a plain run.
+// Evicting a value holds its sources. Where a source dies before the value, it would live longer than in the baseline.
 void StepTracer::note_evictable() {
-  std::vector<graph::OpId> sources_last(graph_.ops.size());  // least death of what an operator's results are computed from
+  std::vector<graph::OpId> sources_last(
+      graph_.ops.size());  // least death of what an operator's results are computed from
   const auto least = [&](const graph::Op& op) {
     auto last = place();
     for (const auto id : op.inputs) {
       const auto& value = graph_.values[static_cast<size_t>(id)];
       const auto producer = static_cast<size_t>(value.producer);
-      // one that outlives what it came from stays in memory, and is a source itself
-      const bool may_leave = value.producer != graph::kNone && graph_.ops[producer].replayable && sources_last[producer] >= value.death;
+      // a value that outlives its sources stays resident, and is a source itself
+      const bool may_leave =
+          value.producer != graph::kNone && graph_.ops[producer].replayable && sources_last[producer] >= value.death;
       last = std::min(last, may_leave ? sources_last[producer] : value.death);
     }
     return last;
@@ -221,19 +228,22 @@ void StepTracer::note_evictable() {
 void StepTracer::evicted(TapeLock&, Value& value) {
   if (finished_) return;
   if (running_) evicted_inside_ += static_cast<int64_t>(value.nbytes);
-  if (const auto known = ids_.find(&value); known != ids_.end()) actions().push_back({graph::Action::Kind::kDrop, known->second});
+  if (const auto known = ids_.find(&value); known != ids_.end())
+    actions().push_back({graph::Action::Kind::kDrop, known->second});
 }
 
 void StepTracer::replayed(TapeLock&, const Op& op, Value* consumed) {
   if (finished_) return;
   const auto known = ops_.find(op.seq);
   if (known == ops_.end()) return;
-  actions().push_back({consumed ? graph::Action::Kind::kRecomputeInPlace : graph::Action::Kind::kRecompute, known->second});
+  actions().push_back(
+      {consumed ? graph::Action::Kind::kRecomputeInPlace : graph::Action::Kind::kRecompute, known->second});
 }
 
 void StepTracer::dropped(TapeLock&, Value& value) {
   if (finished_) return;
-  if (const auto known = ids_.find(&value); known != ids_.end()) actions().push_back({graph::Action::Kind::kDrop, known->second});
+  if (const auto known = ids_.find(&value); known != ids_.end())
+    actions().push_back({graph::Action::Kind::kDrop, known->second});
 }
 
 }  // namespace refrain::tape

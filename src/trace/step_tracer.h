@@ -5,18 +5,19 @@
 
 #include "graph/graph.h"
 #include "graph/schedule.h"
-#include "memory/tracking_allocator.h"
 #include "intercept/module_ranges.h"
+#include "memory/tracking_allocator.h"
 #include "tape/step_listener.h"
 
 namespace refrain::tape {
 
-/// Writes down one step, while it listens, as a graph: operators, values, lifetimes, times and exact bytes; and what a cap did in it, as a schedule.
+/// Records one step, while it listens, as a graph: operators, values, lifetimes, times and exact bytes; and a cap's
+/// decisions as a schedule.
 ///
-/// An operator's scope is the path of open module scopes; in backward, of those under which the graph's node was made
-/// that runs then, or, where a gradient is accumulated, the node before it.
+/// An operator's scope is the path of open module scopes; in backward, of those under which the running node of the
+/// graph was made, or, where a gradient is accumulated, the node before it.
 /// Bytes are those in use in the process. Where the cap has evicted while an operator ran, that operator's `workspace` may be too large.
-/// Cost: a look at every live value for each operator. Threads: the one that makes it.
+/// Cost: linear in live values for each operator. Threads: the one that makes it.
 class StepTracer final : public StepListener {
  public:
   StepTracer();
@@ -24,10 +25,10 @@ class StepTracer final : public StepListener {
   StepTracer(const StepTracer&) = delete;
   StepTracer& operator=(const StepTracer&) = delete;
 
-  /// A last entry in the graph, which is no operator: what died after the last one is gone before it.
+  /// Last entry in the graph, which is no operator: values that died after the last operator are dead before it.
   static constexpr const char* kEnd = "end of step";
 
-  /// Ends the step here, if no backward has ended it before.
+  /// Ends the step, if no backward has ended it before.
   void finish();
   graph::Graph& graph() { return graph_; }
   graph::Schedule& schedule() { return schedule_; }
@@ -57,14 +58,14 @@ class StepTracer final : public StepListener {
 
   graph::Graph graph_;
   graph::Schedule schedule_;
-  std::vector<Value*> values_;            ///< by id; owned
+  std::vector<Value*> values_;  ///< by id; owned
   std::vector<graph::ValueId> alive_;
   std::unordered_map<const Value*, graph::ValueId> ids_;
   std::unordered_map<uint64_t, graph::OpId> ops_;  ///< by `Op::seq`
-  ModuleRanges made_under_;               ///< by number of a node
-  uint32_t scope_ = 0;                    ///< interned; what is open now
-  uint32_t backward_scope_ = 0;           ///< of the last node
-  uint64_t thread_ = 0;                   ///< as nodes have it
+  ModuleRanges made_under_;                        ///< by number of a node
+  uint32_t scope_ = 0;                             ///< interned; the open scopes
+  uint32_t backward_scope_ = 0;                    ///< of the last node
+  uint64_t thread_ = 0;                            ///< as nodes have it
   TrackingAllocator::Watch watch_;
   bool running_ = false;
   bool finished_ = false;

@@ -7,10 +7,10 @@
 #include <optional>
 #include <unordered_map>
 
+#include "offload/region_inputs.h"
 #include "refrain/distributed.h"
 #include "refrain/error.h"
 #include "refrain/selective.h"
-#include "offload/region_inputs.h"
 #include "train/input_arena.h"
 #include "train/partitioned_inputs.h"
 
@@ -124,7 +124,7 @@ class ActivationCheckpointing::Inputs final : public RegionInputs, public std::e
       if (inputs_->options_.synchronize_checkpoint_boundary()) wait_for_accelerator();
     }
 
-    // An accelerator that failed says so again to the next who asks.
+    // An accelerator that failed reports that to the next call too.
     void wait_quietly() const noexcept {
       try {
         wait();

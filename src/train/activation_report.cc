@@ -48,11 +48,11 @@ std::string ActivationReport::text() const {
 std::string ActivationReport::json() const {
   std::vector<std::string> region_rows, arena_rows;
   for (const auto& region : regions)
-    region_rows.push_back(fmt::format(
-        "{{\"scope\":{},\"calls\":{},\"recomputes\":{},\"forward_ms\":{:.6f},\"recompute_ms\":{:.6f},"
-        "\"input_bytes\":{},\"kept_bytes\":{}}}",
-        json_string(region.scope), region.calls, region.recomputes, region.forward_ms, region.recompute_ms,
-        region.input_bytes, region.kept_bytes));
+    region_rows.push_back(
+        fmt::format("{{\"scope\":{},\"calls\":{},\"recomputes\":{},\"forward_ms\":{:.6f},\"recompute_ms\":{:.6f},"
+                    "\"input_bytes\":{},\"kept_bytes\":{}}}",
+                    json_string(region.scope), region.calls, region.recomputes, region.forward_ms, region.recompute_ms,
+                    region.input_bytes, region.kept_bytes));
   for (const auto& arena : arenas)
     arena_rows.push_back(fmt::format("{{\"slot_bytes\":{},\"slots\":{},\"in_use\":{},\"most_used\":{}}}",
                                      arena.slot_bytes, arena.slots, arena.in_use, arena.most_used));

@@ -9,23 +9,25 @@ namespace {
 
 at::Device checked(at::Device device) {
   if (at::autocast::is_autocast_available(device.type())) return device;
-  throw InvalidArgument(fmt::format("[refrain::AutocastScope] device type {}: LibTorch has no autocast for it; leave "
-                                    "the scope out.",
-                                    c10::DeviceTypeName(device.type(), true)));
+  throw InvalidArgument(
+      fmt::format("[refrain::AutocastScope] device type {}: LibTorch has no autocast for it; leave "
+                  "the scope out.",
+                  c10::DeviceTypeName(device.type(), true)));
 }
 
 at::ScalarType checked(at::ScalarType dtype) {
   if (dtype == at::kBFloat16 || dtype == at::kHalf) return dtype;
-  throw InvalidArgument(fmt::format("[refrain::AutocastScope] dtype {}: expected BFloat16 or Half; without autocast, "
-                                    "leave the scope out or use AutocastScope::off.",
-                                    c10::toString(dtype)));
+  throw InvalidArgument(
+      fmt::format("[refrain::AutocastScope] dtype {}: expected BFloat16 or Half; without autocast, "
+                  "leave the scope out or use AutocastScope::off.",
+                  c10::toString(dtype)));
 }
 
 }  // namespace
 
 AutocastScope::AutocastScope(at::Device device, at::ScalarType dtype, std::optional<bool> cache_enabled)
-    : AutocastScope(checked(device), checked(dtype),
-                    cache_enabled.value_or(at::autocast::is_autocast_cache_enabled()), true) {}
+    : AutocastScope(checked(device), checked(dtype), cache_enabled.value_or(at::autocast::is_autocast_cache_enabled()),
+                    true) {}
 
 AutocastScope AutocastScope::off(at::Device device) {
   const auto type = checked(device).type();

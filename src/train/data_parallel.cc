@@ -24,7 +24,7 @@ using torch::nn::Module;
 
 constexpr size_t kBroadcastBytes = size_t{250} << 20;
 
-/// What several names share counts once.
+/// Lists tensors once that have several names.
 std::vector<Tensor> unique(const std::vector<Tensor>& tensors) {
   std::vector<Tensor> once;
   std::unordered_set<c10::TensorImpl*> seen;
@@ -57,7 +57,7 @@ struct Traffic {
   std::atomic<int64_t> buckets{0}, bytes{0};
 };
 
-/// The mean over ranks, as the reducer's own, and an error that says what it means.
+/// Averages over ranks, as the reducer's own hook, with an explanation of errors.
 class MeanOverRanks final : public c10d::CppCommHookInterface<std::shared_ptr<Traffic>> {
  public:
   using CppCommHookInterface::CppCommHookInterface;
@@ -87,7 +87,7 @@ class MeanOverRanks final : public c10d::CppCommHookInterface<std::shared_ptr<Tr
   }
 };
 
-/// With the layout of its construction kept, if asked.
+/// Keeps the layout of its construction, if requested.
 class Reducer final : public c10d::Reducer {
  public:
   using c10d::Reducer::Reducer;
@@ -95,10 +95,9 @@ class Reducer final : public c10d::Reducer {
 };
 
 /// Makes one node of all outputs: those that the loss does not use get an undefined gradient instead of none, so that
-/// the reducer hears of the parameters behind them.
+/// the reducer is called for the parameters behind them.
 struct Tie : torch::autograd::Function<Tie> {
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
-                                                at::TensorList outputs) {
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, at::TensorList outputs) {
     context->set_materialize_grads(false);
     torch::autograd::variable_list copies;
     for (const auto& output : outputs) copies.push_back(output.clone());
@@ -138,8 +137,8 @@ struct GradientReduction::State {
   std::shared_ptr<Reducer> reducer;
   std::shared_ptr<c10d::Logger> logger;
   bool sync = true;
-  bool starts_step = true;   ///< the last forward's gradients were reduced, so the next is the first of a step
-  bool saw_static = false;   ///< a step of a static graph has begun
+  bool starts_step = true;  ///< the last forward's gradients were reduced, so the next is the first of a step
+  bool saw_static = false;  ///< a step of a static graph has begun
   int64_t rebuilds = 0;
 };
 
@@ -172,20 +171,19 @@ void GradientReduction::State::make_reducer() {
   const auto others = static_cast<size_t>(options.bucket_cap());
   auto layout = std::get<0>(c10d::compute_bucket_assignment_by_size(parameters, {first, others}, expect_sparse));
   std::reverse(layout.begin(), layout.end());  // backward begins at the last parameters
-  reducer = std::make_shared<Reducer>(parameters, layout, traffic->group.c10d(), expect_sparse, options.bucket_cap(),
-                                      options.find_unused_parameters(), options.gradient_as_bucket_view(),
-                                      std::unordered_map<size_t, std::string>(), options.first_bucket_cap(),
-                                      /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false,
-                                      std::vector<int64_t>());
+  reducer = std::make_shared<Reducer>(
+      parameters, layout, traffic->group.c10d(), expect_sparse, options.bucket_cap(), options.find_unused_parameters(),
+      options.gradient_as_bucket_view(), std::unordered_map<size_t, std::string>(), options.first_bucket_cap(),
+      /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false, std::vector<int64_t>());
   if (options.static_graph()) reducer->set_static_graph();
   if (!options.rebuild_buckets()) reducer->keep_layout();
-  logger = std::make_shared<c10d::Logger>(reducer);  // the reducer tells it when other parameters are unused, unchecked
+  logger = std::make_shared<c10d::Logger>(reducer);  // the reducer calls it, unchecked, for unused parameters
   reducer->set_logger(logger);
   reducer->register_comm_hook(std::make_unique<MeanOverRanks>(traffic));
 }
 
 void GradientReduction::State::explain_unfinished(const c10::Error& error) const {
-  // the reducer knows them by number, and says so in its text only
+  // the reducer names them by number, and in its message only
   const std::string text = error.msg(), intro = "did not receive grad for rank ";
   const size_t found = text.find(intro);
   if (found == std::string::npos) throw error;
@@ -222,7 +220,7 @@ GradientReduction::GradientReduction(Module& module, const ProcessGroup& group, 
 GradientReduction::~GradientReduction() = default;
 
 bool GradientReduction::before_forward() {
-  // a function that runs again in backward is the same forward
+  // a rerun in backward is the same forward
   if (!at::GradMode::is_enabled() || is_recomputing()) return false;
   const tape::UntracedScope untraced;
   auto& state = *state_;

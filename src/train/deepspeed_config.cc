@@ -69,7 +69,7 @@ ActivationCheckpointingOptions ActivationCheckpointingOptions::from_deepspeed_js
   try {
     document = json::parse(text, nullptr, true, /*ignore_comments=*/true);
   } catch (const json::parse_error& error) {
-    refuse(fmt::format("this is no JSON, at byte {}: {}", error.byte, error.what()));
+    refuse(fmt::format("not valid JSON at byte {}: {}", error.byte, error.what()));
   }
   if (document.is_object() && document.contains(kSection)) document = json(document[kSection]);
   if (!document.is_object())

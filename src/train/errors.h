@@ -10,17 +10,17 @@
 
 namespace refrain {
 
-/// Of an error of LibTorch's, without the backtrace that follows.
+/// Message of an error, without LibTorch's backtrace.
 inline std::string first_line(const std::exception& error) {
   const auto* const torch_error = dynamic_cast<const c10::Error*>(&error);
   const std::string text = torch_error ? torch_error->msg() : error.what();
   return text.substr(0, text.find('\n'));
 }
 
-/// What a failed collective means to this rank. @param where  as "[refrain::ProcessGroup] barrier".
+/// Makes the error of a failed collective. @param where  as "[refrain::ProcessGroup] barrier".
 inline DistributedError lost_rank(const std::string& where, int64_t rank, int64_t size, const std::exception& cause) {
   return DistributedError(
-      fmt::format("{} failed on rank {} of {}: {}; another rank has ended or is late: see what it said.", where, rank,
+      fmt::format("{} failed on rank {} of {}: {}; another rank exited or timed out: see its output.", where, rank,
                   size, first_line(cause)));
 }
 

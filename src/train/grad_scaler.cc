@@ -40,7 +40,7 @@ void check_growth_interval(int64_t value) {
   throw InvalidArgument(fmt::format("[refrain::GradScaler] {}: {}.", what, message));
 }
 
-/// One tensor on every device that asks; copies, so that each can be written.
+/// A tensor with a copy on every device that needs it, so that each can be written.
 class Replicas {
  public:
   explicit Replicas(at::Tensor first) : first_(std::move(first)) {}
@@ -57,7 +57,7 @@ class Replicas {
   std::vector<std::pair<at::Device, at::Tensor>> all_;
 };
 
-/// Gradients of one device and dtype, as the operator that divides them wants them.
+/// Gradients of one device and dtype, grouped for the operator that divides them.
 struct Group {
   at::Device device;
   at::ScalarType dtype;
@@ -71,8 +71,9 @@ std::vector<Group> group_gradients(torch::optim::Optimizer& optimizer) {
       const at::Tensor& gradient = parameter.grad();
       if (!gradient.defined()) continue;
       if (gradient.scalar_type() == at::kHalf) {
-        refuse("unscale_", "found a float16 gradient, in which dividing could lose what scaling saved; expected "
-                           "parameters in float32, and autocast to make float16 of them");
+        refuse("unscale_",
+               "found a float16 gradient, in which dividing could lose what scaling saved; expected "
+               "parameters in float32, and autocast to make float16 of them");
       }
       const at::Tensor values = gradient.is_sparse() ? gradient._values() : gradient;
       auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& g) {
@@ -156,7 +157,7 @@ bool GradScaler::step(torch::optim::Optimizer& optimizer) {
 }
 
 at::Tensor GradScaler::step(torch::optim::Optimizer& optimizer, std::function<at::Tensor()> closure) {
-  if (enabled_) refuse("step", "found a closure, whose gradients nobody would divide; call step without one");
+  if (enabled_) refuse("step", "found a closure, whose gradients would stay scaled; call step without one");
   return optimizer.step(std::move(closure));
 }
 
@@ -221,7 +222,8 @@ std::optional<GradScalerState> GradScaler::state() const {
 
 void GradScaler::load_state(const std::optional<GradScalerState>& state) {
   if (!enabled_) return;
-  if (!state) refuse("load_state", "found no state, as of a scaler that is not enabled; expected one of an enabled one");
+  if (!state)
+    refuse("load_state", "found an empty state, from a scaler that is not enabled; expected one of an enabled scaler");
   check_scale("scale", state->scale);
   check_growth_factor(state->growth_factor);
   check_backoff_factor(state->backoff_factor);

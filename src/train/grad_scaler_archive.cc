@@ -10,9 +10,10 @@ namespace {
 c10::IValue read(torch::serialize::InputArchive& archive, const char* key) {
   c10::IValue value;
   if (archive.try_read(key, value)) return value;
-  throw FormatError(fmt::format("[refrain::GradScaler] load: found no `{}` in the archive; expected one that "
-                                "GradScaler::save wrote.",
-                                key));
+  throw FormatError(
+      fmt::format("[refrain::GradScaler] load: found no `{}` in the archive; expected one that "
+                  "GradScaler::save wrote.",
+                  key));
 }
 
 }  // namespace

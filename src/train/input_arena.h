@@ -13,8 +13,8 @@
 
 namespace refrain {
 
-/// Bytes of one size side by side in blocks of `slots` places; see `contiguous_memory_optimization`.
-/// Threads: any. What is stored may outlive it.
+/// Stores inputs of one size side by side in blocks of `slots` places; see `contiguous_memory_optimization`.
+/// Threads: any. Stored inputs may outlive it.
 class InputArena {
  public:
   /// @param slots  >= 1.

@@ -9,10 +9,10 @@
 
 namespace refrain {
 
-/// Options, parameters and buffers, a line each, as ranks must agree on them.
+/// Describes options, parameters and buffers, a line each, on which ranks must agree.
 std::string describe(const torch::nn::Module& module, const DataParallelOptions& options);
 
-/// The first line in which ranks differ, and who has what there; empty if there is none.
+/// Finds the first line in which ranks differ, and lists each rank's; empty if there is none.
 /// @param descriptions  by rank.
 std::string first_difference(const std::vector<std::string>& descriptions);
 

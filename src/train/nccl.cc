@@ -9,7 +9,8 @@
 namespace refrain {
 
 #ifdef REFRAIN_NCCL
-void add_nccl(c10d::ProcessGroup& group, const c10::intrusive_ptr<c10d::Store>& store, std::chrono::milliseconds timeout) {
+void add_nccl(c10d::ProcessGroup& group, const c10::intrusive_ptr<c10d::Store>& store,
+              std::chrono::milliseconds timeout) {
   if (!at::hasCUDA()) return;
   auto options = c10d::ProcessGroupNCCL::Options::create();
   options->timeout = timeout;

@@ -16,8 +16,7 @@ uint64_t mixed(uint64_t state, uint64_t word) {
   return state ^ (state >> 29);
 }
 
-// In all likelihood another number where the bytes are others. On a device a sum of its words, which does not see their
-// order.
+// Hash of the bytes. On a device the sum of its words, which ignores their order.
 uint64_t fingerprint(const c10::Storage& storage) {
   const size_t n = storage.nbytes();
   if (!storage.device().is_cpu()) {
@@ -43,9 +42,9 @@ uint64_t fingerprint(const c10::Storage& storage) {
   return all;
 }
 
-/// What ranks compare before they send each other their parts.
+/// Identity of an input, which ranks compare before they exchange their parts.
 struct Identity {
-  int64_t number;       ///< of the input, in the order of forward
+  int64_t number;  ///< of the input, in the order of forward
   int64_t nbytes;
   int64_t fingerprint;
 
@@ -77,7 +76,7 @@ class Part final : public tape::Offloaded {
       return whole;
     } catch (const DistributedError& error) {
       throw DistributedError(fmt::format(
-          "{} Backward was bringing back region input {} ({} bytes), of which each of {} ranks keeps a part. All of "
+          "{} Backward was gathering region input {} ({} bytes), of which each of {} ranks keeps a part. All of "
           "them must run the same regions, forward and backward, in the same order.",
           error.what(), identity_.number, identity_.nbytes, group_.size()));
     }
@@ -111,7 +110,7 @@ class Part final : public tape::Offloaded {
   const ProcessGroup group_;
   const c10::Device device_;
   const Identity identity_;
-  const size_t part_bytes_;  ///< the last rank's are filled up with anything
+  const size_t part_bytes_;  ///< the last rank's part is padded
   c10::Storage here_;
   std::shared_ptr<tape::Offloaded> elsewhere_;  ///< if not `here_`
 };
@@ -119,7 +118,7 @@ class Part final : public tape::Offloaded {
 }  // namespace
 
 std::shared_ptr<tape::Offloaded> PartitionedInputs::store(const c10::Storage& bytes, const StorePart& store_part) {
-  constexpr size_t kLeast = 64;  // the allocator gives out no less
+  constexpr size_t kLeast = 64;  // the allocator's smallest block
   if (group_.size() == 1 || bytes.nbytes() < kLeast * static_cast<size_t>(group_.size())) return nullptr;
   return std::make_shared<Part>(group_, next_number_++, bytes, store_part);
 }

@@ -11,11 +11,11 @@
 
 namespace refrain {
 
-/// Keeps 1 / world of what it is given; see `ActivationCheckpointingOptions::partition_activations`.
-/// Threads: one at a time, on all ranks in the same order. What is stored may outlive it.
+/// Keeps 1 / world of each input; see `ActivationCheckpointingOptions::partition_activations`.
+/// Threads: one at a time, on all ranks in the same order. Stored inputs may outlive it.
 class PartitionedInputs {
  public:
-  /// Where this rank's part goes; null keeps it in memory.
+  /// Stores this rank's part; null keeps it in memory.
   using StorePart = std::function<std::shared_ptr<tape::Offloaded>(const c10::Storage& part)>;
 
   explicit PartitionedInputs(ProcessGroup group) : group_(std::move(group)) {}

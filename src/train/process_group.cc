@@ -65,9 +65,8 @@ std::vector<at::Tensor> ProcessGroup::all_gather(const at::Tensor& tensor) const
 }
 
 void ProcessGroup::all_gather_into(at::Tensor whole, at::Tensor part) const {
-  finish(*this, "all_gather_into", [&](auto& group) {
-    return group.getBackend(whole.device().type())->_allgather_base(whole, part);
-  });
+  finish(*this, "all_gather_into",
+         [&](auto& group) { return group.getBackend(whole.device().type())->_allgather_base(whole, part); });
 }
 
 std::vector<std::string> ProcessGroup::all_gather(const std::string& text) const {

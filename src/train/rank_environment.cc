@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kMostRanks = 1'000'000;
 
-/// The variables in which one kind of starter says who is who.
+/// The variables in which one kind of launcher sets ranks.
 struct Names {
   const char *rank, *world_size, *local_rank, *local_world_size;
 };
@@ -21,7 +21,7 @@ constexpr Names kStarters[] = {
     {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"},
     {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"}};
 
-/// An empty variable counts as none.
+/// Reads a variable; an empty one counts as unset.
 const char* value_of(const char* name) {
   const char* const value = std::getenv(name);
   return value != nullptr && *value != '\0' ? value : nullptr;

@@ -46,7 +46,8 @@ void check(const ProcessGroupOptions& options) {
   require(options.timeout().count() > 0, "timeout " + seconds(options.timeout()), "more than 0");
 }
 
-/// Groups of one job that meet at one address: its attempts, which torchrun counts, and the calls of this function.
+/// Name of a group, unique among those of one job at one address: its attempts, which torchrun counts, and the calls of
+/// this function.
 std::string group_name() {
   static std::atomic<int> calls{0};
   const char* const attempt = std::getenv("TORCHELASTIC_RESTART_COUNT");
@@ -57,7 +58,7 @@ Store open_store(const ProcessGroupOptions& options) {
   c10d::TCPStoreOptions store;
   store.port = static_cast<uint16_t>(options.master_port());
   store.isServer = options.rank() == 0 && !options.launcher_hosts_store();
-  store.waitWorkers = false;  // it would say how many are missing, not which
+  store.waitWorkers = false;  // its error names how many are missing, not which
   store.timeout = options.rendezvous_timeout();
   store.multiTenant = true;
   try {
@@ -67,7 +68,7 @@ Store open_store(const ProcessGroupOptions& options) {
       throw DistributedError(fmt::format("{} rank 0 cannot listen at {}: {}; choose another MASTER_PORT.", kWhere,
                                          place(options), first_line(error)));
     }
-    throw DistributedError(fmt::format("{} rank 0 of {} did not come to {} within {} (rank {} waited): {}.", kWhere,
+    throw DistributedError(fmt::format("{} rank 0 of {} is missing at {} after {} (rank {} waited): {}.", kWhere,
                                        options.world_size(), place(options), seconds(options.rendezvous_timeout()),
                                        options.rank(), first_line(error)));
   }
@@ -75,19 +76,21 @@ Store open_store(const ProcessGroupOptions& options) {
 
 std::string key_of(int64_t rank) { return fmt::format("rank {}", rank); }
 
-/// Says that this rank is there; two must not say the same.
+/// Registers this rank; two processes must not register the same.
 void arrive(c10d::Store& store, const ProcessGroupOptions& options) {
   const std::string size = std::to_string(options.world_size());
   const std::string theirs = store.compareSet("size", "", size);
   if (theirs != size) {
-    throw DistributedError(fmt::format("{} rank {} was told of a world of {} and another rank of {}: start all with "
-                                       "the same number.",
-                                       kWhere, options.rank(), size, theirs));
+    throw DistributedError(
+        fmt::format("{} found world_size {} on rank {} and {} on another rank: start all with "
+                    "the same number.",
+                    kWhere, size, options.rank(), theirs));
   }
   if (store.add(key_of(options.rank()), 1) != 1) {
-    throw DistributedError(fmt::format("{} two processes at {} say that they are rank {} of {}: give each its own "
-                                       "RANK, or each job its own MASTER_PORT.",
-                                       kWhere, place(options), options.rank(), size));
+    throw DistributedError(
+        fmt::format("{} two processes at {} say that they are rank {} of {}: give each its own "
+                    "RANK, or each job its own MASTER_PORT.",
+                    kWhere, place(options), options.rank(), size));
   }
 }
 
@@ -97,10 +100,10 @@ void arrive(c10d::Store& store, const ProcessGroupOptions& options) {
     if (!store.check({key_of(rank)})) missing.push_back(rank);
   }
   const bool one = missing.size() == 1;
-  throw DistributedError(fmt::format(
-      "{} rank{} {} of {} did not come to {} within {} (rank {} waited): see whether {} started.", kWhere,
-      one ? "" : "s", fmt::join(missing, ", "), options.world_size(), place(options),
-      seconds(options.rendezvous_timeout()), options.rank(), one ? "it was" : "they were"));
+  throw DistributedError(
+      fmt::format("{} rank{} {} of {} {} missing at {} after {} (rank {} waited): see whether {} started.", kWhere,
+                  one ? "" : "s", fmt::join(missing, ", "), options.world_size(), one ? "is" : "are", place(options),
+                  seconds(options.rendezvous_timeout()), options.rank(), one ? "it was" : "they were"));
 }
 
 /// Waits for all others.
@@ -115,7 +118,7 @@ void meet(c10d::Store& store, const ProcessGroupOptions& options, Clock::time_po
       }
     }
   } catch (const c10::Error& error) {
-    throw DistributedError(fmt::format("{} rank 0 of {} ended while rank {} waited for rank {}: {}.", kWhere,
+    throw DistributedError(fmt::format("{} rank 0 of {} exited while rank {} waited for rank {}: {}.", kWhere,
                                        options.world_size(), options.rank(), rank, first_line(error)));
   }
 }
@@ -142,13 +145,14 @@ c10::intrusive_ptr<c10d::ProcessGroup> connect(const Store& store, const Process
     add_nccl(*group, store, options.timeout());
     return group;
   } catch (const std::exception& error) {
-    throw DistributedError(fmt::format("{} rank {} of {} met the others at {} and could not connect to one of them: "
-                                       "{}; see whether it ended, or name an interface in GLOO_SOCKET_IFNAME.",
-                                       kWhere, rank, size, place(options), first_line(error)));
+    throw DistributedError(
+        fmt::format("{} rank {} of {} joined at {} and cannot connect to another rank: "
+                    "{}; see whether it exited, or name an interface in GLOO_SOCKET_IFNAME.",
+                    kWhere, rank, size, place(options), first_line(error)));
   }
 }
 
-// Gloo writes into the connection to a rank that has ended, and would end this process without a word.
+// Gloo writes into the connection to a rank that has exited, which would end this process silently.
 void survive_broken_pipes() {
   struct sigaction now {};
   if (sigaction(SIGPIPE, nullptr, &now) == 0 && now.sa_handler == SIG_DFL) std::signal(SIGPIPE, SIG_IGN);

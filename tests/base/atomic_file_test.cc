@@ -115,7 +115,8 @@ TEST_F(AtomicFile, FollowsLinks) {
 
 TEST_F(AtomicFile, RefusesWhatIsNoRegularFile) {
   EXPECT_EQ(message_of<InvalidArgument>(""), "[refrain::write_file] the path is empty; name a file");
-  EXPECT_EQ(message_of<InvalidArgument>(folder_), "[refrain::write_file] `" + folder_.string() + "` is a folder; name a file in it");
+  EXPECT_EQ(message_of<InvalidArgument>(folder_),
+            "[refrain::write_file] `" + folder_.string() + "` is a folder; name a file in it");
   EXPECT_THROW(write_file_atomically(folder_ / "none" / "", "x"), InvalidArgument);
   const fs::path pipe = folder_ / "pipe";
   ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
@@ -126,8 +127,10 @@ TEST_F(AtomicFile, RefusesWhatIsNoRegularFile) {
 
 TEST_F(AtomicFile, MissingFolderSaysWhatToDo) {
   const fs::path path = folder_ / "none" / "f";
-  EXPECT_EQ(message_of<FileError>(path), "[refrain::write_file] cannot write `" + path.string() +
-                                             "`: creating a temporary file in its folder failed: No such file or directory; create the folder first");
+  EXPECT_EQ(
+      message_of<FileError>(path),
+      "[refrain::write_file] cannot write `" + path.string() +
+          "`: creating a temporary file in its folder failed: No such file or directory; create the folder first");
 }
 
 TEST_F(AtomicFile, FailedWriteLeavesTheOldContentAndNoTemporary) {
@@ -153,7 +156,8 @@ TEST_F(AtomicFile, ReadersSeeOldOrNewNeverAPart) {
   std::vector<std::thread> writers;
   for (char letter : {'a', 'b', 'c'}) {
     writers.emplace_back([&path, letter] {
-      for (int i = 0; i < 30; ++i) write_file_atomically(path, std::string(100'000 + static_cast<size_t>(letter), letter));
+      for (int i = 0; i < 30; ++i)
+        write_file_atomically(path, std::string(100'000 + static_cast<size_t>(letter), letter));
     });
   }
   for (int i = 0; i < 200; ++i) {

@@ -89,17 +89,19 @@ TEST(ParseBytes, ReachesTheLargestNumberAndNoFurther) {
 }
 
 TEST(ParseBytes, RefusesAnythingElse) {
-  for (const char* text : {"", "  ", "-1", "-1MiB", "MiB", ".5GiB", "5.", "5.GiB", "1.5", "1.5B", "1e6", "0x10", "+1", "1,5GB", "1 2", "3 MiBs", "3 iB",
-                           "4 M B", "1.2.3GB", "nan", "1\n", "1 \xC2\xB5"}) {
+  for (const char* text :
+       {"",     "  ", "-1",    "-1MiB", "MiB",    ".5GiB", "5.",    "5.GiB",   "1.5", "1.5B", "1e6",
+        "0x10", "+1", "1,5GB", "1 2",   "3 MiBs", "3 iB",  "4 M B", "1.2.3GB", "nan", "1\n",  "1 \xC2\xB5"}) {
     EXPECT_THROW(parse_bytes(text), InvalidArgument) << "`" << text << "`";
   }
   EXPECT_THROW(parse_bytes(std::string_view("1\0", 2)), InvalidArgument);
 }
 
 TEST(ParseBytes, MessageSaysFoundExpectedAndWhatToDo) {
-  EXPECT_EQ(message_of("12 XB"),
-            "[refrain::parse_bytes] cannot read `12 XB` as a number of bytes: unknown unit `XB`, expected B, KiB, MiB, GiB, TiB, KB, MB, GB, TB, "
-            "K, M, G or T; write it like `300MiB`, `1.5GB` or `4096`");
+  EXPECT_EQ(
+      message_of("12 XB"),
+      "[refrain::parse_bytes] cannot read `12 XB` as a number of bytes: unknown unit `XB`, expected B, KiB, MiB, GiB, TiB, KB, MB, GB, TB, "
+      "K, M, G or T; write it like `300MiB`, `1.5GB` or `4096`");
   EXPECT_NE(message_of("-3").find("negative"), std::string::npos);
   EXPECT_NE(message_of("9223372036854775808").find("9223372036854775807"), std::string::npos);
 }
@@ -113,9 +115,7 @@ TEST(ParseBytes, ReadsWhatFormatBytesWrites) {
   }
 }
 
-TEST(Literals, AreBinary) {
-  static_assert(1_KiB == 1024_B && 1_MiB == 1024_KiB && 1_GiB == 1024_MiB);
-}
+TEST(Literals, AreBinary) { static_assert(1_KiB == 1024_B && 1_MiB == 1024_KiB && 1_GiB == 1024_MiB); }
 
 }  // namespace
 }  // namespace refrain

@@ -52,7 +52,9 @@ TEST(Nearest, PutsTheNearestFirstAndKeepsTheOrderOfTies) {
   EXPECT_EQ(nearest("abcdef", {"abcdeZ", "abcdeY", "abcdef"}), (Names{"abcdef", "abcdeZ", "abcdeY"}));
 }
 
-TEST(Nearest, GivesThreeAtMost) { EXPECT_EQ(nearest("aaaa", {"aaab", "aaac", "aaad", "aaae"}), (Names{"aaab", "aaac", "aaad"})); }
+TEST(Nearest, GivesThreeAtMost) {
+  EXPECT_EQ(nearest("aaaa", {"aaab", "aaac", "aaad", "aaae"}), (Names{"aaab", "aaac", "aaad"}));
+}
 
 TEST(Nearest, ShortNamesDoNotMatchEverything) {
   EXPECT_EQ(nearest("x", {"y", "z"}), Names{});

@@ -9,10 +9,14 @@
 namespace refrain_test {
 namespace {
 
+refrain::PlanOptions seconds(double most) {
+  return refrain::PlanOptions().time_limit(std::chrono::duration<double>(most));
+}
+
 using refrain::Bytes;
 using refrain::CheckpointOptions;
-using refrain::RecomputeMode;
 using refrain::MemoryBudget;
+using refrain::RecomputeMode;
 
 CheckpointOptions rerun() { return CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction); }
 
@@ -28,7 +32,8 @@ struct Net {
     torch::manual_seed(0);
     w = torch::randn({64, 64}).requires_grad_();
     v = torch::randn({64, 64}).requires_grad_();
-    block = torch::nn::Sequential(torch::nn::Linear(64, 256), torch::nn::GELU(), torch::nn::Dropout(0.3), torch::nn::Linear(256, 64));
+    block = torch::nn::Sequential(torch::nn::Linear(64, 256), torch::nn::GELU(), torch::nn::Dropout(0.3),
+                                  torch::nn::Linear(256, 64));
     norm = torch::nn::Sequential(torch::nn::Linear(64, 64), torch::nn::BatchNorm1d(64), torch::nn::ReLU());
     lstm = torch::nn::LSTM(torch::nn::LSTMOptions(64, 64).batch_first(true));
     x = torch::randn({64, 64});
@@ -53,41 +58,79 @@ struct Net {
 };
 
 const Program kPrograms[] = {
-    {"one_region", [](Net& n, const CheckpointOptions& o) { return refrain::checkpoint(o, [&](Tensor t) { return t.mm(n.w).sin().mm(n.v); }, n.x).sum(); }},
+    {"one_region",
+     [](Net& n, const CheckpointOptions& o) {
+       return refrain::checkpoint(
+                  o, [&](Tensor t) { return t.mm(n.w).sin().mm(n.v); }, n.x)
+           .sum();
+     }},
     {"a_module", [](Net& n, const CheckpointOptions& o) { return refrain::checkpoint(o, n.block, n.x).sum(); }},
-    {"two_in_a_row", [](Net& n, const CheckpointOptions& o) { return refrain::checkpoint(o, n.block, refrain::checkpoint(o, n.block, n.x)).sum(); }},
-    {"region_then_more", [](Net& n, const CheckpointOptions& o) { return n.block->forward(refrain::checkpoint(o, n.block, n.x)).sum(); }},
-    {"more_then_region", [](Net& n, const CheckpointOptions& o) { return refrain::checkpoint(o, n.block, n.block->forward(n.x)).pow(2).sum(); }},
-    {"a_view_at_the_end", [](Net& n, const CheckpointOptions& o) {
-       return refrain::checkpoint(o, [&](Tensor t) { return t.mm(n.w).reshape({32, 128}); }, n.x).square().sum();
+    {"two_in_a_row",
+     [](Net& n, const CheckpointOptions& o) {
+       return refrain::checkpoint(o, n.block, refrain::checkpoint(o, n.block, n.x)).sum();
      }},
-    {"log_softmax", [](Net& n, const CheckpointOptions& o) { return refrain::checkpoint(o, [&](Tensor t) { return t.mm(n.w).log_softmax(1); }, n.x).sum(); }},
-    {"lstm", [](Net& n, const CheckpointOptions& o) { return std::get<0>(refrain::checkpoint(o, n.lstm, n.x.view({2, 32, 64}))).sum(); }},
-    {"batch_norm", [](Net& n, const CheckpointOptions& o) { return refrain::checkpoint(o, n.norm, refrain::checkpoint(o, n.norm, n.x)).sin().sum(); }},
-    {"nested", [](Net& n, const CheckpointOptions& o) {
+    {"region_then_more",
+     [](Net& n, const CheckpointOptions& o) { return n.block->forward(refrain::checkpoint(o, n.block, n.x)).sum(); }},
+    {"more_then_region",
+     [](Net& n, const CheckpointOptions& o) {
+       return refrain::checkpoint(o, n.block, n.block->forward(n.x)).pow(2).sum();
+     }},
+    {"a_view_at_the_end",
+     [](Net& n, const CheckpointOptions& o) {
+       return refrain::checkpoint(
+                  o,
+                  [&](Tensor t) {
+                    return t.mm(n.w).reshape({32, 128});
+                  },
+                  n.x)
+           .square()
+           .sum();
+     }},
+    {"log_softmax",
+     [](Net& n, const CheckpointOptions& o) {
+       return refrain::checkpoint(
+                  o, [&](Tensor t) { return t.mm(n.w).log_softmax(1); }, n.x)
+           .sum();
+     }},
+    {"lstm",
+     [](Net& n, const CheckpointOptions& o) {
+       return std::get<0>(refrain::checkpoint(o, n.lstm, n.x.view({2, 32, 64}))).sum();
+     }},
+    {"batch_norm",
+     [](Net& n, const CheckpointOptions& o) {
+       return refrain::checkpoint(o, n.norm, refrain::checkpoint(o, n.norm, n.x)).sin().sum();
+     }},
+    {"nested",
+     [](Net& n, const CheckpointOptions& o) {
        const auto inner = [&](const Tensor& t) { return refrain::checkpoint(o, n.block, t); };
-       return refrain::checkpoint(o, [&, inner](Tensor t) { return inner(inner(t).tanh()); }, n.x).sum();
+       return refrain::checkpoint(
+                  o, [&, inner](Tensor t) { return inner(inner(t).tanh()); }, n.x)
+           .sum();
      }},
-    {"both_sources", [](Net& n, const CheckpointOptions&) {
+    {"both_sources",
+     [](Net& n, const CheckpointOptions&) {
        const auto a = refrain::checkpoint(n.block, n.x);
        const auto b = refrain::checkpoint(rerun(), n.block, a);
        return refrain::checkpoint(n.norm, b + a).sum();
      }},
-    {"an_input_overwritten", [](Net& n, const CheckpointOptions& o) {
+    {"an_input_overwritten",
+     [](Net& n, const CheckpointOptions& o) {
        auto h = n.x.mul(2);
        const auto f = [&](Tensor a) { return (a + 1).mm(n.w).sin(); };
        const auto y = refrain::checkpoint(o, f, h);
        if (o.recompute_mode() == RecomputeMode::kReplayOperators) h.mul_(0.5);
        return (y + refrain::checkpoint(o, f, h)).sum();
      }},
-    {"an_input_replaced", [](Net& n, const CheckpointOptions& o) {
+    {"an_input_replaced",
+     [](Net& n, const CheckpointOptions& o) {
        auto h = n.x.mul(2);
        const auto f = [&](Tensor a) { return (a + 1).mm(n.w).sin(); };
        const auto y = refrain::checkpoint(o, f, h);
        h = h.mul(0.5);
        return (y + refrain::checkpoint(o, f, h)).sum();
      }},
-    {"wide_values_outside", [](Net& n, const CheckpointOptions& o) {
+    {"wide_values_outside",
+     [](Net& n, const CheckpointOptions& o) {
        auto h = n.x;
        for (int i = 0; i < 4; ++i) h = refrain::checkpoint(o, n.block, h.mm(n.w).div(64).sin().exp().mul(0.5).tanh());
        return h.sum();
@@ -103,7 +146,10 @@ void PrintTo(const Kind& kind, std::ostream* out) { *out << kind.name; }
 const Kind kKinds[] = {
     {"replay", [] { return CheckpointOptions(); }},
     {"rerun", [] { return rerun(); }},
-    {"policy", [] { return CheckpointOptions().policy(refrain::save_ops({"aten::addmm", "aten::mm"})); }},
+    {"policy",
+     [] {
+       return CheckpointOptions().policy(refrain::save_ops({"aten::addmm", "aten::mm"}));
+     }},
     {"recompute_all", [] { return CheckpointOptions().policy(refrain::nothing_saveable()); }},
     {"offload", [] { return CheckpointOptions().policy(refrain::offload_larger_than(1)); }},
     {"inputs_offloaded", [] { return CheckpointOptions().offload_to_cpu(true); }},
@@ -143,11 +189,12 @@ TEST_P(BudgetRegionsTest, StepsArePlannedAndEqualToTheBit) {
     SCOPED_TRACE(fraction);
     Net net;
     const auto options = kind.options();
-    MemoryBudget budget(fraction);
+    MemoryBudget budget(refrain::Budget::fraction(fraction));
     for (int i = 0; i < kSteps; ++i) {
       const auto got = bits(net, run(net, options));
       ASSERT_EQ(got.size(), expected[static_cast<size_t>(i)].size());
-      for (size_t k = 0; k < got.size(); ++k) EXPECT_TRUE(got[k] == expected[static_cast<size_t>(i)][k]) << "step " << i << ", tensor " << k;
+      for (size_t k = 0; k < got.size(); ++k)
+        EXPECT_TRUE(got[k] == expected[static_cast<size_t>(i)][k]) << "step " << i << ", tensor " << k;
     }
     const auto stats = budget.stats();
     EXPECT_EQ(stats.mismatched_steps, 0) << stats.first_mismatch;
@@ -169,7 +216,7 @@ TEST_P(BudgetRegionsPeakTest, ThePeakIsAtMostThePlans) {
   step();
   net.clear();
   const auto trace = refrain::profile(step);
-  const auto plan = refrain::plan_step(trace, 0.0, 0.2);
+  const auto plan = refrain::plan_step(trace, refrain::Budget::fraction(0.0), seconds(0.2));
   MemoryBudget budget(plan);
   for (int i = 0; i < 2; ++i) {
     net.clear();
@@ -214,13 +261,13 @@ TEST(BudgetRegions, ThePlanChoosesForARegion) {
   step();
   refrain::reset_tape_counters();
   {
-    MemoryBudget budget(1.0);
+    MemoryBudget budget(refrain::Budget::fraction(1.0));
     for (int i = 0; i < 3; ++i) step();
     EXPECT_EQ(budget.stats().planned_steps, 2);
     EXPECT_EQ(refrain::tape_stats().replayed_ops, 0) << "the budget has room for everything";
   }
   {
-    MemoryBudget budget(0.0);
+    MemoryBudget budget(refrain::Budget::fraction(0.0));
     for (int i = 0; i < 3; ++i) step();
     EXPECT_EQ(budget.stats().planned_steps, 2);
     EXPECT_GT(refrain::tape_stats().replayed_ops, 0);
@@ -230,13 +277,17 @@ TEST(BudgetRegions, ThePlanChoosesForARegion) {
 
 TEST(BudgetRegions, AFunctionSeesThatItIsInARegion) {
   refrain::install_memory_tracking();
-  const MemoryBudget budget(0.5);
+  const MemoryBudget budget(refrain::Budget::fraction(0.5));
   const auto x = torch::randn({8, 8}).requires_grad_();
   bool inside = false;
-  refrain::checkpoint([&](Tensor t) {
-    inside = refrain::is_checkpointing();
-    return t.sin();
-  }, x).sum().backward();
+  refrain::checkpoint(
+      [&](Tensor t) {
+        inside = refrain::is_checkpointing();
+        return t.sin();
+      },
+      x)
+      .sum()
+      .backward();
   EXPECT_TRUE(inside);
   EXPECT_FALSE(refrain::is_checkpointing());
 }
@@ -259,7 +310,7 @@ void expect_budget_is_right(const std::function<std::function<Tensors()>()>& mak
   }
   torch::manual_seed(3);
   const auto step = make_step();
-  MemoryBudget budget(fraction);
+  MemoryBudget budget(refrain::Budget::fraction(fraction));
   for (int i = 0; i < kSteps; ++i) EXPECT_TRUE(run(step) == expected[static_cast<size_t>(i)]) << "step " << i;
   EXPECT_GT(budget.stats().planned_steps, 0) << budget.stats().first_mismatch;
 }
@@ -269,75 +320,81 @@ TEST(BudgetPrograms, SparseGradients) {
     for (const bool optimizer : {false, true})
       for (const double fraction : {0.0, 0.5}) {
         SCOPED_TRACE(twice);
-        expect_budget_is_right([=] {
-          auto e = std::make_shared<torch::nn::Embedding>(torch::nn::EmbeddingOptions(200, 32).sparse(true));
-          auto sgd = std::make_shared<torch::optim::SGD>((*e)->parameters(), 0.1);
-          const auto i = torch::randint(0, 200, {64});
-          return [=]() -> Tensors {
-            sgd->zero_grad();
-            auto h = (*e)(i).sin();
-            if (twice) h = h.exp() * (*e)(i).tanh();
-            h.square().mean().backward();
-            const auto grad = (*e)->weight.grad().coalesce();
-            Tensors all{grad.indices().clone(), grad.values().clone()};
-            if (optimizer) sgd->step();
-            all.push_back((*e)->weight.detach().clone());
-            return all;
-          };
-        }, fraction);
+        expect_budget_is_right(
+            [=] {
+              auto e = std::make_shared<torch::nn::Embedding>(torch::nn::EmbeddingOptions(200, 32).sparse(true));
+              auto sgd = std::make_shared<torch::optim::SGD>((*e)->parameters(), 0.1);
+              const auto i = torch::randint(0, 200, {64});
+              return [=]() -> Tensors {
+                sgd->zero_grad();
+                auto h = (*e)(i).sin();
+                if (twice) h = h.exp() * (*e)(i).tanh();
+                h.square().mean().backward();
+                const auto grad = (*e)->weight.grad().coalesce();
+                Tensors all{grad.indices().clone(), grad.values().clone()};
+                if (optimizer) sgd->step();
+                all.push_back((*e)->weight.detach().clone());
+                return all;
+              };
+            },
+            fraction);
       }
 }
 
 TEST(BudgetPrograms, SparseTensorsInForward) {
   for (const double fraction : {0.0, 0.5})
-    expect_budget_is_right([] {
-      const auto w = torch::randn({64, 32}).requires_grad_();
-      const auto at = torch::randint(0, 64, {2, 100});
-      return [=]() -> Tensors {
-        w.mutable_grad() = Tensor();
-        const auto values = w.flatten().slice(0, 0, 100).mul(2).exp();
-        const auto s = torch::sparse_coo_tensor(at, values.detach() * 1.5, {64, 64}).coalesce();
-        auto h = s.mm(w.sin().exp());
-        const auto csr = s.to_sparse_csr();
-        h = h + csr.matmul(w.cos().exp());
-        auto written = torch::sparse_coo_tensor(at, values.detach() * 0.5, {64, 64});
-        const auto before = written._values() * 3;
-        written.mul_(2);
-        const auto loss = h.square().mean() + before.sum() + (written._values() * 3).sum();
-        loss.backward();
-        return {loss.detach(), w.grad().clone()};
-      };
-    }, fraction);
+    expect_budget_is_right(
+        [] {
+          const auto w = torch::randn({64, 32}).requires_grad_();
+          const auto at = torch::randint(0, 64, {2, 100});
+          return [=]() -> Tensors {
+            w.mutable_grad() = Tensor();
+            const auto values = w.flatten().slice(0, 0, 100).mul(2).exp();
+            const auto s = torch::sparse_coo_tensor(at, values.detach() * 1.5, {64, 64}).coalesce();
+            auto h = s.mm(w.sin().exp());
+            const auto csr = s.to_sparse_csr();
+            h = h + csr.matmul(w.cos().exp());
+            auto written = torch::sparse_coo_tensor(at, values.detach() * 0.5, {64, 64});
+            const auto before = written._values() * 3;
+            written.mul_(2);
+            const auto loss = h.square().mean() + before.sum() + (written._values() * 3).sum();
+            loss.backward();
+            return {loss.detach(), w.grad().clone()};
+          };
+        },
+        fraction);
 }
 
 TEST(BudgetPrograms, WritesThroughMasks) {
   for (int what = 0; what < 6; ++what)
     for (const double fraction : {0.0, 0.3, 0.7}) {
       SCOPED_TRACE(what);
-      expect_budget_is_right([what] {
-        return [what]() -> Tensors {
-          torch::manual_seed(1);
-          auto w = torch::randn({4, 32, 16}).requires_grad_();
-          auto mask = torch::rand({4, 32}) > 0.5;
-          Tensor l;
-          {
-            auto h = w * 1.0;
-            auto k = h.exp().add(1.0);
-            if (what != 1) k.index_put_({mask}, torch::zeros({}));
-            auto m = k.index({mask.logical_not()});
-            auto r = k * k.sum(-1, true);
-            m = m.sigmoid();
-            auto o = what == 2 ? r.sum() : r.sum() + m.pow(3).sum();
-            if (what != 3) h.index_put_({mask}, 0.25);
-            auto kept = h.index({mask.logical_not()}).sin();
-            h.reset();
-            l = what == 4 ? o : o + kept.pow(2).sum();
-          }
-          auto copy = what == 5 ? Tensor() : l.detach().clone();
-          l.backward();
-          return {w.grad().detach().clone()};
-        };
-      }, fraction);
+      expect_budget_is_right(
+          [what] {
+            return [what]() -> Tensors {
+              torch::manual_seed(1);
+              auto w = torch::randn({4, 32, 16}).requires_grad_();
+              auto mask = torch::rand({4, 32}) > 0.5;
+              Tensor l;
+              {
+                auto h = w * 1.0;
+                auto k = h.exp().add(1.0);
+                if (what != 1) k.index_put_({mask}, torch::zeros({}));
+                auto m = k.index({mask.logical_not()});
+                auto r = k * k.sum(-1, true);
+                m = m.sigmoid();
+                auto o = what == 2 ? r.sum() : r.sum() + m.pow(3).sum();
+                if (what != 3) h.index_put_({mask}, 0.25);
+                auto kept = h.index({mask.logical_not()}).sin();
+                h.reset();
+                l = what == 4 ? o : o + kept.pow(2).sum();
+              }
+              auto copy = what == 5 ? Tensor() : l.detach().clone();
+              l.backward();
+              return {w.grad().detach().clone()};
+            };
+          },
+          fraction);
     }
 }
 

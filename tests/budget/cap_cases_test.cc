@@ -1,7 +1,7 @@
 #include <thread>
 
-#include "memory/testing.h"
 #include "evict/step_history.h"
+#include "memory/testing.h"
 #include "tests/budget/cap_support.h"
 
 /// What an eviction could get wrong, one case each.
@@ -40,10 +40,9 @@ TEST_F(CapTest, RawPointersToWhatHasLeftAreAnError) {
   MemoryCap cap(kNoLimit);
   const auto y = numbers().exp();
   evict_all();
-  for (const auto& access : std::vector<std::function<void()>>{[&] { y.const_data_ptr(); },
-                                                               [&] { y.data_ptr(); },
-                                                               [&] { (void)y.storage().data_ptr(); },
-                                                               [&] { y.data_ptr<float>(); }}) {
+  for (const auto& access :
+       std::vector<std::function<void()>>{[&] { y.const_data_ptr(); }, [&] { y.data_ptr(); },
+                                          [&] { (void)y.storage().data_ptr(); }, [&] { y.data_ptr<float>(); }}) {
     const auto message = message_of<c10::Error>(access);
     EXPECT_NE(message.find("[refrain::MemoryCap]"), std::string::npos) << message;
     EXPECT_NE(message.find("PinScope"), std::string::npos) << message;
@@ -387,7 +386,7 @@ TEST_F(CapTest, OutOfMemorySaysWhatIsMissingAndLeavesTheStateIntact) {
     ADD_FAILURE() << "expected OutOfMemory";
   } catch (const refrain::OutOfMemory& error) {
     EXPECT_GT(error.missing(), 0);
-    EXPECT_EQ(error.floor() - error.limit(), error.missing());
+    EXPECT_EQ(error.min_limit() - error.limit(), error.missing());
     EXPECT_NE(std::string(error.msg()).find("aten::"), std::string::npos) << error.msg();
   }
   EXPECT_TRUE(want == step(64));
@@ -412,7 +411,7 @@ TEST_F(CapTest, TimeCanBeBounded) {
     ADD_FAILURE() << "expected OutOfMemory";
   } catch (const refrain::OutOfMemory& error) {
     EXPECT_NE(std::string(error.msg()).find("max_overhead"), std::string::npos) << error.msg();
-    EXPECT_GT(error.floor(), limit);
+    EXPECT_GT(error.min_limit(), limit);
   }
   EXPECT_THROW(MemoryCap(limit, MemoryCapOptions().max_overhead(0)), refrain::InvalidArgument);
   EXPECT_THROW(MemoryCap(-1), refrain::InvalidArgument);
@@ -644,7 +643,8 @@ TEST_F(CapTest, WhatIsPinnedCanBeSaved) {
   torch::nn::Sequential back(torch::nn::Linear(16, 16), torch::nn::BatchNorm1d(16));
   std::istringstream in(saved);
   torch::load(back, in);
-  for (size_t i = 0; i < net->parameters().size(); ++i) EXPECT_EQ(bits_of(net->parameters()[i]), bits_of(back->parameters()[i]));
+  for (size_t i = 0; i < net->parameters().size(); ++i)
+    EXPECT_EQ(bits_of(net->parameters()[i]), bits_of(back->parameters()[i]));
 }
 
 }  // namespace

@@ -12,8 +12,8 @@ struct Case {
   const char* model;
   refrain::models::ModelOptions sizes;
   const char* strategy = "none";
-  int must_fit = 100;  ///< percent of the peak without a cap; what regions keep cannot leave
-  bool is_long = false;    ///< torture costs the square of the number of operators: one micro-batch and one size must do
+  int must_fit = 100;    ///< percent of the peak without a cap; what regions keep cannot leave
+  bool is_long = false;  ///< torture costs the square of the number of operators: one micro-batch and one size must do
 };
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.model << ' ' << c.strategy; }
@@ -22,7 +22,8 @@ refrain::models::Batch batch_of(const Case& c) {
   return refrain::models::make_model(c.model, c.sizes)->synthetic_batch(1);
 }
 
-Trace train(const Case& c, const std::string& optimizer, const refrain::models::Batch& batch, int steps = 2, int micro_batches = 2) {
+Trace train(const Case& c, const std::string& optimizer, const refrain::models::Batch& batch, int steps = 2,
+            int micro_batches = 2) {
   Training training(c.model, c.sizes, optimizer, batch, c.strategy);
   Trace trace;
   for (int i = 0; i < steps; ++i) training.step(trace, micro_batches);
@@ -82,16 +83,16 @@ TEST_P(CapModelsTest, StaysWithinEveryLimitThatCanBeKept) {
       keep_limit(training, plain, before + of_fresh + peak * percent / 100);
     } catch (const refrain::OutOfMemory& error) {
       EXPECT_GT(error.missing(), 0);
-      EXPECT_EQ(error.missing(), error.floor() - error.limit());
+      EXPECT_EQ(error.missing(), error.min_limit() - error.limit());
       refused = fmt::format("{} %: {}", percent, std::string(error.msg()));
       EXPECT_LT(percent, GetParam().must_fit) << refused;
       // no update is half done
       const auto parameters = training.parameters();
       for (size_t i = 0; i < parameters.size(); ++i) {
         const auto known = digest_of(parameters[i]);
-        EXPECT_TRUE(known == unchanged[i] || std::any_of(plain.begin(), plain.end(), [&](const auto& entry) {
-                      return entry.second == known;
-                    })) << "parameter " << i << " is none that the plain run had";
+        EXPECT_TRUE(known == unchanged[i] ||
+                    std::any_of(plain.begin(), plain.end(), [&](const auto& entry) { return entry.second == known; }))
+            << "parameter " << i << " is none that the plain run had";
       }
       training.set_state(fresh);
       Trace next;
@@ -101,7 +102,8 @@ TEST_P(CapModelsTest, StaysWithinEveryLimitThatCanBeKept) {
   }
   flush_engine();
   EXPECT_LE(refrain::memory_stats().current, before + 64);
-  std::cout << GetParam().model << ' ' << GetParam().strategy << ", plain peak " << peak << ": refused at " << refused << '\n';
+  std::cout << GetParam().model << ' ' << GetParam().strategy << ", plain peak " << peak << ": refused at " << refused
+            << '\n';
 }
 
 // Sizes at which activations are more than weights, where that costs no time.

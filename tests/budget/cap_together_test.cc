@@ -114,7 +114,8 @@ TEST_F(CapTogether, ValidationBetweenSteps) {
   const auto x = torch::randn({64, 32});
   expect_same_bits([&] {
     torch::manual_seed(2);
-    torch::nn::Sequential net(torch::nn::Linear(32, 64), torch::nn::BatchNorm1d(64), torch::nn::ReLU(), torch::nn::Linear(64, 8));
+    torch::nn::Sequential net(torch::nn::Linear(32, 64), torch::nn::BatchNorm1d(64), torch::nn::ReLU(),
+                              torch::nn::Linear(64, 8));
     torch::optim::Adam adam(net->parameters());
     std::string all;
     for (int i = 0; i < 4; ++i) {
@@ -147,7 +148,9 @@ TEST_F(CapTogether, WholeOverwritesOfWhatHasLeft) {
                                                              [&](Tensor& t) { at::mul_out(t, x, x); },
                                                              [](Tensor& t) { t.set_data(torch::ones({2048}).exp()); },
                                                              [](Tensor& t) { t.resize_({1024}).fill_(2); },
-                                                             [](Tensor& t) { t.view({2, -1})[0].zero_(); }};
+                                                             [](Tensor& t) {
+                                                               t.view({2, -1})[0].zero_();
+                                                             }};
   for (size_t i = 0; i < overwrites.size(); ++i) {
     for (const bool dependents : {false, true}) {
       const auto program = [&](bool leaves) {
@@ -221,7 +224,8 @@ std::string blocks(const refrain::CheckpointOptions& options) {
     h = h.matmul(w);
     h = refrain::checkpoint(
         options,
-        [&](const Tensor& x, const Tensor& y) { return torch::gelu(torch::dropout(x.matmul(w), 0.2, true) * y).sin(); }, h, older);
+        [&](const Tensor& x, const Tensor& y) { return torch::gelu(torch::dropout(x.matmul(w), 0.2, true) * y).sin(); },
+        h, older);
   }
   h.sum().backward();
   return bits_of(w.grad());
@@ -330,7 +334,8 @@ TEST_F(CapTogether, InputsInAStoreComeBack) {
   MemoryCap cap(kNoLimit);
   const auto p = w.detach().requires_grad_();
   const auto x = p.exp();
-  const auto y = refrain::checkpoint(activations.options(), [](const Tensor& t) { return t.sin(); }, x);
+  const auto y = refrain::checkpoint(
+      activations.options(), [](const Tensor& t) { return t.sin(); }, x);
   evict_all();
   EXPECT_TRUE(want == bits_of(x) + bits_of(y));
   evict_all();
@@ -560,7 +565,8 @@ TEST_F(CapTogether, ADataLoaderInOtherThreads) {
   constexpr int kSteps = 60;
   const auto train = [&](const std::function<Tensor(int)>& batch) {
     torch::manual_seed(1);
-    torch::nn::Sequential net(torch::nn::Linear(64, 64), torch::nn::Tanh(), torch::nn::Dropout(0.2), torch::nn::Linear(64, 64));
+    torch::nn::Sequential net(torch::nn::Linear(64, 64), torch::nn::Tanh(), torch::nn::Dropout(0.2),
+                              torch::nn::Linear(64, 64));
     torch::optim::SGD sgd(net->parameters(), 0.01);
     std::string losses;
     for (int i = 0; i < kSteps; ++i) {

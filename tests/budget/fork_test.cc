@@ -70,12 +70,12 @@ TEST_F(Fork, AChildOfALimitAndOfABudgetTakesMore) {
     EXPECT_EQ(in_child([] { return takes(16 * kMiB); }), 0);
     EXPECT_THROW(takes(16 * kMiB), c10::OutOfMemoryError);
   }
-  const MemoryBudget budget(current() + 4 * kMiB);
+  const MemoryBudget budget(refrain::Budget::bytes(current() + 4 * kMiB));
   EXPECT_EQ(in_child([] { return takes(16 * kMiB); }), 0);
 }
 
 TEST_F(Fork, AChildHasItsOwnCapAndBudget) {
-  const MemoryBudget budget(current() + 64 * kMiB);
+  const MemoryBudget budget(refrain::Budget::bytes(current() + 64 * kMiB));
   const auto step = [] {
     const auto x = torch::randn({256, 256}).requires_grad_();
     x.exp().sin().exp().sin().sum().backward();
@@ -87,7 +87,7 @@ TEST_F(Fork, AChildHasItsOwnCapAndBudget) {
                 step();
                 if (cap.stats().limit != current() + 2 * kMiB && cap.stats().evictions == 0) return false;
               }
-              const MemoryBudget own(current() + 64 * kMiB);
+              const MemoryBudget own(refrain::Budget::bytes(current() + 64 * kMiB));
               return takes(kMiB);
             }),
             0);

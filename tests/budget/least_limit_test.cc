@@ -1,7 +1,7 @@
 #include "refrain/least_limit.h"
 
 #include "budget/step_state.h"
-#include "refrain/error.h"
+#include "refrain/torch_error.h"
 #include "tests/budget/cap_support.h"
 
 /// The least limit of a step, and what limits above it cost.
@@ -40,7 +40,7 @@ class LeastLimitTest : public TapeTest {
 
 TEST_F(LeastLimitTest, HoldsAndIsFarBelowThePeak) {
   Chain chain;
-  const auto found = least_limit([&] { chain.step(); }, {.tolerance = 0.02, .runs = 1});
+  const auto found = least_limit([&] { chain.step(); }, LeastLimitOptions().tolerance(0.02).runs(1));
   EXPECT_EQ(found.steps, chain.runs);
   EXPECT_GE(found.peak - found.level, 12 * kTensor);
   EXPECT_LT(found.limit - found.level, 8 * kTensor);
@@ -48,12 +48,12 @@ TEST_F(LeastLimitTest, HoldsAndIsFarBelowThePeak) {
   EXPECT_LT(found.refused, found.limit);
   EXPECT_GE(found.refused, found.level);
   {
-    const MemoryCap cap(found.limit, LeastLimitOptions().cap);
+    const MemoryCap cap(found.limit, LeastLimitOptions().cap());
     chain.step();
     chain.step();
   }
   if (found.refused > found.level) {
-    const MemoryCap cap(found.refused, LeastLimitOptions().cap);
+    const MemoryCap cap(found.refused, LeastLimitOptions().cap());
     EXPECT_THROW((chain.step(), chain.step()), refrain::OutOfMemory);
   }
   chain.w.mutable_grad() = Tensor();
@@ -61,7 +61,8 @@ TEST_F(LeastLimitTest, HoldsAndIsFarBelowThePeak) {
 
 TEST_F(LeastLimitTest, CostsGrowTowardsIt) {
   Chain chain;
-  const auto found = least_limit([&] { chain.step(); }, {.tolerance = 0.05, .multiples = {1.5, 1.0, 1.2, 50.0}});
+  const auto found =
+      least_limit([&] { chain.step(); }, LeastLimitOptions().tolerance(0.05).multiples({1.5, 1.0, 1.2, 50.0}));
   ASSERT_EQ(found.costs.size(), 3U) << "one above the peak is left out";
   for (size_t i = 0; i < found.costs.size(); ++i) {
     const auto& cost = found.costs[i];
@@ -92,7 +93,7 @@ TEST_F(LeastLimitTest, WhatComesToStayIsPartOfTheLevel) {
         chain.step();
         optimizer.step();
       },
-      {.tolerance = 0.1, .multiples = {}, .runs = 1});
+      LeastLimitOptions().tolerance(0.1).multiples({}).runs(1));
   EXPECT_GE(found.level - before, kTensor);
   EXPECT_TRUE(found.costs.empty());
   chain.w.mutable_grad() = Tensor();
@@ -108,7 +109,7 @@ TEST_F(LeastLimitTest, AStepThatCatchesTheRefusalIsNotBelieved) {
           } catch (const refrain::OutOfMemory&) {
           }
         },
-        {.runs = 1});
+        LeastLimitOptions().runs(1));
   });
   EXPECT_NE(message.find("`step` caught an OutOfMemory"), std::string::npos) << message;
   chain.w.mutable_grad() = Tensor();
@@ -128,19 +129,22 @@ TEST_F(LeastLimitTest, BadOptionsAreNamed) {
   const auto refused = [](const LeastLimitOptions& options) {
     return message_of<InvalidArgument>([&] { least_limit([] { ADD_FAILURE() << "it was run"; }, options); });
   };
-  EXPECT_EQ(refused({.tolerance = 0.0}), "[refrain::least_limit] `tolerance` is 0, expected a part above 0 and below 1");
-  EXPECT_EQ(refused({.runs = 0}), "[refrain::least_limit] `runs` is 0, expected at least 1");
-  EXPECT_EQ(refused({.steps = -1}), "[refrain::least_limit] `steps` is -1, expected at least 1");
-  EXPECT_EQ(refused({.multiples = {0.5}}), "[refrain::least_limit] `multiples` is 0.5, expected multiples of the least limit, each at least 1");
+  EXPECT_EQ(refused(LeastLimitOptions().tolerance(0.0)),
+            "[refrain::least_limit] `tolerance` is 0, expected a fraction above 0 and below 1");
+  EXPECT_EQ(refused(LeastLimitOptions().runs(0)), "[refrain::least_limit] `runs` is 0, expected at least 1");
+  EXPECT_EQ(refused(LeastLimitOptions().steps(-1)), "[refrain::least_limit] `steps` is -1, expected at least 1");
+  EXPECT_EQ(refused(LeastLimitOptions().multiples({0.5})),
+            "[refrain::least_limit] `multiples` is 0.5, expected multiples of the lowest limit, each at least 1");
   const MemoryCap cap(kNoLimit);
-  EXPECT_NE(refused({}).find("under a limit of"), std::string::npos);
+  EXPECT_NE(refused(LeastLimitOptions()).find("under a limit of"), std::string::npos);
 }
 
 TEST(TraceDefect, IsNamedWithWhatToDo) {
   refrain::graph::Graph graph;
   graph.end_gap = -5;
-  const refrain::StepTrace trace(std::make_shared<const refrain::StepTrace::State>(refrain::StepTrace::State{graph, {}}));
-  const auto message = message_of<InvalidArgument>([&] { plan_step(trace, 0.5); });
+  const refrain::StepTrace trace(
+      std::make_shared<const refrain::StepTrace::State>(refrain::StepTrace::State{graph, {}}));
+  const auto message = message_of<InvalidArgument>([&] { plan_step(trace, refrain::Budget::fraction(0.5)); });
   EXPECT_EQ(message.find("[refrain::plan_step] cannot plan for a step whose trace has a defect: "), 0U) << message;
   EXPECT_NE(message.find("MemoryCap"), std::string::npos) << message;
   EXPECT_NE(message.find("regions"), std::string::npos) << message;

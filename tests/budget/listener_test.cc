@@ -18,7 +18,8 @@ using refrain::tape::step_listener;
 class Deaf final : public refrain::tape::StepListener {
  public:
   void before(const refrain::tape::OpTraits&, const torch::jit::Stack&) override {}
-  void begins(refrain::tape::TapeLock&, const refrain::tape::OpTraits&, c10::ArrayRef<refrain::tape::Value*>) override {}
+  void begins(refrain::tape::TapeLock&, const refrain::tape::OpTraits&, c10::ArrayRef<refrain::tape::Value*>) override {
+  }
   void recorded(refrain::tape::TapeLock&, const refrain::tape::Op&) override {}
   void ends(refrain::tape::TapeLock&) override {}
   void step_ended() override {}

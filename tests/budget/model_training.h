@@ -49,7 +49,8 @@ class Training {
     for (auto& item : model_->module().named_parameters())
       trace.emplace_back("gradient " + item.key(), digest_of(item.value().grad()));
     optimizer_->step();
-    for (auto& item : model_->module().named_buffers()) trace.emplace_back("buffer " + item.key(), digest_of(item.value()));
+    for (auto& item : model_->module().named_buffers())
+      trace.emplace_back("buffer " + item.key(), digest_of(item.value()));
     for (auto& item : model_->module().named_parameters()) trace.emplace_back(item.key(), digest_of(item.value()));
     trace.emplace_back("generator", digest_of(at::detail::getDefaultCPUGenerator().get_state()));
   }

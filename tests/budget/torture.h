@@ -1,7 +1,7 @@
 #pragma once
 
-#include "evict/room_maker.h"
 #include "evict/cap_state.h"
+#include "evict/room_maker.h"
 
 namespace refrain_test {
 

@@ -7,8 +7,8 @@
 #include "refrain/memory_budget.h"
 #include "refrain/nn.h"
 #include "refrain/sequential.h"
-#include "trace/step_tracer.h"
 #include "tests/tape/support.h"
+#include "trace/step_tracer.h"
 
 /// Operators of a traced step say in which module they ran, or that of the operator whose gradient they compute.
 namespace refrain_test {
@@ -225,8 +225,8 @@ INSTANTIATE_TEST_SUITE_P(Zoo, ZooScopes,
                                          Case{"lstm-ragged", {.batch = 8, .seq = 12, .depth = 2, .width = 32}, 2},
                                          Case{"treelstm", {.batch = 4, .seq = 8, .width = 64}, 4},
                                          Case{"densenet121", {.batch = 2, .image_size = 32}, 58}),
-                         [](const auto& info) {
-                           std::string name = info.param.model;
+                         [](const auto& instance) {
+                           std::string name = instance.param.model;
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });

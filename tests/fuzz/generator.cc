@@ -60,7 +60,8 @@ void relax(Step& region) {
   // Called from a backward inside itself, it finds autocast's cache filled.
   if (has_kind(region.body, kAutocast) && has_kind(region.body, "inner_grad")) region.options.strict = false;
   // What throws through it would end the program.
-  if (region.kind == kThrowingRegion || has_kind(region.body, kThrowingRegion) || has_kind(region.body, "inner_grad") || !is_allowed("noexcept"))
+  if (region.kind == kThrowingRegion || has_kind(region.body, kThrowingRegion) || has_kind(region.body, "inner_grad") ||
+      !is_allowed("noexcept"))
     region.options.is_noexcept = false;
 }
 

@@ -17,7 +17,9 @@ std::set<std::string_view>& exercised() {
   return kinds;
 }
 
-bool says_evicted(const std::exception& error) { return std::string(error.what()).find("that the cap has evicted") != std::string::npos; }
+bool says_evicted(const std::exception& error) {
+  return std::string(error.what()).find("of an evicted tensor") != std::string::npos;
+}
 
 }  // namespace
 

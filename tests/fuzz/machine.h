@@ -119,7 +119,10 @@ class Turns;
 class Machine {
  public:
   Machine(Mode mode, std::string* text, Surroundings* surroundings = nullptr)
-      : mode_(mode), text_(text), surroundings_(surroundings), may_be_refused_(surroundings != nullptr && surroundings->may_refuse()) {}
+      : mode_(mode),
+        text_(text),
+        surroundings_(surroundings),
+        may_be_refused_(surroundings != nullptr && surroundings->may_refuse()) {}
   /// For one call of a rerun region's function: knows nothing but what that is given.
   Machine(const PureBody& body, const std::vector<Tensor>& arguments, const std::vector<at::Generator>& own);
   /// For one of two threads that take turns: knows what `parent` does.
@@ -255,7 +258,7 @@ class Machine {
   std::map<uint64_t, uint64_t> born_;  // slot id -> serial
   uint64_t serial_ = 0;
   bool in_rerun_ = false;
-  std::vector<Watched> outside_;   // of the rerun region whose function this machine runs
+  std::vector<Watched> outside_;  // of the rerun region whose function this machine runs
   Turns* turns_ = nullptr;
   int thread_ = 0;
 };

@@ -339,7 +339,8 @@ void ProgramRun::iterate(Outcome& outcome) {
     if (std::find(left_out.begin(), left_out.end(), std::pair(iteration_, step.number)) != left_out.end()) continue;
     surroundings_ == nullptr ? run_step(step) : run_or_be_refused(step, outcome);
   }
-  const std::vector<Tensor> made = program_.loss_in_region ? call(program_.loss_options, [&] { return outputs(); }) : outputs();
+  const std::vector<Tensor> made =
+      program_.loss_in_region ? call(program_.loss_options, [&] { return outputs(); }) : outputs();
   outcome.forward_ended = true;
   if (!made[0].defined() || !made[0].requires_grad()) return;
   outcome.has_loss = true;
@@ -378,8 +379,8 @@ void ProgramRun::record_all(Outcome& outcome) {
 
 void ProgramRun::move_leaves(Outcome& outcome) {
   record_all(outcome);
-  rerun_input_changed_ |=
-      std::any_of(notes_->read_by_rerun.begin(), notes_->read_by_rerun.end(), [](const Watched& t) { return t.changed(); });
+  rerun_input_changed_ |= std::any_of(notes_->read_by_rerun.begin(), notes_->read_by_rerun.end(),
+                                      [](const Watched& t) { return t.changed(); });
   outcome.has_rerun |= !notes_->read_by_rerun.empty();
   if (!notes_->leaf_got_history) notes_->read_by_rerun.clear();
   notes_->cut_unsafely.clear();
@@ -387,7 +388,8 @@ void ProgramRun::move_leaves(Outcome& outcome) {
   notes_->captured.clear();
   Tensor last;
   for (const SlotPtr& slot : pool_)
-    if (slot->t.scalar_type() == at::kFloat && slot->t.sizes() == at::IntArrayRef({3, 4}) && !slot->t.is_leaf()) last = slot->t.detach();
+    if (slot->t.scalar_type() == at::kFloat && slot->t.sizes() == at::IntArrayRef({3, 4}) && !slot->t.is_leaf())
+      last = slot->t.detach();
   pool_ = inputs_;
   given_ = all_given_;
   if (last.defined()) given_["carried"]->t = last;
@@ -442,8 +444,8 @@ void ProgramRun::run(Outcome& outcome) {
   outcome.unpinned |= notes_->unpinned;
   outcome.has_rerun |= !notes_->read_by_rerun.empty();
   outcome.rerun_input_changed =
-      rerun_input_changed_ ||
-      std::any_of(notes_->read_by_rerun.begin(), notes_->read_by_rerun.end(), [](const Watched& t) { return t.changed(); });
+      rerun_input_changed_ || std::any_of(notes_->read_by_rerun.begin(), notes_->read_by_rerun.end(),
+                                          [](const Watched& t) { return t.changed(); });
   if (!moving_) record_all(outcome);  // else some leaves were moved and others not
   for (const SlotPtr& leaf : leaves_) leaf->t.mutable_grad() = Tensor();
   record(outcome, "default generator", at::globalContext().defaultGenerator(at::kCPU).get_state(), false);

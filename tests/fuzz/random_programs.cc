@@ -78,7 +78,8 @@ std::string leak(const Outcome& o) {
 
 std::string difference(const Outcome& baseline, const Outcome& other, bool without_gradients) {
   if (without_gradients) return forward_difference(baseline, other);
-  if (baseline.picks != other.picks) return "steps saw other tensors (sizes, views, requires_grad) than in the baseline";
+  if (baseline.picks != other.picks)
+    return "steps saw other tensors (sizes, views, requires_grad) than in the baseline";
   if (baseline.failed_steps != other.failed_steps) return "other steps threw in forward than in the baseline";
   if (baseline.records.size() != other.records.size()) return "another number of results than the baseline";
   std::string found;
@@ -100,7 +101,8 @@ std::string twin_difference(const Outcome& twin, const Outcome& other) {
     const Record& a = twin.records[i];
     const Record& b = other.records[i];
     if (!a.gradient) continue;
-    if (is_undefined_or_zero(a) && is_undefined_or_zero(b)) continue;  // a clone has no history that a write in place keeps
+    if (is_undefined_or_zero(a) && is_undefined_or_zero(b))
+      continue;  // a clone has no history that a write in place keeps
     if (a.shape != b.shape) return bytes_differ(a, b);
     const std::vector<double> x = values_of(a);
     const std::vector<double> y = values_of(b);
@@ -131,7 +133,7 @@ Judgement judge_refused(const Program& program, const Outcome& baseline, const O
   // of its inputs' graph may keep a tensor that was overwritten by what was computed from the region's results.
   judgement.cycles =
       baseline.leaked_bytes != 0 || (ours.made_cycle && !baseline.made_cycle) || ours.has_rerun ||
-                     ours.records.size() > baseline.records.size();  // it came to iterations whose cycles LibTorch would make too
+      ours.records.size() > baseline.records.size();  // it came to iterations whose cycles LibTorch would make too
   if (!judgement.cycles && !leak(ours).empty()) {
     return failed("LibTorch refuses this program (" + baseline.error + ");\nours " + leak(ours));
   }
@@ -156,10 +158,15 @@ struct Refusal {
 };
 
 constexpr Refusal kRefusals[] = {
-    {"another thread asked for what a cap has evicted", "that the cap has evicted", [](const Outcome& ours) { return ours.unpinned; }},
-    {"an input of a rerun region was changed", "was changed since", [](const Outcome& ours) { return ours.rerun_input_changed; }},
+    {"another thread asked for what a cap has evicted", "of an evicted tensor",
+     [](const Outcome& ours) { return ours.unpinned; }},
+    {"an input of a rerun region was changed", "was changed since",
+     [](const Outcome& ours) { return ours.rerun_input_changed; }},
     {"a backward inside a rerun region's function needs what was overwritten since", kInnerGradAgain,
-     [](const Outcome& ours) { return ours.has_rerun && ours.error.find("modified by an inplace operation") != std::string::npos; }, false},
+     [](const Outcome& ours) {
+       return ours.has_rerun && ours.error.find("modified by an inplace operation") != std::string::npos;
+     },
+     false},
     {"the number of threads was changed", "threads", [](const Outcome& ours) { return ours.threads_changed; }},
 };
 
@@ -171,7 +178,8 @@ Judgement judge_thrown(const Outcome& baseline, const Outcome& ours) {
     Judgement judgement;
     judgement.verdict = Verdict::kRefusedByName;
     judgement.why = refusal.name;
-    judgement.cycles = baseline.leaked_bytes != 0;
+    // a rerun region keeps the argument that was overwritten, perhaps by what was computed from the region's result
+    judgement.cycles = baseline.leaked_bytes != 0 || (ours.has_rerun && ours.rerun_input_changed);
     if (!judgement.cycles && !leak(ours).empty()) return failed("after " + ours.error + "\nours " + leak(ours));
     return judgement;
   }
@@ -227,7 +235,8 @@ Judgement judge_once(const Program& program, Kind kind) {
   const std::string differs = difference(baseline, ours);
   if (!differs.empty()) return failed(differs);
   Judgement judgement;
-  judgement.cycles = baseline.leaked_bytes != 0 || (surroundings && ours.made_cycle) || (ours.has_rerun && ours.leaf_got_history);
+  judgement.cycles =
+      baseline.leaked_bytes != 0 || (surroundings && ours.made_cycle) || (ours.has_rerun && ours.leaf_got_history);
   if (!judgement.cycles && !leak(ours).empty()) return failed("ours " + leak(ours));
   coverage().leaks_compared += !judgement.cycles;
   if (!baseline.has_loss) judgement.verdict = Verdict::kNoGradient;

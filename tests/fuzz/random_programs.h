@@ -31,9 +31,10 @@ inline constexpr const char* kThrowingRegion = "throwing_region";
 inline constexpr const char* kNoGrad = "no_grad";
 inline constexpr const char* kEnableGrad = "enable_grad";
 inline constexpr const char* kAutocast = "autocast";
-inline constexpr const char* kOffloadScope = "offload_scope";  ///< what autograd saves outside of regions goes to a store
-inline constexpr const char* kCap = "cap";                     ///< a cap without a limit; sometimes all is evicted before each operator
-inline constexpr const char* kBudget = "budget";               ///< unless one is open
+inline constexpr const char* kOffloadScope =
+    "offload_scope";                        ///< what autograd saves outside of regions goes to a store
+inline constexpr const char* kCap = "cap";  ///< a cap without a limit; sometimes all is evicted before each operator
+inline constexpr const char* kBudget = "budget";  ///< unless one is open
 /// Steps of even numbers here, of odd ones on a thread of their own, in turns.
 inline constexpr const char* kTwoThreads = "two_threads";
 
@@ -72,7 +73,7 @@ Program random_program(uint64_t seed);
 enum class Mode {
   kPlain,       ///< regions are calls; without surroundings it is the baseline
   kCheckpoint,  ///< regions go through `refrain::checkpoint`
-  kTwin,        ///< the baseline, but an unaliased tensor is cloned before it is overwritten, so that autograd refuses less
+  kTwin,  ///< the baseline, but an unaliased tensor is cloned before it is overwritten, so that autograd refuses less
 };
 
 /// What happens during a run and is no part of the program: caps and budgets.
@@ -103,15 +104,16 @@ struct Record {
 };
 
 struct Outcome {
-  std::vector<Record> records;       ///< loss, gradients, buffers, generators, surviving tensors
-  std::vector<int> failed_steps;     ///< steps that threw in forward and were skipped
-  std::vector<std::pair<int, int>> refused_steps;  ///< iteration and number of outermost ones that were refused memory, and left no trace
-  bool ran_out = false;              ///< `error` is a refusal after which the run could not go on
-  bool forward_ended = false;        ///< the last iteration came as far as backward
-  std::string error;                 ///< what forward or a backward threw; empty = nothing
-  uint64_t picks = 0;                ///< which operands the steps chose: runs that differ here were other programs
-  bool has_loss = false;             ///< something required a gradient
-  bool made_cycle = false;           ///< in the graph, as plain autograd would: memory may stay
+  std::vector<Record> records;    ///< loss, gradients, buffers, generators, surviving tensors
+  std::vector<int> failed_steps;  ///< steps that threw in forward and were skipped
+  std::vector<std::pair<int, int>>
+      refused_steps;           ///< iteration and number of outermost ones that were refused memory, and left no trace
+  bool ran_out = false;        ///< `error` is a refusal after which the run could not go on
+  bool forward_ended = false;  ///< the last iteration came as far as backward
+  std::string error;           ///< what forward or a backward threw; empty = nothing
+  uint64_t picks = 0;          ///< which operands the steps chose: runs that differ here were other programs
+  bool has_loss = false;       ///< something required a gradient
+  bool made_cycle = false;     ///< in the graph, as plain autograd would: memory may stay
   bool rerun_input_changed = false;  ///< what a rerun region read from outside was written in place later on
   bool has_rerun = false;            ///< a rerun region kept the graph of its inputs
   bool threads_changed = false;      ///< the number of threads that an operator may use
@@ -192,7 +194,7 @@ struct Coverage {
   int64_t rerun_in_replay = 0;
   int64_t policy_in_rerun = 0;
   int64_t rerun_in_rerun = 0;
-  int64_t called_again = 0;                   ///< functions
+  int64_t called_again = 0;  ///< functions
   int64_t inputs_stored = 0, inputs_fetched = 0;
   int64_t answers[5] = {0, 0, 0, 0, 0};       ///< of policies, by `CheckpointPolicy`
   int64_t backwards[6] = {0, 0, 0, 0, 0, 0};  ///< iterations by their number of backwards
@@ -200,7 +202,7 @@ struct Coverage {
   int64_t of_a_term = 0;                      ///< backwards of something else than the loss
   int64_t elsewhere = 0;                      ///< backwards on another thread
   int64_t later_iterations = 0;
-  int64_t pinned = 0;                         ///< pointers that were refused by name until the tensor was pinned
+  int64_t pinned = 0;  ///< pointers that were refused by name until the tensor was pinned
   int64_t caps = 0, nested_caps = 0, ended_early = 0, tortured = 0, evicted = 0, evictions = 0, recomputes = 0;
   int64_t steps_refused = 0, ran_out = 0;
   int64_t budgets = 0, profiled = 0, traced_steps = 0, planned_steps = 0, mismatched_steps = 0;

@@ -18,10 +18,10 @@
 #include <utility>
 #include <vector>
 
+#include "intercept/storage_copy.h"
 #include "refrain/memory.h"
 #include "refrain/tape.h"
 #include "tape/offload.h"
-#include "intercept/storage_copy.h"
 #include "tape/tape.h"
 #include "tests/fuzz/trials.h"
 
@@ -113,7 +113,7 @@ class CopyStore : public tape::OffloadStore {
 
  private:
   struct Copy : tape::Offloaded {
-    explicit Copy(c10::Storage bytes) : bytes(std::move(bytes)) {}
+    explicit Copy(c10::Storage stored) : bytes(std::move(stored)) {}
     c10::Storage fetch() override {
       ++fetched;
       return tape::clone_storage(bytes);
@@ -180,18 +180,21 @@ void RandomPrograms::expect_equal(Kind kind) {
     ADD_FAILURE() << name_of(kind) << ", seed " << seed << ": " << judgement.why;
     if (env_number("REFRAIN_FUZZ_SHRINK", 20) == 0) continue;
     const Program small = shrink(program, kind, static_cast<double>(env_number("REFRAIN_FUZZ_SHRINK", 20)));
-    std::cout << fmt::format("shrunk, seed {}: {}\n{}{}", seed, judge(small, kind).why, to_text(small), to_text(small, kind)) << std::flush;
+    std::cout << fmt::format("shrunk, seed {}: {}\n{}{}", seed, judge(small, kind).why, to_text(small),
+                             to_text(small, kind))
+              << std::flush;
   }
-  const std::vector<std::pair<std::string, int64_t>> ends = {{"programs", programs},
-                                                             {"equal", verdicts[Verdict::kEqual]},
-                                                             {"equal but for what was refused memory", verdicts[Verdict::kEqualWhereItRan]},
-                                                             {"refused by the baseline", verdicts[Verdict::kBaselineRefuses]},
-                                                             {"  ours too", refused_too},
-                                                             {"  ours as the twin", twins},
-                                                             {"refused by name", verdicts[Verdict::kRefusedByName]},
-                                                             {"without gradient", verdicts[Verdict::kNoGradient]},
-                                                             {"unstable", verdicts[Verdict::kUnstable]},
-                                                             {"different", verdicts[Verdict::kFailed]}};
+  const std::vector<std::pair<std::string, int64_t>> ends = {
+      {"programs", programs},
+      {"equal", verdicts[Verdict::kEqual]},
+      {"equal but for what was refused memory", verdicts[Verdict::kEqualWhereItRan]},
+      {"refused by the baseline", verdicts[Verdict::kBaselineRefuses]},
+      {"  ours too", refused_too},
+      {"  ours as the twin", twins},
+      {"refused by name", verdicts[Verdict::kRefusedByName]},
+      {"without gradient", verdicts[Verdict::kNoGradient]},
+      {"unstable", verdicts[Verdict::kUnstable]},
+      {"different", verdicts[Verdict::kFailed]}};
   const auto seen = counts(coverage(), kind);
   const auto list = [](const auto& numbers) {
     std::string text;
@@ -208,7 +211,8 @@ void RandomPrograms::expect_equal(Kind kind) {
     for (const auto& [name, count] : seen) out << count << " - " << name << '\n';
   }
   if (programs < 1000 || verdicts[Verdict::kFailed] > 0 || std::getenv("REFRAIN_FUZZ_WITHOUT") != nullptr) return;
-  EXPECT_GT(2 * verdicts[Verdict::kEqual] + 2 * verdicts[Verdict::kEqualWhereItRan], programs) << "too many programs tell nothing";
+  EXPECT_GT(2 * verdicts[Verdict::kEqual] + 2 * verdicts[Verdict::kEqualWhereItRan], programs)
+      << "too many programs tell nothing";
   EXPECT_LE(verdicts[Verdict::kUnstable], 1 + programs / 500) << "too many programs excused";
   EXPECT_GT(3 * coverage().leaks_compared, programs) << "leaks are compared in too few programs";
   for (const auto& [name, count] : seen) EXPECT_GT(count, 0) << name << " never happened";
@@ -230,17 +234,20 @@ TEST_F(RandomPrograms, ThatFailedOnceAreEqual) {
       {Kind::kRegions, 5200000786},     // a leaf that was given history, and a cycle through a rerun region's inputs
       {Kind::kRegions, 5200002533},     // the same, and a graph of an iteration before
       {Kind::kRegions, 8300003744},     // an operator that others need refers to what became a leaf, without a hold
-      {Kind::kCaps, 1864970110255},     // what a graph has saved cannot be pinned
-      {Kind::kCaps, 1864970110578},     // what could not be evicted lost its barrier
+      {Kind::kRegions,
+       9000000011},  // a backward inside a function that is called again meets what was overwritten since
+      {Kind::kCaps, 1864970110255},  // what a graph has saved cannot be pinned
+      {Kind::kCaps, 1864970110578},  // what could not be evicted lost its barrier
       {Kind::kCaps, 1917035974101},  // a parked input whose memory was freed while another thread fetched it
-      {Kind::kBudgets, 5000001376},     // a raw write into what an `OffloadScope` stored
-      {Kind::kBudgets, 5000011391},     // a write without a version inside a region into what a scope stored
-      {Kind::kBudgets, 5000011402},     // no memory to bring back what is to be stored
-      {Kind::kBudgets, 5000023099},     // a write without a version, then one with
-      {Kind::kBudgets, 5000044284},     // an input fetched by all ranks, whose tensor is alive and written through a pointer
-      {Kind::kBudgets, 5000053142},     // what a plan overwrote again passed for its old bytes
-      {Kind::kBudgets, 5000066243},     // a batch norm of its own running variance
-      {Kind::kBudgets, 5000538696},     // a result without history that is overwritten
+      {Kind::kBudgets, 5000001376},  // a raw write into what an `OffloadScope` stored
+      {Kind::kBudgets, 5000011391},  // a write without a version inside a region into what a scope stored
+      {Kind::kBudgets, 5000011402},  // no memory to bring back what is to be stored
+      {Kind::kBudgets, 5000023099},  // a write without a version, then one with
+      {Kind::kBudgets,
+       5000044284},  // an input fetched by all ranks, whose tensor is alive and written through a pointer
+      {Kind::kBudgets, 5000053142},  // what a plan overwrote again passed for its old bytes
+      {Kind::kBudgets, 5000066243},  // a batch norm of its own running variance
+      {Kind::kBudgets, 5000538696},  // a result without history that is overwritten
   };
   for (const auto& [kind, seed] : failed) {
     forget_dead();

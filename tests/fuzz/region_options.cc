@@ -3,10 +3,10 @@
 #include <iterator>
 #include <vector>
 
-#include "machine.h"
-#include "refrain/selective.h"
-#include "offload/region_inputs.h"
 #include "intercept/storage_copy.h"
+#include "machine.h"
+#include "offload/region_inputs.h"
+#include "refrain/selective.h"
 
 namespace refrain::fuzz {
 namespace {
@@ -15,7 +15,9 @@ namespace {
 class CopiedInputs final : public RegionInputs {
  public:
   explicit CopiedInputs(bool by_all_ranks) : by_all_ranks_(by_all_ranks) {}
-  std::shared_ptr<tape::RegionWork> open(const CheckpointOptions&) override { return std::make_shared<Work>(by_all_ranks_); }
+  std::shared_ptr<tape::RegionWork> open(const CheckpointOptions&) override {
+    return std::make_shared<Work>(by_all_ranks_);
+  }
 
  private:
   struct Copy final : tape::Offloaded {
@@ -154,7 +156,7 @@ CheckpointOptions to_checkpoint_options(const RegionOptions& options) {
   CheckpointOptions made;
   if (options.has_policy()) made.policy(make_policy(options.policy));
   if (options.inputs != RegionOptions::kInMemory)
-    made.inputs(std::make_shared<CopiedInputs>(options.inputs == RegionOptions::kByAllRanks));
+    made.input_storage(std::make_shared<CopiedInputs>(options.inputs == RegionOptions::kByAllRanks));
   if (!options.rerun) return made;
   return made.recompute_mode(RecomputeMode::kRerunFunction)
       .determinism_check(options.strict ? DeterminismCheck::kStrict : DeterminismCheck::kDefault)

@@ -67,7 +67,7 @@ class BudgetBlock {
  public:
   explicit BudgetBlock(double fraction) {
     if (open_budgets() > 0) return;
-    budget_.emplace(fraction);
+    budget_.emplace(Budget::fraction(fraction));
     ++open_budgets();
   }
   ~BudgetBlock() {
@@ -261,7 +261,8 @@ void Machine::run_two_threads(const Step& step) {
   other.join();
   for (const Machine* machine : {&here, &there}) {
     for (const SlotPtr& slot : machine->pool_)
-      if (const auto born = machine->born_.find(slot->id); born != machine->born_.end() && born->second >= first_serial) add(slot);
+      if (const auto born = machine->born_.find(slot->id); born != machine->born_.end() && born->second >= first_serial)
+        add(slot);
   }
   for (const auto& error : thrown)
     if (error) std::rethrow_exception(error);
@@ -343,7 +344,9 @@ void Machine::run_pure_region(const Step& step) {
   try {
     if (step.options.is_noexcept && !may_be_refused_) {
       coverage().noexcepts += mode_ == Mode::kCheckpoint;
-      const auto quiet = [body](const std::vector<Tensor>& given, const std::vector<at::Generator>& own) noexcept { return body(given, own); };
+      const auto quiet = [body](const std::vector<Tensor>& given, const std::vector<at::Generator>& own) noexcept {
+        return body(given, own);
+      };
       results = call(step.options, quiet, std::move(arguments), generators);
     } else {
       results = call(step.options, body, std::move(arguments), generators);

@@ -52,7 +52,9 @@ void (*const kSimpler[])(RegionOptions&) = {
 };
 
 // What failed, without numbers and names.
-std::string kind_of(const std::string& wrong) { return wrong.substr(0, std::min(wrong.find_first_of("0123456789"), wrong.find('`'))); }
+std::string kind_of(const std::string& wrong) {
+  return wrong.substr(0, std::min(wrong.find_first_of("0123456789"), wrong.find('`')));
+}
 
 /// Without the inputs that nothing mentions.
 std::string without_unused_inputs(const std::string& text) {
@@ -190,7 +192,9 @@ class Shrinking {
 
 }  // namespace
 
-Program shrink(Program program, Kind kind, double seconds) { return Shrinking(std::move(program), kind, seconds).run(); }
+Program shrink(Program program, Kind kind, double seconds) {
+  return Shrinking(std::move(program), kind, seconds).run();
+}
 
 std::string to_text(const Program& program) {
   const std::string title =

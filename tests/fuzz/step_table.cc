@@ -74,7 +74,8 @@ const std::vector<StepSpec>& step_table() {
 std::vector<std::string_view> step_kinds() {
   std::vector<std::string_view> kinds;
   for (const StepSpec& spec : step_table()) kinds.emplace_back(spec.kind);
-  for (const char* kind : {kRegion, kNoGrad, kEnableGrad, kAutocast, kOffloadScope, kCap, kBudget, kTwoThreads}) kinds.emplace_back(kind);
+  for (const char* kind : {kRegion, kNoGrad, kEnableGrad, kAutocast, kOffloadScope, kCap, kBudget, kTwoThreads})
+    kinds.emplace_back(kind);
   return kinds;
 }
 

@@ -111,7 +111,9 @@ struct Nest : Function<Nest> {
     const bool in_region = ctx->saved_data["in_region"].toBool();
     at::AutoGradMode grad(true);
     const Tensor inner = x.detach().requires_grad_();
-    const auto body = [depth, in_region](const Tensor& t) { return depth > 0 ? Nest::apply(t.cos(), depth - 1, in_region) : t.cos().tanh(); };
+    const auto body = [depth, in_region](const Tensor& t) {
+      return depth > 0 ? Nest::apply(t.cos(), depth - 1, in_region) : t.cos().tanh();
+    };
     const Tensor y = in_region ? refrain::checkpoint(body, inner) : body(inner);
     const Tensor slope = torch::autograd::grad({y.sum()}, {inner})[0];
     return {g[0] * (x.cos() + 0.1 * slope), Tensor(), Tensor()};
@@ -140,25 +142,28 @@ void step_saves_first(Machine& m) {
 void step_scale_saved(Machine& m) {
   auto x = m.pick(is_float);
   switch (m.rng.below(3)) {
-    case 0: return m.emit("ScaleSaved", {x}, ScaleSaved::apply(x->t + 1, m.is_twin()));
+    case 0:
+      return m.emit("ScaleSaved", {x}, ScaleSaved::apply(x->t + 1, m.is_twin()));
     case 1: {
       const Tensor y = x->t.sigmoid() + 1;
       return m.emit("ScaleSaved_and_sin", {x}, y.sin() + ScaleSaved::apply(y, m.is_twin()));
     }
-    default: return m.emit("ScaleSaved_of_exp", {x}, ScaleSaved::apply(x->t.clamp(-2, 2).exp(), m.is_twin()));
+    default:
+      return m.emit("ScaleSaved_of_exp", {x}, ScaleSaved::apply(x->t.clamp(-2, 2).exp(), m.is_twin()));
   }
 }
 
 void step_function(Machine& m) {
   auto x = m.pick(is_float);
   switch (m.rng.below(5)) {
-    case 0: return m.emit("Cube", {x}, Cube::apply(x->t));
+    case 0:
+      return m.emit("Cube", {x}, Cube::apply(x->t));
     case 1:
-    case 2: return m.emit("Squash", {x}, Squash::apply(x->t));
+    case 2:
+      return m.emit("Squash", {x}, Squash::apply(x->t));
     case 3: {
-      auto y = m.pick([&](const Tensor& t) {
-        return t.scalar_type() == x->t.scalar_type() && t.sizes() == x->t.sizes();
-      });
+      auto y =
+          m.pick([&](const Tensor& t) { return t.scalar_type() == x->t.scalar_type() && t.sizes() == x->t.sizes(); });
       return m.emit_some("Gate", {x, y}, Gate::apply(x->t, y->t));
     }
     default: {

@@ -68,8 +68,10 @@ void step_pool(Machine& m) {
       auto [y, index] = at::max_pool2d_with_indices(x->t, {2, 2}, {1, 1});
       return m.emit_some("max_pool2d", {x}, {y, index}, 0.8);
     }
-    case 1: return m.emit("avg_pool2d", {x}, at::avg_pool2d(x->t, {2, 2}, {1, 1}));
-    default: return m.emit("upsample", {x}, at::upsample_nearest2d(x->t, at::IntArrayRef{5, 5}));
+    case 1:
+      return m.emit("avg_pool2d", {x}, at::avg_pool2d(x->t, {2, 2}, {1, 1}));
+    default:
+      return m.emit("upsample", {x}, at::upsample_nearest2d(x->t, at::IntArrayRef{5, 5}));
   }
 }
 
@@ -103,8 +105,7 @@ void step_group_norm(Machine& m) {
 
 void step_batch_norm(Machine& m) {
   auto x = m.pick([](const Tensor& t) {
-    return is_single(t) && t.dim() >= 2 && t.dim() <= 4 && (t.size(1) == 3 || t.size(1) == 4) &&
-           t.numel() > t.size(1);
+    return is_single(t) && t.dim() >= 2 && t.dim() <= 4 && (t.size(1) == 3 || t.size(1) == 4) && t.numel() > t.size(1);
   });
   const std::string c = std::to_string(x->t.size(1));
   auto mean = m.given("mean" + c);
@@ -207,8 +208,7 @@ std::vector<StepSpec> layer_steps() {
           {"attention", 2, step_attention},
           {"layer_norm", 2, step_layer_norm, "norm.weight,norm.bias"},
           {"group_norm", 1, step_group_norm},
-          {"batch_norm", 3, step_batch_norm, "mean3,var3,mean4,var4,count,norm.weight",
-           Calls::kOnce},
+          {"batch_norm", 3, step_batch_norm, "mean3,var3,mean4,var4,count,norm.weight", Calls::kOnce},
           {"lstm", 1, step_lstm, "lstm.w_ih,lstm.w_hh,lstm.b_ih,lstm.b_hh"},
           {"embedding", 1, step_embedding, "table"},
           {"loss", 1, step_loss},

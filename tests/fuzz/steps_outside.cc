@@ -16,9 +16,12 @@ void fill(float* data, int64_t count, uint64_t seed) {
 /// One that reads `t` and saves it for no backward.
 void read(Machine& m, const char* op, const SlotPtr& from, const Tensor& t) {
   switch (m.rng.below(4)) {
-    case 0: return m.emit(op, {from}, t.clone());
-    case 1: return m.emit(op, {from}, t * 0.7);
-    case 2: return m.emit(op, {from}, t.t().contiguous());
+    case 0:
+      return m.emit(op, {from}, t.clone());
+    case 1:
+      return m.emit(op, {from}, t * 0.7);
+    case 2:
+      return m.emit(op, {from}, t.t().contiguous());
     default: {
       auto x = m.pick([&](const Tensor& other) { return is_single(other) && broadcast_together(other, t); });
       return m.emit(op, {from, x}, x->t + t);
@@ -44,7 +47,9 @@ void step_scratch(Machine& m) {
 void step_blob(Machine& m) {
   auto* bytes = new std::vector<float>(12);
   fill(bytes->data(), 12, m.rng.next());
-  m.emit("from_blob", {}, at::from_blob(bytes->data(), {3, 4}, [bytes](void*) { delete bytes; }, at::TensorOptions().dtype(at::kFloat)));
+  m.emit("from_blob", {},
+         at::from_blob(
+             bytes->data(), {3, 4}, [bytes](void*) { delete bytes; }, at::TensorOptions().dtype(at::kFloat)));
 }
 
 /// Behind autograd's back: what it saved of `x` are the new bytes.
@@ -92,7 +97,8 @@ void step_sparse_embedding(Machine& m) {
   const Tensor rows = ix->t.remainder(12);
   const Tensor once = at::embedding(table->t, rows, -1, false, true);
   if (m.rng.chance(0.5)) return m.emit("sparse_embedding", {table, ix}, once);
-  m.emit("sparse_embedding_twice", {table, ix}, once * at::embedding(table->t, (rows + 1).remainder(12), -1, false, true).sin());
+  m.emit("sparse_embedding_twice", {table, ix},
+         once * at::embedding(table->t, (rows + 1).remainder(12), -1, false, true).sin());
 }
 
 /// Without gradients a function that reads pointers, with no operator below it.

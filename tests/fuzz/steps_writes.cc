@@ -12,14 +12,30 @@ SlotPtr source_for(Machine& m, const Tensor& target) {
 
 void write_unary(Machine& m, const SlotPtr& slot, Tensor t) {
   switch (m.rng.below(8)) {
-    case 0: t.relu_(); return m.wrote("relu_", slot);
-    case 1: t.sigmoid_(); return m.wrote("sigmoid_", slot);
-    case 2: t.tanh_(); return m.wrote("tanh_", slot);
-    case 3: t.mul_(0.7); return m.wrote("mul_scalar_", slot);
-    case 4: t.add_(0.3); return m.wrote("add_scalar_", slot);
-    case 5: t.clamp_(-1, 1); return m.wrote("clamp_", slot);
-    case 6: t.neg_(); return m.wrote("neg_", slot);
-    default: at::leaky_relu_(t, 0.2); return m.wrote("leaky_relu_", slot);
+    case 0:
+      t.relu_();
+      return m.wrote("relu_", slot);
+    case 1:
+      t.sigmoid_();
+      return m.wrote("sigmoid_", slot);
+    case 2:
+      t.tanh_();
+      return m.wrote("tanh_", slot);
+    case 3:
+      t.mul_(0.7);
+      return m.wrote("mul_scalar_", slot);
+    case 4:
+      t.add_(0.3);
+      return m.wrote("add_scalar_", slot);
+    case 5:
+      t.clamp_(-1, 1);
+      return m.wrote("clamp_", slot);
+    case 6:
+      t.neg_();
+      return m.wrote("neg_", slot);
+    default:
+      at::leaky_relu_(t, 0.2);
+      return m.wrote("leaky_relu_", slot);
   }
 }
 
@@ -53,12 +69,24 @@ void step_inplace_binary(Machine& m) {
   const Tensor other = y->t;
   Tensor& t = m.writable(x);
   switch (m.rng.below(6)) {
-    case 0: t.add_(other, 0.5); return m.wrote("add_", x, {y});
-    case 1: t.mul_(other); return m.wrote("mul_", x, {y});
-    case 2: t.sub_(other); return m.wrote("sub_", x, {y});
-    case 3: t.copy_(other); return m.wrote("copy_", x, {y});
-    case 4: t.addcmul_(other, other, 0.3); return m.wrote("addcmul_", x, {y});
-    default: t.div_(other.abs() + 1); return m.wrote("div_", x, {y});
+    case 0:
+      t.add_(other, 0.5);
+      return m.wrote("add_", x, {y});
+    case 1:
+      t.mul_(other);
+      return m.wrote("mul_", x, {y});
+    case 2:
+      t.sub_(other);
+      return m.wrote("sub_", x, {y});
+    case 3:
+      t.copy_(other);
+      return m.wrote("copy_", x, {y});
+    case 4:
+      t.addcmul_(other, other, 0.3);
+      return m.wrote("addcmul_", x, {y});
+    default:
+      t.div_(other.abs() + 1);
+      return m.wrote("div_", x, {y});
   }
 }
 
@@ -69,9 +97,15 @@ void step_inplace_self(Machine& m) {
   Tensor& t = m.writable(x);
   if (grad) m.made_cycle();
   switch (m.rng.below(3)) {
-    case 0: t.mul_(t); return m.wrote("mul_self_", x);
-    case 1: t.add_(t, 0.5); return m.wrote("add_self_", x);
-    default: t.addcmul_(t, t, 0.3); return m.wrote("addcmul_self_", x);
+    case 0:
+      t.mul_(t);
+      return m.wrote("mul_self_", x);
+    case 1:
+      t.add_(t, 0.5);
+      return m.wrote("add_self_", x);
+    default:
+      t.addcmul_(t, t, 0.3);
+      return m.wrote("addcmul_self_", x);
   }
 }
 
@@ -79,10 +113,18 @@ void step_overwrite(Machine& m) {
   auto x = m.pick_to_write();
   Tensor& t = m.writable(x);
   switch (m.rng.below(4)) {
-    case 0: t.fill_(0.4); return m.wrote("fill_", x);
-    case 1: t.zero_(); return m.wrote("zero_", x);
-    case 2: t.masked_fill_(t.detach() > 0.2, 0.1); return m.wrote("masked_fill_", x);
-    default: t.normal_(0, 0.5, m.generators[0]); return m.wrote("normal_own_", x);
+    case 0:
+      t.fill_(0.4);
+      return m.wrote("fill_", x);
+    case 1:
+      t.zero_();
+      return m.wrote("zero_", x);
+    case 2:
+      t.masked_fill_(t.detach() > 0.2, 0.1);
+      return m.wrote("masked_fill_", x);
+    default:
+      t.normal_(0, 0.5, m.generators[0]);
+      return m.wrote("normal_own_", x);
   }
 }
 
@@ -119,10 +161,18 @@ void step_inplace_random(Machine& m) {
   auto x = m.pick_to_write([](const Tensor& t) { return t.scalar_type() != at::kBFloat16; });
   Tensor& t = m.writable(x);
   switch (m.rng.below(4)) {
-    case 0: at::dropout_(t, 0.3, true); return m.wrote("dropout_", x);
-    case 1: at::rrelu_(t, 0.1, 0.4, true); return m.wrote("rrelu_", x);
-    case 2: t.uniform_(-1, 1, m.generators[1]); return m.wrote("uniform_own_", x);
-    default: t.bernoulli_(0.5); return m.wrote("bernoulli_", x);
+    case 0:
+      at::dropout_(t, 0.3, true);
+      return m.wrote("dropout_", x);
+    case 1:
+      at::rrelu_(t, 0.1, 0.4, true);
+      return m.wrote("rrelu_", x);
+    case 2:
+      t.uniform_(-1, 1, m.generators[1]);
+      return m.wrote("uniform_own_", x);
+    default:
+      t.bernoulli_(0.5);
+      return m.wrote("bernoulli_", x);
   }
 }
 
@@ -130,9 +180,15 @@ void step_inplace_random(Machine& m) {
 void step_inplace_shape(Machine& m) {
   auto x = m.pick_to_write([](const Tensor& t) { return t.dim() == 2 && !t.is_leaf() && !t.is_view(); });
   switch (m.rng.below(3)) {
-    case 0: x->t.t_(); return m.wrote("t_", x);
-    case 1: x->t.unsqueeze_(0); return m.wrote("unsqueeze_", x);
-    default: x->t.transpose_(0, 1); return m.wrote("transpose_", x);
+    case 0:
+      x->t.t_();
+      return m.wrote("t_", x);
+    case 1:
+      x->t.unsqueeze_(0);
+      return m.wrote("unsqueeze_", x);
+    default:
+      x->t.transpose_(0, 1);
+      return m.wrote("transpose_", x);
   }
 }
 
@@ -226,9 +282,15 @@ void step_empty_rows(Machine& m) {
 void step_empty_filled(Machine& m) {
   Tensor t = at::empty(raw_sizes(m), at::kFloat);
   switch (m.rng.below(3)) {
-    case 0: t.fill_(0.25); return m.emit("empty_fill_", {}, t);
-    case 1: t.normal_(); return m.emit("empty_normal_", {}, t);
-    default: t.uniform_(0, 1, m.generators[1]); return m.emit("empty_uniform_own_", {}, t);
+    case 0:
+      t.fill_(0.25);
+      return m.emit("empty_fill_", {}, t);
+    case 1:
+      t.normal_();
+      return m.emit("empty_normal_", {}, t);
+    default:
+      t.uniform_(0, 1, m.generators[1]);
+      return m.emit("empty_uniform_own_", {}, t);
   }
 }
 
@@ -236,9 +298,8 @@ void step_empty_filled(Machine& m) {
 
 /// Another version counter: autograd reads the new bytes without a word.
 void step_data_write(Machine& m) {
-  auto x = m.pick([&](const Tensor& t) {
-    return is_float(t) && !may_overlap(t) && !t.is_neg() && !m.known_to_rerun(t);
-  });
+  auto x =
+      m.pick([&](const Tensor& t) { return is_float(t) && !may_overlap(t) && !t.is_neg() && !m.known_to_rerun(t); });
   x->t.variable_data().mul_(1.25);
   m.wrote("variable_data().mul_", x);
 }
@@ -272,7 +333,8 @@ void step_inner_grad(Machine& m) {
   } catch (const c10::OutOfMemoryError&) {
     throw;
   } catch (const c10::Error& error) {
-    throw Refused(std::string(refrain::is_recomputing() ? kInnerGradAgain : "inner grad: ") + error.what_without_backtrace());
+    throw Refused(std::string(refrain::is_recomputing() ? kInnerGradAgain : "inner grad: ") +
+                  error.what_without_backtrace());
   } catch (const std::exception& error) {
     throw Refused(std::string("inner grad: ") + error.what());
   }

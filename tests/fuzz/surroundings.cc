@@ -17,8 +17,8 @@ namespace {
 constexpr Bytes kNoLimit = Bytes{1} << 40;
 
 MemoryCapOptions random_cap(Rng& rng) {
-  constexpr EvictionHeuristic kHeuristics[] = {EvictionHeuristic::kHDtr, EvictionHeuristic::kLru, EvictionHeuristic::kLargest,
-                                               EvictionHeuristic::kMsps};
+  constexpr EvictionHeuristic kHeuristics[] = {EvictionHeuristic::kHDtr, EvictionHeuristic::kLru,
+                                               EvictionHeuristic::kLargest, EvictionHeuristic::kMsps};
   constexpr Bytes kLeast[] = {1, 1, 1, 16, 64, 4096};
   auto options = MemoryCapOptions().min_bytes(kLeast[rng.below(6)]);
   if (rng.chance(0.6)) options.heuristic(kHeuristics[rng.below(4)]);
@@ -145,7 +145,8 @@ class Budgets final : public Caps {
     }
     done(thrown);
     ++coverage().profiled;
-    budget_.emplace(plan_step(*trace, fraction_, plans_fully_ ? 0.05 : 0.002));
+    budget_.emplace(plan_step(*trace, Budget::fraction(fraction_),
+                              PlanOptions().time_limit(std::chrono::duration<double>(plans_fully_ ? 0.05 : 0.002))));
     opened();
   }
 
@@ -169,7 +170,7 @@ class Budgets final : public Caps {
   static constexpr int64_t kFewSteps = 300'000;
 
   void open_budget() {
-    how_ == kBytes ? budget_.emplace(tight()) : budget_.emplace(fraction_);
+    budget_.emplace(how_ == kBytes ? Budget::bytes(tight()) : Budget::fraction(fraction_));
     opened();
   }
   void opened() {

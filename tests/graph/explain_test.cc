@@ -78,22 +78,22 @@ TEST(Explain, AsText) {
   const ParsedGraph parsed = parse(kText);
   const std::string text =
       to_text(explain(parsed.graph, parse_schedule("3: drop b\n4: recompute a, recompute b, drop a", parsed), 2));
-  EXPECT_EQ(text, R"(peak 8.0 KiB while operator 3 'aten::cos_backward' of blocks.0 runs; plain 9.0 KiB
-adds 3.000 ms to 10.000 ms (30.0 %): 2 operators run again, 2 times a value is dropped
+  EXPECT_EQ(text, R"(peak 8.0 KiB while operator 3 'aten::cos_backward' of blocks.0 runs; baseline 9.0 KiB
+adds 3.000 ms to 10.000 ms (30.0 %): 2 operators recomputed, 2 values dropped
 held at the peak
-    bytes  made by            module    at  read next at
-  3.0 KiB  aten::exp          blocks.1   2             3
-  2.0 KiB  (source)           blocks.0   -             4
+    bytes  made by                 module    at  read next at
+  3.0 KiB  aten::exp               blocks.1   2             3
+  2.0 KiB  (source)                blocks.0   -             4
   1.0 KiB  (1 others)
-  2.0 KiB  (what runs makes)
-what is dropped and runs again; freed: bytes at operator 3, where the plain step has its peak
-  module      freed  dropped  again      time  before  what
-  blocks.0  1.0 KiB        2      2  3.000 ms  4       1 aten::cos, 1 aten::sin
+  2.0 KiB  (outputs of what runs)
+dropped and recomputed, by module; freed: bytes at operator 3, where the baseline has its peak
+  module      freed  dropped  recomputed      time  before  what
+  blocks.0  1.0 KiB        2           2  3.000 ms  4       1 aten::cos, 1 aten::sin
 )");
   EXPECT_TRUE(contains(to_text(explain(parsed.graph, parse_schedule("2: drop x", parsed))),
                        "this schedule cannot run: before operator 2"));
   EXPECT_TRUE(contains(to_text(explain(parsed.graph, empty_schedule(parsed.graph))), "nothing is dropped"));
-  EXPECT_TRUE(contains(to_text(explain({}, empty_schedule({}))), "peak 0 B at the end; plain 0 B"));
+  EXPECT_TRUE(contains(to_text(explain({}, empty_schedule({}))), "peak 0 B at the end; baseline 0 B"));
 }
 
 TEST(Explain, ListsSoManyScopes) {

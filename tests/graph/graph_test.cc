@@ -47,8 +47,8 @@ TEST(FindDefect, NamesWhatIsWrong) {
   expect("value 5: found death 3", [](Graph& g) { g.values[5].death = 3; });
   expect("value 1: found producer 4; expected -1", [](Graph& g) { g.values[1].producer = 4; });
   expect("value 1: found producer -2", [](Graph& g) { g.values[1].producer = -2; });
-  expect("value 2: says to be output 1 of operator 1", [](Graph& g) { g.values[2].output = 1; });
-  expect("value 2: says to be output -1 of operator 1", [](Graph& g) { g.values[2].output = -1; });
+  expect("value 2: claims to be output 1 of operator 1", [](Graph& g) { g.values[2].output = 1; });
+  expect("value 2: claims to be output -1 of operator 1", [](Graph& g) { g.values[2].output = -1; });
   expect("value 2: found output 0 of operator 0 after output 0 of operator 0",
          [](Graph& g) { g.values[2].producer = 0; });
   expect("value 4: found output 0 of operator 2 after output 1 of operator 2", [](Graph& g) {
@@ -60,15 +60,15 @@ TEST(FindDefect, NamesWhatIsWrong) {
   expect("operator 1 'g_': found input 6", [](Graph& g) { g.ops[1].inputs = {6}; });
   expect("operator 1 'g_': found input -1", [](Graph& g) { g.ops[1].inputs = {kNone}; });
   expect("operator 2 'h': it reads value 2 twice", [](Graph& g) { g.ops[2].inputs = {2, 0, 2}; });
-  expect("operator 2 'h': it reads value 1, which is there from 1 until 2", [](Graph& g) { g.ops[2].inputs = {1}; });
-  expect("operator 1 'g_': it reads value 2, which is there from 2", [](Graph& g) { g.ops[1].inputs = {2}; });
-  expect("operator 2 'h': it reads value 0, which is there from 0 until 2", [](Graph& g) { g.values[0].death = 2; });
+  expect("operator 2 'h': it reads value 1, which is resident from 1 until 2", [](Graph& g) { g.ops[2].inputs = {1}; });
+  expect("operator 1 'g_': it reads value 2, which is resident from 2", [](Graph& g) { g.ops[1].inputs = {2}; });
+  expect("operator 2 'h': it reads value 0, which is resident from 0 until 2", [](Graph& g) { g.values[0].death = 2; });
   expect("value 2: found that it overwrites 6", [](Graph& g) { g.values[2].overwrites = 6; });
   expect("value 2: found that it overwrites 2", [](Graph& g) { g.values[2].overwrites = 2; });
   expect("value 2: found that it overwrites -2", [](Graph& g) { g.values[2].overwrites = -2; });
   expect("value 2: found 3 bytes, and 4 of value 1", [](Graph& g) { g.values[2].bytes = 3; });
-  expect("value 2: it overwrites value 1, there from 1 until 3", [](Graph& g) { g.values[1].death = 3; });
-  expect("value 4: it overwrites value 3, there from 3 until 4", [](Graph& g) { g.values[4].overwrites = 3; });
+  expect("value 2: it overwrites value 1, resident from 1 until 3", [](Graph& g) { g.values[1].death = 3; });
+  expect("value 4: it overwrites value 3, resident from 3 until 4", [](Graph& g) { g.values[4].overwrites = 3; });
   expect("value 6: it overwrites value 4, as does value 5", [](Graph& g) {
     g.values.push_back(g.values[5]);
     g.values[6].producer = kNone;

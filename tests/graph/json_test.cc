@@ -85,16 +85,19 @@ std::string refusal_after(const std::string& pointer, const Json& value) {
 
 TEST(GraphJsonErrors, SayWhereWhatWasFoundAndWhatWasExpected) {
   const std::string prefix = "[refrain::graph] ";
-  EXPECT_EQ(refusal(""), prefix + "the whole: found no bytes; expected a JSON document");
-  EXPECT_EQ(refusal("{\"kind\":"), prefix + "byte 9: found what is no JSON; expected a JSON document");
-  EXPECT_EQ(refusal("[]"), prefix + "the whole: found a list; expected an object");
-  EXPECT_EQ(refusal("{}"), prefix + "`kind`: found nothing; expected this member");
-  EXPECT_EQ(refusal_after("/kind", "plan"), prefix + "`kind`: found \"plan\"; expected \"graph\"");
-  EXPECT_EQ(refusal_after("/version", 2),
-            prefix + "`version`: found 2; expected 1, the version that this refrain writes");
+  EXPECT_EQ(refusal(""), prefix + "the document: found no bytes; expected a JSON document");
+  EXPECT_EQ(refusal("{\"kind\":"), prefix + "byte 9: found text that is not valid JSON; expected a JSON document");
+  EXPECT_EQ(refusal("[]"), prefix + "the document: found a list; expected an object");
+  const std::string expected = "; expected kind \"graph\" version 1";
+  EXPECT_EQ(refusal("{}"), prefix + "the document: found no `kind`" + expected);
+  EXPECT_EQ(refusal("{\"kind\":\"graph\"}"),
+            prefix + "the document: found kind \"graph\" without a version" + expected);
+  EXPECT_EQ(refusal_after("/kind", "plan"), prefix + "the document: found kind \"plan\" version 1" + expected);
+  EXPECT_EQ(refusal_after("/version", 2), prefix + "the document: found kind \"graph\" version 2" + expected);
+  EXPECT_EQ(refusal_after("/version", 1.0), prefix + "the document: found kind \"graph\" version 1.0" + expected);
   EXPECT_EQ(refusal_after("/ops", 7), prefix + "`ops`: found 7; expected a list");
   EXPECT_EQ(refusal_after("/ops/1", "x"), prefix + "`ops[1]`: found \"x\"; expected an object");
-  EXPECT_EQ(refusal_after("/ops/1/name", 5), prefix + "`ops[1].name`: found 5; expected a text");
+  EXPECT_EQ(refusal_after("/ops/1/name", 5), prefix + "`ops[1].name`: found 5; expected a string");
   EXPECT_EQ(refusal_after("/ops/1/once", 1), prefix + "`ops[1].once`: found 1; expected true or false");
   EXPECT_EQ(refusal_after("/ops/1/inputs/1", 1.5),
             prefix + "`ops[1].inputs[1]`: found 1.5; expected an integer from -2^63 to 2^63 - 1");
@@ -113,7 +116,7 @@ TEST(GraphJsonErrors, DepthAndHugeNumbers) {
   EXPECT_TRUE(
       contains(refusal(std::string(100'000, '[')), "byte 64: found lists and objects 65 deep; expected at most 64"));
   EXPECT_TRUE(contains(refusal("{\"kind\":1e999}"), "expected a JSON document"));
-  EXPECT_TRUE(contains(refusal("{\"kind\":\"\\ud800\"}"), "found what is no JSON"));
+  EXPECT_TRUE(contains(refusal("{\"kind\":\"\\ud800\"}"), "found text that is not valid JSON"));
 }
 
 TEST(ScheduleJson, IsAsDocumented) {

@@ -78,9 +78,9 @@ TEST(Scale, RefusesDifferentSteps) {
       contains(refusal("source x\nsource y\nf(x)", "source x\nsource y\nf(y)"), "operator 0 is 'f' with other inputs"));
   EXPECT_TRUE(contains(refusal("a = f()", "f()"), "operator 0 is 'f' with other outputs"));
   EXPECT_TRUE(contains(refusal("a = f()\ng(a)\nh()", "a = f()\ng(a)\nh(a)"),
-                       "operator 0 is 'f', whose output 0 has another life (to 2 and to 3)"));
+                       "operator 0 is 'f', whose output 0 has another live range (to 2 and to 3)"));
   EXPECT_TRUE(contains(refusal("f() once", "f()"), "operator 0 is 'f', one of which is once"));
-  EXPECT_TRUE(contains(refusal("f()\nsource x death=1", "f()\nsource x birth=0"), "source 0 has another life"));
+  EXPECT_TRUE(contains(refusal("f()\nsource x death=1", "f()\nsource x birth=0"), "source 0 has another live range"));
   EXPECT_TRUE(contains(refusal("source x\nf()", "f()"), "there are 1 and 0 values"));
 }
 

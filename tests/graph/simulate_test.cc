@@ -182,7 +182,8 @@ TEST(Simulate, AnOverwriterThatReadsNothingNeedsNothing) {
   constexpr auto kZero = "source x bytes=8\na = f(x) bytes=10\nb = zero_(!a)\ng()\nh(b)\nk()";
   EXPECT_EQ(good(kZero, "2: drop b\n3: recompute b").in_use, (Bytes{8, 18, 8, 18, 8, 8}));
   EXPECT_TRUE(contains(error(kZero, "2: drop b\n3: recompute_in_place b"),
-                       "before operator 3 'h': recomputes operator 1 'zero_' in place of value 1; that is not there"));
+                       "before operator 3 'h': recomputes operator 1 'zero_' in place of value 1, which is not "
+                       "resident"));
 }
 
 TEST(Simulate, ActionsAtTheEnd) {
@@ -212,9 +213,9 @@ TEST(SimulateErrors, WhatAnOperatorOfTheStepLacks) {
 }
 
 TEST(SimulateErrors, Drops) {
-  EXPECT_EQ(error(kChain, "1: drop b"), "before operator 1 'g': drops value 2, which is not there");
-  EXPECT_EQ(error(kChain, "3: drop b"), "before operator 3 'k': drops value 2, which is not there");
-  EXPECT_EQ(error(kChain, "2: drop a, drop a"), "before operator 2 'h': drops value 1, which is not there");
+  EXPECT_EQ(error(kChain, "1: drop b"), "before operator 1 'g': drops value 2, which is not resident");
+  EXPECT_EQ(error(kChain, "3: drop b"), "before operator 3 'k': drops value 2, which is not resident");
+  EXPECT_EQ(error(kChain, "2: drop a, drop a"), "before operator 2 'h': drops value 1, which is not resident");
   EXPECT_EQ(error(kChain, "1: drop x"), "before operator 1 'g': drops value 0, which is alive and not evictable");
   EXPECT_EQ(error(kChain, "1: drop 5"), "before operator 1 'g': drops value 5; expected 0 to 4");
   EXPECT_EQ(error(kChain, "1: drop -1"), "before operator 1 'g': drops value -1; expected 0 to 4");
@@ -229,14 +230,14 @@ TEST(SimulateErrors, Recomputations) {
   EXPECT_EQ(error(kChain, "1: recompute -1"),
             "before operator 1 'g': recomputes operator -1; expected one that has run, 0 to 0");
   EXPECT_EQ(error(kChain, "2: drop a, recompute b"),
-            "before operator 2 'h': recomputes operator 1 'g', which reads value 1; that is not there");
+            "before operator 2 'h': recomputes operator 1 'g', which reads value 1, which is not resident");
   EXPECT_EQ(error("a = f() once\ng(a)", "1: recompute a"),
-            "before operator 1 'g': recomputes operator 0 'f', which cannot run again");
+            "before operator 1 'g': recomputes operator 0 'f', which cannot be recomputed");
   EXPECT_EQ(error(kChain, "1: recompute_in_place a"),
-            "before operator 1 'g': recomputes operator 0 'f' in place; it overwrites nothing");
+            "before operator 1 'g': recomputes operator 0 'f' in place, but it overwrites nothing");
   EXPECT_EQ(error("source x death=1\na = f(x)\ng(a)", "1: recompute a"),
-            "before operator 1 'g': recomputes operator 0 'f', which reads value 0; that is not there");
-  EXPECT_TRUE(contains(error("source x\ny = f_(x!)\ng(y)", "1: recompute y"), "reads value 0; that is not there"));
+            "before operator 1 'g': recomputes operator 0 'f', which reads value 0, which is not resident");
+  EXPECT_TRUE(contains(error("source x\ny = f_(x!)\ng(y)", "1: recompute y"), "reads value 0, which is not resident"));
 }
 
 TEST(SimulateErrors, TheScheduleItself) {
@@ -244,7 +245,7 @@ TEST(SimulateErrors, TheScheduleItself) {
   EXPECT_EQ(simulate(graph, {}).error, "found a schedule of 0 places; expected 6, one for each operator and the end");
   Schedule schedule = empty_schedule(graph);
   schedule.places[1].push_back({static_cast<Action::Kind>(9), 0});
-  EXPECT_TRUE(contains(simulate(graph, schedule).error, "found an action of no known kind"));
+  EXPECT_TRUE(contains(simulate(graph, schedule).error, "found an action of an unknown kind"));
 }
 
 TEST(Simulate, AddedTimeDoesNotOverflow) {

@@ -142,7 +142,7 @@ TEST(TextErrors, SayWhereAndWhat) {
   EXPECT_EQ(refusal("a = f() death=soon"), "line 1, column 15: found 'soon'; expected a place or 'end'");
   EXPECT_EQ(refusal("a = f()\ng(a)\nb = h(a) death=1"),
             "found a graph with a defect: value 1: found death 1; expected 3 "
-            "(where it is first there) to 3 (the end)");
+            "(where it is first resident) to 3 (the end)");
 }
 
 TEST(TextErrors, OfSchedules) {

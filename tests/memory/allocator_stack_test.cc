@@ -137,11 +137,13 @@ class OverHeap final : public SizedAllocator {
       };
       void* data = below_.allocate(bytes);
       // a context that is not the data pointer: the header has to keep both
-      return {data, new Ticket{below_, data, bytes}, [](void* context) {
+      return {data, new Ticket{below_, data, bytes},
+              [](void* context) {
                 auto* ticket = static_cast<Ticket*>(context);
                 ticket->from.deallocate(ticket->data, ticket->bytes);
                 delete ticket;
-              }, c10::Device(c10::DeviceType::CPU)};
+              },
+              c10::Device(c10::DeviceType::CPU)};
     }
     void copy_data(void* dest, const void* src, size_t count) const override { default_copy_data(dest, src, count); }
     SizedAllocator& below_;
@@ -156,9 +158,10 @@ std::pair<std::string, Maker> layer(const char* name) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Layers, Conformance,
-                         ::testing::Values(layer<OverHeap>("Heap"), layer<TrackingAllocator>("Tracking"), layer<LimitingAllocator>("Limiting"),
-                                           layer<FailingAllocator>("Failing"), layer<PoisoningAllocator>("Poisoning")),
-                         [](const auto& info) { return info.param.first; });
+                         ::testing::Values(layer<OverHeap>("Heap"), layer<TrackingAllocator>("Tracking"),
+                                           layer<LimitingAllocator>("Limiting"), layer<FailingAllocator>("Failing"),
+                                           layer<PoisoningAllocator>("Poisoning")),
+                         [](const auto& instance) { return instance.param.first; });
 
 // --- each layer ---
 
@@ -239,10 +242,13 @@ TEST(LimitingAllocator, MessageNamesRequestUseAndLimit) {
   LimitingAllocator limiting(heap);
   void* a = limiting.allocate(512);
   limiting.set_limit(2048);
-  const std::string expected = "[refrain::memory] out of memory: requested 1048576 bytes (1.0 MiB), in use 512 bytes, limit 2048 bytes (2.0 KiB); ";
+  const std::string expected =
+      "[refrain::memory] out of memory: requested 1048576 bytes (1.0 MiB), in use 512 bytes, limit 2048 bytes (2.0 KiB); ";
   const std::string message = out_of_memory_message([&] { limiting.allocate(1_MiB); });
   EXPECT_EQ(message.substr(0, expected.size()), expected);
-  EXPECT_NE(out_of_memory_message([&] { limiting.allocate(SIZE_MAX); }).find("requested 18446744073709551615 bytes, in use"), std::string::npos);
+  EXPECT_NE(
+      out_of_memory_message([&] { limiting.allocate(SIZE_MAX); }).find("requested 18446744073709551615 bytes, in use"),
+      std::string::npos);
   limiting.deallocate(a, 512);
 }
 

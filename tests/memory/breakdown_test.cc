@@ -30,7 +30,8 @@ TEST(Breakdown, FixedCostByOptimizer) {
   EXPECT_EQ(states(torch::optim::SGD(params, 0.1)), 0);
   EXPECT_EQ(states(torch::optim::SGD(params, torch::optim::SGDOptions(0.1).momentum(0.9))), weight);
   EXPECT_EQ(states(torch::optim::Adagrad(params)), weight);
-  EXPECT_EQ(states(torch::optim::RMSprop(params, torch::optim::RMSpropOptions().momentum(0.9).centered(true))), 3 * weight);
+  EXPECT_EQ(states(torch::optim::RMSprop(params, torch::optim::RMSpropOptions().momentum(0.9).centered(true))),
+            3 * weight);
   EXPECT_THROW(states(torch::optim::LBFGS(params)), InvalidArgument);
 }
 
@@ -52,7 +53,9 @@ TEST(Breakdown, EstimatedStatesAreThoseThatComeToBe) {
   check([](const Params& p) { return Adam(p, AdamOptions(1e-3).amsgrad(true)); });
   check([](const Params& p) { return torch::optim::SGD(p, torch::optim::SGDOptions(0.1).momentum(0.9)); });
   check([](const Params& p) { return torch::optim::Adagrad(p); });
-  check([](const Params& p) { return torch::optim::RMSprop(p, torch::optim::RMSpropOptions().momentum(0.9).centered(true)); });
+  check([](const Params& p) {
+    return torch::optim::RMSprop(p, torch::optim::RMSpropOptions().momentum(0.9).centered(true));
+  });
 }
 
 /// The notebook, section 1.1: 1 MB is 2^20 bytes.
@@ -66,8 +69,9 @@ TEST(Breakdown, TheNotebooksNumbers) {
   EXPECT_NEAR(static_cast<double>(fixed.optimizer_states) / 1048576, 80.08, 0.005);
   EXPECT_NEAR(static_cast<double>(fixed.fixed()) / 1048576, 160.16, 0.005);
   const auto batch = model->synthetic_batch(0);
-  const auto activations = measure_activations(
-      [&](int64_t n) { return model->loss({batch.input.narrow(0, 0, n), batch.target.narrow(0, 0, n)}); });
+  const auto activations = measure_activations([&](int64_t n) {
+    return model->loss({batch.input.narrow(0, 0, n), batch.target.narrow(0, 0, n)});
+  });
   for (const int64_t n : {32, 64, 128, 256, 512}) EXPECT_EQ(activations.at(n), n * 1024 * 10 * 4);
   EXPECT_EQ(activations.at(32), 1.25 * 1048576);
   EXPECT_EQ(activations.at(512), 20.00 * 1048576);

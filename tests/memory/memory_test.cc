@@ -174,7 +174,10 @@ TEST_F(Memory, SmallestLimitHoldsInAnyOrderOfDestruction) {
 }
 
 TEST_F(Memory, LimitEndsWithItsScope) {
-  { const MemoryLimit limit(0); EXPECT_THROW(bytes(1), c10::OutOfMemoryError); }
+  {
+    const MemoryLimit limit(0);
+    EXPECT_THROW(bytes(1), c10::OutOfMemoryError);
+  }
   EXPECT_NO_THROW(bytes(1_MiB));
 }
 

@@ -52,7 +52,9 @@ void expect_free(const Root& root, Bytes bytes, const std::string& source) {
   EXPECT_EQ(found.source, source);
 }
 
-TEST(AvailableMemory, IsWhatTheSystemHasWithoutControlGroups) { expect_free(Root(std::map<std::string, std::string>()), 2_GiB, "proc/meminfo"); }
+TEST(AvailableMemory, IsWhatTheSystemHasWithoutControlGroups) {
+  expect_free(Root(std::map<std::string, std::string>()), 2_GiB, "proc/meminfo");
+}
 
 TEST(AvailableMemory, Version2CountsCachedFilesAsFree) {
   const Root root({{"proc/self/mountinfo", kV2},
@@ -134,7 +136,8 @@ TEST(AvailableMemory, SaysWhichFileItMisses) {
     available_memory(root.path());
     FAIL();
   } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find((root.path() / "proc/meminfo").string()), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find((root.path() / "proc/meminfo").string()), std::string::npos)
+        << error.what();
     EXPECT_NE(std::string(error.what()).find("MemAvailable"), std::string::npos) << error.what();
   }
 }
@@ -147,7 +150,7 @@ TEST(ResidentBytes, TheSystemsCountsAgree) {
 }
 
 TEST(Budget, RefusesWhatIsNone) {
-  EXPECT_THROW(Budget::tensors(-1), InvalidArgument);
+  EXPECT_THROW(Budget::bytes(-1), InvalidArgument);
   EXPECT_THROW(Budget::process(-1), InvalidArgument);
   for (double part : {0.0, -0.5, 1.01}) EXPECT_THROW(Budget::available(part), InvalidArgument) << part;
   EXPECT_EQ(Budget::process(5).bytes(), 5);

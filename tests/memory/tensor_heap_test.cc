@@ -67,7 +67,8 @@ TEST_F(TensorHeapTest, HoldsNoMoreThanTheLimit) {
   Bytes pages = 0;  // at most, for what is before each tensor's bytes and to a whole page
   for (int i = 0; i < 3000; ++i) {
     const Bytes size = static_cast<Bytes>(32_KiB << (random() % 8)) + static_cast<Bytes>(random() % 5000);
-    while (memory_stats().current + size > limit) alive.erase(alive.begin() + static_cast<std::ptrdiff_t>(random() % alive.size()));
+    while (memory_stats().current + size > limit)
+      alive.erase(alive.begin() + static_cast<std::ptrdiff_t>(random() % alive.size()));
     alive.push_back(touched(size));
     pages = std::max(pages, static_cast<Bytes>(alive.size()) * (4_KiB + 64));
     const Bytes most = TensorHeap::most_held(limit + pages);
@@ -130,10 +131,11 @@ TEST_F(TensorHeapTest, ProcessLimitIsKeptByGivingBackAndThenRefuses) {
     for (int i = 0; i < 100; ++i) alive.push_back(touched(4_MiB));
     FAIL() << "the limit was not kept";
   } catch (const OutOfMemory& error) {
-    EXPECT_NE(std::string(error.what()).find("limit of the process " + std::to_string(limit)), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("limit of the process " + std::to_string(limit)), std::string::npos)
+        << error.what();
     EXPECT_EQ(error.limit(), limit);
-    EXPECT_GT(error.floor(), limit);
-    EXPECT_LE(error.floor(), limit + 16_MiB);
+    EXPECT_GT(error.min_limit(), limit);
+    EXPECT_LE(error.min_limit(), limit + 16_MiB);
   }
   EXPECT_LE(memory_stats().resident_peak, limit);
   EXPECT_GT(memory_stats().resident_peak, limit - 32_MiB);  // and it is used

@@ -170,8 +170,8 @@ TEST(Timeline, ActivationsKeptTemporariesAndWorkspace) {
   const auto w = torch::randn({32, 32}).requires_grad_();
   const auto x = torch::randn({8, 32});
   const auto report = record([&] {
-    auto h = x.mm(w);       // sin keeps it
-    auto y = h.sin();       // exp keeps only its result
+    auto h = x.mm(w);  // sin keeps it
+    auto y = h.sin();  // exp keeps only its result
     auto z = y.exp();
     y.reset();
     z.sum().backward();
@@ -201,10 +201,12 @@ TEST(Timeline, RecomputedBytesHaveTheModuleOfTheirForward) {
     at::Tensor y;
     {
       ModuleScope scope("encoder");
-      y = checkpoint([&](const at::Tensor& h) {
-        ModuleScope inner("mlp");
-        return h.mm(w).sin().exp();
-      }, x);
+      y = checkpoint(
+          [&](const at::Tensor& h) {
+            ModuleScope inner("mlp");
+            return h.mm(w).sin().exp();
+          },
+          x);
     }
     y.sum().backward();
   });
@@ -229,7 +231,10 @@ TEST(Timeline, RerunIsRecomputation) {
   const auto w = torch::randn({32, 32}).requires_grad_();
   const auto report = record([&] {
     const auto options = CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction);
-    checkpoint(options, [w](const at::Tensor& h) { return h.mm(w).sin(); }, torch::randn({8, 32})).sum().backward();
+    checkpoint(
+        options, [w](const at::Tensor& h) { return h.mm(w).sin(); }, torch::randn({8, 32}))
+        .sum()
+        .backward();
   });
   check(report);
   EXPECT_EQ(made_by(report, "aten::mm").at(1).kind, MemoryKind::kRecomputed);
@@ -248,7 +253,9 @@ TEST(Timeline, AccumulatedStepsAlternate) {
   EXPECT_EQ(phases(report), (std::vector{MemoryPhase::kForward, MemoryPhase::kBackward, MemoryPhase::kForward,
                                          MemoryPhase::kBackward}));
   for (const auto& block : made_by(report, "aten::mm")) {
-    if (block.phase == MemoryPhase::kForward) { EXPECT_EQ(block.kind, MemoryKind::kActivationKept); }
+    if (block.phase == MemoryPhase::kForward) {
+      EXPECT_EQ(block.kind, MemoryKind::kActivationKept);
+    }
   }
 }
 
@@ -270,7 +277,8 @@ TEST(Timeline, PhaseScopeNamesTheRest) {
   for (const auto& block : report.blocks)
     if (!block.preexisting) of.push_back(block.phase);
   EXPECT_EQ(made_by(report, "aten::empty").size(), 2u);  // those in forward
-  EXPECT_EQ(of, (std::vector{MemoryPhase::kOptimizer, MemoryPhase::kForward, MemoryPhase::kOptimizer, MemoryPhase::kForward}));
+  EXPECT_EQ(of, (std::vector{MemoryPhase::kOptimizer, MemoryPhase::kForward, MemoryPhase::kOptimizer,
+                             MemoryPhase::kForward}));
 }
 
 TEST(Timeline, OtherIsWhatNobodyNamed) {
@@ -320,7 +328,8 @@ TEST(Timeline, ThreadsKeepTheirOwnPhases) {
     for (int i = 0; i < 4; ++i) {
       threads.emplace_back([] {
         const auto w = torch::randn({16, 16}).requires_grad_();
-        for (int k = 0; k < 50; ++k) checkpoint([&](const at::Tensor& h) { return h.mm(w).sin(); }, torch::randn({4, 16})).sum().backward();
+        for (int k = 0; k < 50; ++k)
+          checkpoint([&](const at::Tensor& h) { return h.mm(w).sin(); }, torch::randn({4, 16})).sum().backward();
       });
     }
     for (auto& thread : threads) thread.join();
@@ -449,7 +458,7 @@ INSTANTIATE_TEST_SUITE_P(Zoo, TimelineModels,
                                          Case{"resnet50", {.batch = 2, .image_size = 64, .classes = 10}},
                                          Case{"unet", {.batch = 2, .image_size = 32, .width = 8}},
                                          Case{"lstm", {.batch = 2, .seq = 40, .width = 32}}),
-                         [](const auto& info) { return std::string(info.param.model); });
+                         [](const auto& instance) { return std::string(instance.param.model); });
 
 }  // namespace
 }  // namespace refrain

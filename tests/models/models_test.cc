@@ -86,8 +86,8 @@ TEST(ModelsTest, WhatLiesBehindAnExamplesEndIsNotSeen) {
 TEST(ModelsTest, TreesOfOneShapeAndOtherLeavesOrOtherShapesDiffer) {
   torch::NoGradGuard no_grad;
   TreeLstm net(50, 16, 7);
-  const auto out = net->forward(
-      torch::tensor({{1, 2, -1, 3, -1}, {1, 2, 3, -1, -1}, {1, 2, -1, 4, -1}, {1, 2, -1, 3, -1}}));
+  const auto out =
+      net->forward(torch::tensor({{1, 2, -1, 3, -1}, {1, 2, 3, -1, -1}, {1, 2, -1, 4, -1}, {1, 2, -1, 3, -1}}));
   EXPECT_TRUE(torch::equal(out[0], out[3]));
   EXPECT_FALSE(torch::allclose(out[0], out[1]));
   EXPECT_FALSE(torch::allclose(out[0], out[2]));
@@ -125,7 +125,8 @@ TEST(ModelsTest, SyntheticBatchHasThePresetsSize) {
 
 TEST(ModelsTest, EveryModelOffersNoneAndPerBlock) {
   for (const auto& name : model_names()) {
-    auto model = make_model(name, name.find("net") != std::string::npos ? ModelOptions{.image_size = 40} : ModelOptions{});
+    auto model =
+        make_model(name, name.find("net") != std::string::npos ? ModelOptions{.image_size = 40} : ModelOptions{});
     const auto strategies = model->strategies();
     EXPECT_EQ(strategies.front(), "none") << name;
     EXPECT_NO_THROW(model->set_strategy("per_block")) << name;
@@ -147,13 +148,15 @@ TEST(ModelsTest, SelectiveTakesAPolicyByName) {
     gpt->set_strategy("selective:matmul");
     ADD_FAILURE();
   } catch (const InvalidArgument& error) {
-    EXPECT_TRUE(contains(error.what(), "'selective:matmul': expected after the colon one of matmuls, ")) << error.what();
+    EXPECT_TRUE(contains(error.what(), "'selective:matmul': expected after the colon one of matmuls, "))
+        << error.what();
   }
 }
 
 TEST(ModelsTest, UnderAutocastTheLossIsStillFloat) {
   for (const auto dtype : {torch::kBFloat16, torch::kHalf}) {
-    auto full = make_model("blocks-small", {.depth = 2}), mixed = make_model("blocks-small", {.depth = 2, .amp = dtype});
+    auto full = make_model("blocks-small", {.depth = 2}),
+         mixed = make_model("blocks-small", {.depth = 2, .amp = dtype});
     const auto batch = full->synthetic_batch(0);
     const auto expected = full->loss(batch), loss = mixed->loss(batch);
     EXPECT_EQ(loss.scalar_type(), torch::kFloat);
@@ -164,8 +167,9 @@ TEST(ModelsTest, UnderAutocastTheLossIsStillFloat) {
 
 TEST(ModelsTest, UnknownNamesAreAnsweredWithTheNearestFirst) {
   EXPECT_TRUE(contains(message_of("resnet51", {}), "model 'resnet51': expected one of resnet50, "));
-  EXPECT_TRUE(contains(message_of("zzz", {}),
-                       "mlp, gptsmall, gpt, blocks-small, blocks, resnet18, resnet50, densenet121, unet, lstm, lstm-ragged, treelstm"));
+  EXPECT_TRUE(contains(
+      message_of("zzz", {}),
+      "mlp, gptsmall, gpt, blocks-small, blocks, resnet18, resnet50, densenet121, unet, lstm, lstm-ragged, treelstm"));
 }
 
 TEST(ModelsTest, SizesOutOfRange) {

@@ -134,8 +134,8 @@ INSTANTIATE_TEST_SUITE_P(Zoo, StrategiesTest,
                                          Case{"lstm", {.batch = 2, .seq = 40, .width = 32}},
                                          Case{"lstm-ragged", {.batch = 4, .seq = 12, .width = 32}},
                                          Case{"treelstm", {.batch = 3, .seq = 8, .width = 32}}),
-                         [](const auto& info) {
-                           std::string name = info.param.model;
+                         [](const auto& instance) {
+                           std::string name = instance.param.model;
                            for (char& ch : name) ch = ch == '-' ? '_' : ch;
                            return name;
                          });

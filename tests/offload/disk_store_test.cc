@@ -4,9 +4,9 @@
 #include <random>
 #include <thread>
 
+#include "intercept/storage_copy.h"
 #include "offload/store.h"
 #include "refrain/memory.h"
-#include "intercept/storage_copy.h"
 #include "tests/offload/fake_disk.h"
 #include "tests/tape/support.h"
 

@@ -20,11 +20,11 @@ namespace refrain_test {
 class FakeDisk {
  public:
   /// All of them may be set at any time.
-  std::atomic<int64_t> room{INT64_MAX};   ///< beyond it ENOSPC
+  std::atomic<int64_t> room{INT64_MAX};                           ///< beyond it ENOSPC
   std::atomic<bool> fails_to_write{false}, fails_to_read{false};  ///< EIO
-  std::atomic<bool> ends_early{false};    ///< as a file that something has cut
-  std::atomic<bool> flips_bits{false};    ///< of what is read
-  std::atomic<bool> in_pieces{false};     ///< reads and writes 1000 bytes at a time
+  std::atomic<bool> ends_early{false};                            ///< as a file that something has cut
+  std::atomic<bool> flips_bits{false};                            ///< of what is read
+  std::atomic<bool> in_pieces{false};                             ///< reads and writes 1000 bytes at a time
   std::atomic<int64_t> reads{0}, writes{0};
   std::atomic<double> ms_per_access{0};
 

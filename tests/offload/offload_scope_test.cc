@@ -75,7 +75,7 @@ TEST_F(PlainOffload, OneStorageIsStoredOnceAndParametersNever) {
   auto x = torch::randn({8, 8}).requires_grad_(), w = torch::randn({8, 8}).requires_grad_();
   {
     const OffloadScope scope(store);
-    auto h = x.mm(w.t());      // saves the parameter, and a view of the other
+    auto h = x.mm(w.t());  // saves the parameter, and a view of the other
     EXPECT_EQ(store.stats().values, 0);
     (h.sin() + h.cos() + h.t().exp().log()).sum();
   }
@@ -148,7 +148,8 @@ TEST_F(PlainOffload, AWriteWithAVersionAfterOneWithoutIsAnError) {
 // Found by random programs: the tensor dies between the write and backward.
 TEST_F(PlainOffload, AWriteThroughAPointerGivesTheNewBytes) {
   using Operator = Tensor (*)(const Tensor&);
-  const Operator saves_its_result = [](const Tensor& t) { return t.tanh(); }, in_place = [](const Tensor& t) { return (t * 2).tanh_(); };
+  const Operator saves_its_result = [](const Tensor&t) { return t.tanh(); },
+                 in_place = [](const Tensor&t) { return (t * 2).tanh_(); };
   for (const auto op : {saves_its_result, in_place}) {
     auto x = torch::ones({8}).requires_grad_();
     const auto gradient = [&](bool scoped) {
@@ -313,14 +314,16 @@ TEST_F(PlainOffload, WhereThereIsNoMemoryForACopyTheTensorIsKept) {
 
 /// Its result is evicted by the time that autograd saves it, and there is no room to bring it back.
 struct EvictedSquash : torch::autograd::Function<EvictedSquash> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, std::optional<refrain::MemoryLimit>* limit) {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x,
+                        std::optional<refrain::MemoryLimit>* limit) {
     auto y = x.tanh();
     evict_all();
     limit->emplace(refrain::memory_stats().current);
     ctx->save_for_backward({y});
     return y;
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list gradients) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list gradients) {
     const auto y = ctx->get_saved_variables()[0];
     return {gradients[0] * (1 - y * y), Tensor()};
   }

@@ -9,7 +9,7 @@
 #include "offload/block_file.h"
 #include "offload/extents.h"
 #include "offload/fetch_order.h"
-#include "refrain/error.h"
+#include "refrain/torch_error.h"
 #include "tests/offload/fake_disk.h"
 #include "tests/tape/support.h"
 
@@ -120,9 +120,10 @@ TEST_F(Blocks, AFullDiskIsUsedToItsEnd) {
   BlockFile file(disk.device(), refrain::Bytes{1} << 40, 0);
   const auto first = file.reserve(30000);
   const auto why = message_of<refrain::OffloadError>([&] { file.reserve(9000); });
-  EXPECT_EQ(why,
-            "[refrain::offload] the fake disk has no room for 12.0 KiB: No space left on device (32.0 KiB in use). Free "
-            "some space, set OffloadOptions::directory to another disk, or offload less.");
+  EXPECT_EQ(
+      why,
+      "[refrain::offload] the fake disk has no room for 12.0 KiB: No space left on device (32.0 KiB in use). Free "
+      "some space, set OffloadOptions::directory to another disk, or offload less.");
   const auto second = file.reserve(8192);
   EXPECT_EQ(file.size(), 40960);
   file.free(second);
@@ -140,8 +141,9 @@ TEST_F(Blocks, CapacityIsALimit) {
 }
 
 TEST_F(Blocks, FaultsSayWhatAndWhere) {
-  const std::string then = ". Parameters and optimizer state are as before this backward: run the step again, or set "
-                           "OffloadOptions::directory to another disk.";
+  const std::string then =
+      ". Parameters and optimizer state are as before this backward: run the step again, or set "
+      "OffloadOptions::directory to another disk.";
   BlockFile file(disk.device(), refrain::Bytes{1} << 40, 0);
   const auto first = write(file, text(100)), block = write(file, text(5000));
   disk.fails_to_read = true;
@@ -150,15 +152,17 @@ TEST_F(Blocks, FaultsSayWhatAndWhere) {
   disk.fails_to_read = false;
   disk.ends_early = true;
   EXPECT_EQ(read(file, first), text(100));
-  EXPECT_EQ(message_of<refrain::OffloadError>([&] { read(file, block); }),
-            "[refrain::offload] cannot read 5000 bytes at 4096 of the fake disk: it ends after 0 of them; something has "
-            "cut it short" + then);
+  EXPECT_EQ(
+      message_of<refrain::OffloadError>([&] { read(file, block); }),
+      "[refrain::offload] cannot read 5000 bytes at 4096 of the fake disk: the file is truncated after 0 of them" +
+          then);
   disk.ends_early = false;
   EXPECT_EQ(read(file, block), text(5000)) << "a fault that passes does no harm";
   disk.flip_a_bit(4096 + 4999);
   const auto why = message_of<refrain::OffloadError>([&] { read(file, block); });
-  EXPECT_TRUE(why.starts_with("[refrain::offload] 5000 bytes at 4096 of the fake disk are not those that were written: "
-                              "their checksum is "))
+  EXPECT_TRUE(
+      why.starts_with("[refrain::offload] 5000 bytes at 4096 of the fake disk are not those that were written: "
+                      "their checksum is "))
       << why;
   disk.fails_to_write = true;
   EXPECT_EQ(message_of<refrain::OffloadError>([&] { write(file, text(10)); }),

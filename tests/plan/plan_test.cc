@@ -262,6 +262,13 @@ TEST(Plan, TimeLimitEndsIt) {
   const Plan found = plan(graph, Budget::of_bytes(part(graph, 0.5)), options);
   EXPECT_TRUE(found.timed_out);
   EXPECT_EQ(graph::simulate(graph, found.schedule).error, "");
+
+  const auto begin = std::chrono::steady_clock::now();
+  options.step_limit = 0;
+  options.time_limit_s = 0.0;  // means what it says
+  const Plan first = plan(graph, Budget::of_bytes(part(graph, 0.5)), options);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(2));
+  EXPECT_EQ(graph::simulate(graph, first.schedule).error, "");
 }
 
 TEST(Plan, RefusesWhatCannotBe) {

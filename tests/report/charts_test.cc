@@ -5,12 +5,12 @@
 #include <limits>
 #include <random>
 
-#include "report/kinds.h"
-#include "report/levels.h"
-#include "report/markup.h"
-#include "report/numbers.h"
-#include "report/pareto.h"
-#include "report/scale.h"
+#include "apps/report/kinds.h"
+#include "apps/report/levels.h"
+#include "apps/report/markup.h"
+#include "apps/report/numbers.h"
+#include "apps/report/pareto.h"
+#include "apps/report/scale.h"
 
 namespace refrain::report {
 namespace {
@@ -81,7 +81,7 @@ TEST(Spread, KeepsDistanceOrderAndBounds) {
   std::mt19937 random(5);
   for (int i = 0; i < 2000; ++i) {
     Ticks wanted(1 + random() % 10);
-    for (double& w : wanted) w = random() % 100;
+    for (double& w : wanted) w = static_cast<double>(random() % 100);
     const Ticks at = spread(wanted, 9, 0, 100);
     for (size_t a = 0; a < at.size(); ++a) {
       EXPECT_GE(at[a], -1e-9);

@@ -1,8 +1,8 @@
 #include <fstream>
 #include <iostream>
 
+#include "apps/report/report.h"
 #include "refrain/error.h"
-#include "report/report.h"
 
 /// `render FILE...`: the page of these documents, to standard output. For the tests that look at whole pages.
 int main(int argc, char** argv) {

@@ -1,4 +1,4 @@
-#include "report/report.h"
+#include "apps/report/report.h"
 
 #include <gtest/gtest.h>
 
@@ -167,11 +167,12 @@ TEST(Report, DrawsNothingOnePointAndTheLargestNumbers) {
                                  {"sqrt_segments", 1},
                                  {"plain", segments},
                                  {"per_layer", segments}}),
-           document("pareto", {{"plain", segments},
-                               {"floor_bytes", bytes},
-                               {"series",
-                                {{{"name", "s"},
-                                  {"points", {{{"peak_bytes", bytes}, {"added_ms", -ms}, {"overhead", ms > 0 ? -1 : 0}}}}}}}}),
+           document("pareto",
+                    {{"plain", segments},
+                     {"floor_bytes", bytes},
+                     {"series",
+                      {{{"name", "s"},
+                        {"points", {{{"peak_bytes", bytes}, {"added_ms", -ms}, {"overhead", ms > 0 ? -1 : 0}}}}}}}}),
            document("limits", {{"plain", segments},
                                {"rows",
                                 {{{"percent", 100},
@@ -243,8 +244,10 @@ TEST(Report, NamesTheMalformedMember) {
     std::string says;
   };
   const std::vector<Case> cases{
-      {"bench", "/kind", "bunch", "`kind`: found \"bunch\", expected one of advice, bench"},
-      {"bench", "/version", 2, "`version`: found 2, expected 1"},
+      {"bench", "/kind", "bunch",
+       "found kind \"bunch\" version 1, expected one to draw, version 1 of kind advice, bench"},
+      {"bench", "/version", 2, "found kind \"bench\" version 2, expected kind \"bench\" version 1"},
+      {"bench", "/version", nullptr, "found kind \"bench\" without a version, expected kind \"bench\" version 1"},
       {"bench", "/strategies", "x", "`strategies`: found \"x\", expected a list"},
       {"bench", "/strategies/1/peak_bytes", 1.5, "`strategies[1].peak_bytes`: found 1.5, expected a number of bytes"},
       {"bench", "/strategies/1/peak_bytes", -1, "found -1"},
@@ -269,8 +272,10 @@ TEST(Report, NamesTheMalformedMember) {
       {"limits", "/rows/0/overhead", "8", "`rows[0].overhead`: found \"8\", expected a number"},
       {"limits", "/rows/0/fits", nullptr, "`rows[0].fits`"},
       {"limits", "/published/0/plain_gb", 0, "`published[0].plain_gb`: found 0, expected more than 0"},
-      {"pareto", "/series/0/points/1/overhead", nullptr, "`series[0].points[1].overhead`: found null, expected a number"},
-      {"pareto", "/series/2/role", "guessed", "`series[2].role`: found \"guessed\", expected planned, measured or bound"},
+      {"pareto", "/series/0/points/1/overhead", nullptr,
+       "`series[0].points[1].overhead`: found null, expected a number"},
+      {"pareto", "/series/2/role", "guessed",
+       "`series[2].role`: found \"guessed\", expected planned, measured or bound"},
       {"pareto", "/floor_bytes", -1, "`floor_bytes`: found -1"},
       {"advice", "/reasons/0", 1, "`reasons[0]`"},
       {"depths", "/rows/0/strategies/0/peak_bytes", "1", "`rows[0].strategies[0].peak_bytes`"},
@@ -321,22 +326,22 @@ TEST(Report, AnyMemberMissingOrOfAnotherTypeIsAnErrorOrDrawn) {
 
 TEST(Report, NamesTheDocument) {
   EXPECT_NE(message_of(Json(3)).find("document 1"), std::string::npos);
-  EXPECT_NE(message_of(Json::object()).find("`kind`: found nothing"), std::string::npos);
+  EXPECT_NE(message_of(Json::object()).find("found no `kind`"), std::string::npos);
   EXPECT_THROW(html({sample("bench"), Json::array()}), FormatError);
 }
 
-TEST(Report, LimitsThatWereRefusedNotKeptOrNotEqualAreSaid) {
+TEST(Report, LimitsThatDoNotFitAreNotKeptOrNotEqualAreSaid) {
   Json limits = sample("limits");
   const std::string sound = html({limits});
-  EXPECT_NE(sound.find("refused <small>too slow</small>"), std::string::npos);
-  EXPECT_NE(sound.find(" short</small>"), std::string::npos);
-  EXPECT_NE(sound.find("lru within 30 %: refused"), std::string::npos) << "a cross";
+  EXPECT_NE(sound.find("does not fit <small>max-overhead exceeded</small>"), std::string::npos);
+  EXPECT_NE(sound.find(" missing</small>"), std::string::npos);
+  EXPECT_NE(sound.find("lru within 30 %: does not fit"), std::string::npos) << "a cross";
   EXPECT_EQ(sound.find("class=\"warning\""), std::string::npos);
   Json over = limits, unequal = limits;
   over["rows"][0]["peak_bytes"] = over["rows"][0]["limit_bytes"].get<int64_t>() + 1;
   EXPECT_NE(html({over}).find("Not all limits were kept"), std::string::npos);
   unequal["rows"][0]["bit_equal"] = false;
-  EXPECT_NE(html({unequal}).find("same bits as plain"), std::string::npos);
+  EXPECT_NE(html({unequal}).find("bit-equal to the baseline"), std::string::npos);
 }
 
 TEST(Report, PlansThatCostManyTimesMoreAreOnlyInTheTable) {
@@ -346,7 +351,7 @@ TEST(Report, PlansThatCostManyTimesMoreAreOnlyInTheTable) {
   EXPECT_EQ(html({pareto}).find("many times more"), std::string::npos);
   EXPECT_EQ(html({pareto}).find("class=\"warning\""), std::string::npos);
   pareto["series"][1]["points"][0]["bit_equal"] = false;
-  EXPECT_NE(html({pareto}).find("same bits as plain"), std::string::npos);
+  EXPECT_NE(html({pareto}).find("bit-equal to the baseline"), std::string::npos);
 }
 
 TEST(Report, TimelinesOfAModelShareTheirScale) {

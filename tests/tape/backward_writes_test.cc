@@ -7,10 +7,10 @@
 namespace refrain_test {
 namespace {
 
+using refrain::CheckpointError;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
-using refrain::CheckpointError;
 using BackwardWrites = TapeTest;
 
 using Write = std::function<Tensor(Tensor)>;  ///< doubles what it is given, in place, and returns it
@@ -44,11 +44,13 @@ Tensor by_pointer(Tensor t) {
 Program shared(const Write& write, bool outside = false) {
   return [=](Trial& run) {
     Tensor x = run.param({16}), kept;
-    return run.region([&] {
-      Tensor e = x.exp();
-      if (outside) kept = e;  // its memory stays: backward unpacks that
-      return Square::apply(e, write);
-    }).sum();
+    return run
+        .region([&] {
+          Tensor e = x.exp();
+          if (outside) kept = e;  // its memory stays: backward unpacks that
+          return Square::apply(e, write);
+        })
+        .sum();
   };
 }
 
@@ -63,9 +65,10 @@ TEST_F(BackwardWrites, WithoutABump) {
     expect_same([&](Trial& run) {
       Tensor x = run.param({16}), e;
       Tensor loss = run.region([&] {
-        e = x.exp();
-        return Square::apply(e, write);
-      }).sum();
+                         e = x.exp();
+                         return Square::apply(e, write);
+                       })
+                        .sum();
       loss.backward();
       run.note("e", e);
       return Tensor();
@@ -106,10 +109,13 @@ TEST_F(BackwardWrites, TwiceByAnOperator) {
 TEST_F(BackwardWrites, WhatASecondBackwardSavesOfTheSameMemoryIsRefused) {
   auto x = torch::randn({16}).requires_grad_();
   const Write write = by_operator;
-  const auto loss = refrain::checkpoint([&](const Tensor& a) {
-    const auto e = a.exp();
-    return e.sin() + Square::apply(e, write);
-  }, x).sum();
+  const auto loss = refrain::checkpoint(
+                        [&](const Tensor& a) {
+                          const auto e = a.exp();
+                          return e.sin() + Square::apply(e, write);
+                        },
+                        x)
+                        .sum();
   torch::autograd::grad({loss}, {x}, {}, /*retain_graph=*/true);
   const auto again = torch::autograd::grad({loss}, {x}, {}, true, /*create_graph=*/true)[0];
   EXPECT_THROW(torch::autograd::grad({again.square().sum()}, {x}), c10::Error);
@@ -124,7 +130,8 @@ TEST_F(BackwardWrites, InASecondBackward) {
   };
   const auto loss = loss_of(write), other = loss_of(twin);
   const auto expected = torch::autograd::grad({other}, {x})[0];
-  for (int i = 0; i < 3; ++i) expect_bit_equal(expected, torch::autograd::grad({loss}, {x}, {}, /*retain_graph=*/true)[0]);
+  for (int i = 0; i < 3; ++i)
+    expect_bit_equal(expected, torch::autograd::grad({loss}, {x}, {}, /*retain_graph=*/true)[0]);
   std::thread([&] { expect_bit_equal(expected, torch::autograd::grad({loss}, {x})[0]); }).join();
 }
 
@@ -132,12 +139,14 @@ TEST_F(BackwardWrites, AcrossRegions) {
   const auto program = [](const Write& write) {
     return [&write](Trial& run) {
       Tensor x = run.param({16});
-      return run.region([&] {
-        Tensor e = x.exp();
-        Tensor y = run.region([&] { return Square::apply(e, write); });
-        Tensor z = run.region([&] { return (e * e).sin(); });
-        return y + z;
-      }).sum();
+      return run
+          .region([&] {
+            Tensor e = x.exp();
+            Tensor y = run.region([&] { return Square::apply(e, write); });
+            Tensor z = run.region([&] { return (e * e).sin(); });
+            return y + z;
+          })
+          .sum();
     };
   };
   const Write write = by_operator, twin = out_of_place;
@@ -150,17 +159,21 @@ TEST_F(BackwardWrites, OnATensorFromOutside) {
   const Program programs[] = {
       [&](Trial& run) {
         Tensor x = run.param({16}), from = run.param({16});
-        return run.region([&] {
-          Tensor y = x * from;
-          return y + Square::apply(from, write);
-        }).sum();
+        return run
+            .region([&] {
+              Tensor y = x * from;
+              return y + Square::apply(from, write);
+            })
+            .sum();
       },
       [&](Trial& run) {
         Tensor x = run.param({16}), from = torch::from_blob(blob.data(), {16}).requires_grad_();
-        return run.region([&] {
-          Tensor y = x * from;
-          return y + Square::apply(from, write);
-        }).sum();
+        return run
+            .region([&] {
+              Tensor y = x * from;
+              return y + Square::apply(from, write);
+            })
+            .sum();
       },
   };
   for (const auto& program : programs) {

@@ -115,9 +115,11 @@ TEST_F(Arguments, StructsContainersAndOptionals) {
     batch.mask.reset();
     sum = sum + run.region(use_batch, batch);
     sum = sum + run.region([](const Tensors& list) { return at::stack(list).exp().sin().sum(0); }, Tensors{x, w, x});
-    sum = sum + run.region([](const std::tuple<Tensor, int, Tensor>& t) {
-      return (std::get<0>(t).exp() * std::get<1>(t) * std::get<2>(t)).sin();
-    }, std::tuple(x, 2, w));
+    sum = sum + run.region(
+                    [](const std::tuple<Tensor, int, Tensor>& t) {
+                      return (std::get<0>(t).exp() * std::get<1>(t) * std::get<2>(t)).sin();
+                    },
+                    std::tuple(x, 2, w));
     sum = sum + run.region([](at::TensorList list) { return list[0].exp() * list[1].exp(); }, Tensors{x, w});
     sum = sum + run.region([](const std::array<Tensor, 2>& a) { return a[0].exp() * a[1]; }, std::array{x, w});
     return sum.sum();
@@ -140,13 +142,15 @@ TEST_F(Arguments, UndefinedTensorsAndNulls) {
 TEST_F(Arguments, IndexWithOptionalLists) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4, 4});
-    return run.region([&](const Tensor& rows) {
-      using namespace torch::indexing;
-      Tensor a = x.exp().index({Slice(), rows, Slice(0, 2)});
-      Tensor b = x.sin().index({None, 0, Ellipsis, rows});
-      Tensor c = at::index(x * 2, {std::optional<Tensor>(), std::optional<Tensor>(rows)});
-      return a.sin().sum() + b.cos().sum() + c.sin().sum();
-    }, torch::tensor({0, 2}));
+    return run.region(
+        [&](const Tensor& rows) {
+          using namespace torch::indexing;
+          Tensor a = x.exp().index({Slice(), rows, Slice(0, 2)});
+          Tensor b = x.sin().index({None, 0, Ellipsis, rows});
+          Tensor c = at::index(x * 2, {std::optional<Tensor>(), std::optional<Tensor>(rows)});
+          return a.sin().sum() + b.cos().sum() + c.sin().sum();
+        },
+        torch::tensor({0, 2}));
   });
 }
 
@@ -259,10 +263,10 @@ TEST_F(Once, CalledOnceAndPrintsOnce) {
   int calls = 0;
   ::testing::internal::CaptureStdout();
   Tensor loss = checkpoint([&] {
-    ++calls;
-    std::cout << "hello" << std::endl;
-    return x.exp().sin();
-  }).sum();
+                  ++calls;
+                  std::cout << "hello" << std::endl;
+                  return x.exp().sin();
+                }).sum();
   loss.backward({}, /*retain_graph=*/true);
   loss.backward();
   EXPECT_EQ(::testing::internal::GetCapturedStdout(), "hello\n");
@@ -286,15 +290,17 @@ TEST_F(Once, DataDependentControlFlow) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4});
     Tensor counter = torch::zeros({});
-    return run.region([&] {
-      Tensor t = x;
-      while (t.abs().sum().item<float>() < 50) {
-        t = t.exp() * 1.5;
-        counter.add_(1);
-        if (counter.item<float>() > 4) break;
-      }
-      return t.sin() * counter;
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = x;
+          while (t.abs().sum().item<float>() < 50) {
+            t = t.exp() * 1.5;
+            counter.add_(1);
+            if (counter.item<float>() > 4) break;
+          }
+          return t.sin() * counter;
+        })
+        .sum();
   });
 }
 
@@ -323,10 +329,12 @@ TEST_F(UserCode, CustomAutogradFunction) {
   CustomExp::forwards = 0;
   expect_same([](Trial& run) {
     Tensor x = run.param({4});
-    return run.region([&] {
-      auto out = CustomExp::apply(x.sin() * 2, 0.5);
-      return (out[0] * out[1]).sin();
-    }).sum();
+    return run
+        .region([&] {
+          auto out = CustomExp::apply(x.sin() * 2, 0.5);
+          return (out[0] * out[1]).sin();
+        })
+        .sum();
   });
   EXPECT_EQ(CustomExp::forwards, 2) << "one for each run, none in backward";
 }
@@ -335,12 +343,14 @@ TEST_F(UserCode, CustomOperators) {
   reset_ticks();
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor a = tick_saving(x.exp(), 0);
-      Tensor noise = unary("refrain_test::noise", a);
-      Tensor more = unary("refrain_test::noise", noise);
-      return (a * noise).sin() * more;
-    }).sum();
+    return run
+        .region([&] {
+          Tensor a = tick_saving(x.exp(), 0);
+          Tensor noise = unary("refrain_test::noise", a);
+          Tensor more = unary("refrain_test::noise", noise);
+          return (a * noise).sin() * more;
+        })
+        .sum();
   });
   EXPECT_LE(ticks[0], 3);
 }
@@ -348,24 +358,29 @@ TEST_F(UserCode, CustomOperators) {
 TEST_F(UserCode, TensorsCapturedByHooks) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4});
-    return run.region([&] {
-      Tensor y = x.exp(), mask = y.detach().cos();
-      y.register_hook([mask](const Tensor& g) { return g * mask; });
-      return y.sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor y = x.exp(), mask = y.detach().cos();
+          y.register_hook([mask](const Tensor& g) { return g * mask; });
+          return y.sin();
+        })
+        .sum();
   });
 }
 
 TEST_F(UserCode, ComplexConjAndNegViews) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), w = run.param({4, 4});
-    return run.region([&] {
-      Tensor z = at::complex(x.exp(), w.sin());
-      Tensor c = z.conj(), n = at::imag(c);  // `n` has the neg bit
-      Tensor p = (c * z).mm(z.t().conj()) + at::real(z * c) * 2;
-      Tensor lazy = c.detach();
-      return at::real(p).sin() + (n * x).cos() + (n * n).exp() * 0.1 + at::abs(lazy * z) + at::view_as_real(z).sum(-1);
-    }).sum();
+    return run
+        .region([&] {
+          Tensor z = at::complex(x.exp(), w.sin());
+          Tensor c = z.conj(), n = at::imag(c);  // `n` has the neg bit
+          Tensor p = (c * z).mm(z.t().conj()) + at::real(z * c) * 2;
+          Tensor lazy = c.detach();
+          return at::real(p).sin() + (n * x).cos() + (n * n).exp() * 0.1 + at::abs(lazy * z) +
+                 at::view_as_real(z).sum(-1);
+        })
+        .sum();
   });
 }
 
@@ -375,22 +390,25 @@ TEST_F(UserCode, ConjAndNegLeaves) {
     Tensor outside = at::complex(run.input({4, 4}), run.input({4, 4})).conj();
     Tensor negative = at::imag(outside);
     EXPECT_TRUE(outside.is_conj() && negative.is_neg());
-    return run.region([&] {
-      return at::abs(at::complex(x.exp(), x) * outside).sin() + ((x.exp() + negative).sin() * negative);
-    }).sum();
+    return run
+        .region(
+            [&] { return at::abs(at::complex(x.exp(), x) * outside).sin() + ((x.exp() + negative).sin() * negative); })
+        .sum();
   });
 }
 
 TEST_F(UserCode, ConjWrittenInPlace) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor z = at::complex(x.detach(), x.detach() * 2), c = z.conj();
-      c.mul_(c10::complex<float>(0, 1));
-      Tensor n = at::imag(c);
-      n.add_(0.5);
-      return (x * at::real(z)).sin() + (x * n).cos();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor z = at::complex(x.detach(), x.detach() * 2), c = z.conj();
+          c.mul_(c10::complex<float>(0, 1));
+          Tensor n = at::imag(c);
+          n.add_(0.5);
+          return (x * at::real(z)).sin() + (x * n).cos();
+        })
+        .sum();
   });
 }
 
@@ -409,14 +427,16 @@ TEST_F(UserCode, ViewsExpandedAndOverlapping) {
 TEST_F(UserCode, SeveralDtypes) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor sum = torch::zeros({4, 4});
-      for (auto dtype : {torch::kDouble, torch::kHalf, torch::kBFloat16, torch::kFloat}) {
-        sum = sum + (x.to(dtype).exp() * 2).sin().to(torch::kFloat);
-      }
-      Tensor mask = x.gt(0), index = x.argmax(1, true);
-      return at::where(mask, sum.exp(), sum.sin()) + x.gather(1, index).exp() + sum.masked_fill(mask, 1.0).cos();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor sum = torch::zeros({4, 4});
+          for (auto dtype : {torch::kDouble, torch::kHalf, torch::kBFloat16, torch::kFloat}) {
+            sum = sum + (x.to(dtype).exp() * 2).sin().to(torch::kFloat);
+          }
+          Tensor mask = x.gt(0), index = x.argmax(1, true);
+          return at::where(mask, sum.exp(), sum.sin()) + x.gather(1, index).exp() + sum.masked_fill(mask, 1.0).cos();
+        })
+        .sum();
   });
 }
 

@@ -78,9 +78,11 @@ TEST_P(Conformance, ContainerArguments) {
     Tensor sum = run.region([](const auto& d) { return (d.at("x") * d.at("w").exp()).sin(); }, dict);
     sum = sum + run.region([](const Tensors& list) { return at::stack(list).exp().sin().sum(0); }, Tensors{x, w, x});
     sum = sum + run.region([](at::TensorList list) { return list[0].exp() * list[1].exp(); }, Tensors{x * 2, w});
-    sum = sum + run.region([](const std::tuple<Tensor, int, Tensor>& t) {
-      return (std::get<0>(t).exp() * std::get<1>(t) * std::get<2>(t)).sin();
-    }, std::tuple(x.sin(), 2, w));
+    sum = sum + run.region(
+                    [](const std::tuple<Tensor, int, Tensor>& t) {
+                      return (std::get<0>(t).exp() * std::get<1>(t) * std::get<2>(t)).sin();
+                    },
+                    std::tuple(x.sin(), 2, w));
     sum = sum + run.region([](std::pair<Tensor, double>&& p) { return p.first.exp() * p.second; }, std::pair(x, 0.5));
     sum = sum + run.region([](std::array<Tensor, 2> a) { return a[0].exp() * a[1]; }, std::array{x, w.exp()});
     const std::vector<std::map<std::string, std::optional<Tensor>>> deep{{{"a", x.cos()}, {"b", std::nullopt}}};
@@ -116,7 +118,9 @@ TEST_P(Conformance, NonTensorArguments) {
       return (kind == Kind::kSin ? y.sin() : y.cos()).to(torch::kFloat);
     };
     const std::string name = "a name longer than any small string optimisation";
-    return run.region(fn, x, name, std::vector<int64_t>{1}, 0.5, true, Kind::kCos, torch::kDouble, at::Scalar(2), "literal").sum();
+    return run
+        .region(fn, x, name, std::vector<int64_t>{1}, 0.5, true, Kind::kCos, torch::kDouble, at::Scalar(2), "literal")
+        .sum();
   });
 }
 
@@ -159,10 +163,14 @@ TEST_P(Conformance, ReferencesReachTheFunction) {
 TEST_P(Conformance, AFunctionWithStateOfItsOwnStartsAgainFromIt) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4});
-    return run.region([n = 1](const Tensor& t) mutable {
-      const Tensor y = (t.exp() * ++n).sin();
-      return y * ++n;
-    }, x).sum();
+    return run
+        .region(
+            [n = 1](const Tensor& t) mutable {
+              const Tensor y = (t.exp() * ++n).sin();
+              return y * ++n;
+            },
+            x)
+        .sum();
   });
 }
 
@@ -192,15 +200,16 @@ TEST_P(Conformance, WhatCannotBeCopied) {
     x.mutable_grad().reset();
   };
   check("argument", [&] {
-    return checkpoint(options(), [](MoveOnly m) { return (m.value->exp() * 2).sin(); }, MoveOnly(x));
+    return checkpoint(
+        options(), [](MoveOnly m) { return (m.value->exp() * 2).sin(); }, MoveOnly(x));
   });
-  check("capture", [&] {
-    return checkpoint(options(), [p = std::make_unique<int>(2), &x] { return (x.exp() * *p).sin(); });
-  });
+  check("capture",
+        [&] { return checkpoint(options(), [p = std::make_unique<int>(2), &x] { return (x.exp() * *p).sin(); }); });
   check("container of such", [&] {
     std::vector<std::unique_ptr<double>> scales;
     scales.push_back(std::make_unique<double>(2.0));
-    return checkpoint(options(), [&](const auto& s) { return (x.exp() * *s[0]).sin(); }, scales);
+    return checkpoint(
+        options(), [&](const auto& s) { return (x.exp() * *s[0]).sin(); }, scales);
   });
   check("object", [&] {
     Layers layers;
@@ -230,8 +239,9 @@ TEST_P(Conformance, ArgumentsOfOddTypes) {
   const auto pass = [&](bool copies, auto&& argument) {
     using Argument = decltype(argument);
     const auto call = [&] {
-      return checkpoint(options(), [](const Tensor& t, const auto&) { return (t.exp() * 2).sin(); }, x,
-                        std::forward<Argument>(argument));
+      return checkpoint(
+          options(), [](const Tensor& t, const auto&) { return (t.exp() * 2).sin(); }, x,
+          std::forward<Argument>(argument));
     };
     if (copies || !reruns()) {
       expect_bit_equal(want, torch::autograd::grad({call().sum()}, {x})[0]);
@@ -388,7 +398,9 @@ TEST_P(Conformance, ResultTypesArePreserved) {
   static_assert(std::is_same_v<decltype(checkpoint(options, [] {})), void>);
   static_assert(std::is_same_v<decltype(checkpoint(options, [&]() -> Tensor& { return x; })), Tensor&>);
   EXPECT_EQ(&checkpoint(options, []() -> int& { return n; }), &n);
-  EXPECT_EQ(&checkpoint(options, [](Tensor& t) -> Tensor& { return t; }, x), &x);
+  EXPECT_EQ(&checkpoint(
+                options, [](Tensor& t) -> Tensor& { return t; }, x),
+            &x);
   EXPECT_EQ(checkpoint(options, [] { return std::string("text"); }), "text");
   checkpoint(options, [] {});
 }
@@ -433,13 +445,15 @@ TEST_P(Conformance, AGeneratorArgument) {
 TEST_P(Conformance, AGeneratorForkedInside) {
   expect_same([](Trial& run) {
     Tensor x = run.param({8, 8});
-    Tensor y = run.region([](const Tensor& t) {
-      auto generator = at::detail::getDefaultCPUGenerator();
-      const Tensor state = generator.get_state();
-      Tensor dropped = at::dropout(t.exp(), 0.5, true).sin();
-      generator.set_state(state);
-      return dropped.cos();
-    }, x);
+    Tensor y = run.region(
+        [](const Tensor& t) {
+          auto generator = at::detail::getDefaultCPUGenerator();
+          const Tensor state = generator.get_state();
+          Tensor dropped = at::dropout(t.exp(), 0.5, true).sin();
+          generator.set_state(state);
+          return dropped.cos();
+        },
+        x);
     run.note("drawn between", torch::rand({5}));
     return y.sum();
   });
@@ -448,11 +462,15 @@ TEST_P(Conformance, AGeneratorForkedInside) {
 TEST_P(Conformance, SeededInside) {
   expect_same([](Trial& run) {
     Tensor x = run.param({8, 8});
-    return run.region([](const Tensor& t) {
-      Tensor y = at::dropout(t.exp(), 0.5, true).sin();
-      torch::manual_seed(3);
-      return at::dropout(y, 0.5, true).sin();
-    }, x).sum();
+    return run
+        .region(
+            [](const Tensor& t) {
+              Tensor y = at::dropout(t.exp(), 0.5, true).sin();
+              torch::manual_seed(3);
+              return at::dropout(y, 0.5, true).sin();
+            },
+            x)
+        .sum();
   });
 }
 
@@ -460,7 +478,8 @@ TEST_P(Conformance, WithoutPreservingTheRandomState) {
   const auto without = options().preserve_rng_state(false);
   Trial run(true);
   Tensor x = run.param({64, 64});
-  Tensor y = checkpoint(without, [](const Tensor& t) { return at::dropout(t.exp(), 0.5, true).sin(); }, x);
+  Tensor y = checkpoint(
+      without, [](const Tensor& t) { return at::dropout(t.exp(), 0.5, true).sin(); }, x);
   if (!reruns()) {
     EXPECT_TRUE(has(message_of<CheckpointError>([&] { y.sum().backward(); }), "random"));
     flush_engine();
@@ -483,14 +502,18 @@ TEST_P(Conformance, AFunctionThatDoesSomethingElseTheSecondTime) {
     return [=](Trial& run) {
       Tensor x = run.param({4, 4}), w = run.param({4, 4});
       auto calls = std::make_shared<int>(0);
-      return run.region([=](const Tensor& t) {
-        const int what = (*calls)++ == 0 ? first : second;
-        Tensor y = t.mm(w);
-        if (what == 0) return y.sin().mm(w).exp();
-        if (what == 1) return y.cos().mm(w).exp();                  // an operator of the same shape
-        if (what == 2) return y.narrow(0, 0, 2).sin().mm(w).exp();  // other sizes
-        return y.sin().sin().mm(w).exp();                           // more operators
-      }, x).sum();
+      return run
+          .region(
+              [=](const Tensor& t) {
+                const int what = (*calls)++ == 0 ? first : second;
+                Tensor y = t.mm(w);
+                if (what == 0) return y.sin().mm(w).exp();
+                if (what == 1) return y.cos().mm(w).exp();                  // an operator of the same shape
+                if (what == 2) return y.narrow(0, 0, 2).sin().mm(w).exp();  // other sizes
+                return y.sin().sin().mm(w).exp();                           // more operators
+              },
+              x)
+          .sum();
     };
   };
   for (const int other : {1, 2, 3}) {
@@ -537,7 +560,7 @@ TEST_P(Conformance, DebugShowsBothTraces) {
     return run.region([=](const Tensor& t) { return ((*calls)++ == 0 ? t : t.narrow(0, 0, 2)).sin().exp(); }, x).sum();
   };
   const auto text = refusal<CheckpointError>(program, options().debug(true));
-  EXPECT_TRUE(has(text, "operators in forward:") && has(text, "operators when called again:")) << text;
+  EXPECT_TRUE(has(text, "operators in forward:") && has(text, "operators in the rerun:")) << text;
   EXPECT_TRUE(has(text, "aten::sin(Float[4, 4])") && has(text, "aten::slice.Tensor(Float[4, 4])")) << text;
   EXPECT_TRUE(has(refusal<CheckpointError>(program), "debug(true)"));
   {
@@ -645,12 +668,15 @@ TEST_P(Conformance, NothingIsComputedAgainThatNothingNeeds) {
   reset_ticks();
   Trial run(true, options());
   Tensor x = run.param({4, 4});
-  Tensor loss = run.region([](const Tensor& input) {
-    Tensor t = input;
-    for (int i = 0; i < 4; ++i) t = tick(t.detach(), i) * t;  // saves t and tick(t)
-    t = t + 1;
-    return tick(t.detach(), 5) + t;
-  }, x).sum();
+  Tensor loss = run.region(
+                       [](const Tensor& input) {
+                         Tensor t = input;
+                         for (int i = 0; i < 4; ++i) t = tick(t.detach(), i) * t;  // saves t and tick(t)
+                         t = t + 1;
+                         return tick(t.detach(), 5) + t;
+                       },
+                       x)
+                    .sum();
   loss.backward();
   for (size_t i = 0; i < 4; ++i) EXPECT_EQ(ticks[i], 2) << "operator " << i;
   EXPECT_EQ(ticks[5], 1) << "computed again although backward needs nothing of it";
@@ -660,15 +686,19 @@ TEST_P(Conformance, NothingIsComputedAgainThatNothingNeeds) {
 TEST_P(Conformance, AFunctionThatCatchesEverything) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([](const Tensor& t) {
-      Tensor y = t.exp().sin();
-      try {
-        y = y.cos().exp();
-      } catch (...) {
-        y = t;
-      }
-      return y + 1;
-    }, x).sum();
+    return run
+        .region(
+            [](const Tensor& t) {
+              Tensor y = t.exp().sin();
+              try {
+                y = y.cos().exp();
+              } catch (...) {
+                y = t;
+              }
+              return y + 1;
+            },
+            x)
+        .sum();
   });
 }
 
@@ -680,7 +710,8 @@ TEST_P(Conformance, ThreeLevelsOfEveryMixtureOfSources) {
       for (const bool policy : {false, true}) {
         SCOPED_TRACE(std::to_string(static_cast<int>(middle)) + std::to_string(static_cast<int>(inner)) +
                      std::to_string(policy));
-        auto middle_options = CheckpointOptions().recompute_mode(middle), inner_options = CheckpointOptions().recompute_mode(inner);
+        auto middle_options = CheckpointOptions().recompute_mode(middle),
+             inner_options = CheckpointOptions().recompute_mode(inner);
         if (policy && inner == RecomputeMode::kReplayOperators) inner_options.policy(refrain::save_matmuls());
         expect_same([=](Trial& run) {
           Tensor x = run.param({8, 8}), w = run.param({8, 8});
@@ -690,14 +721,19 @@ TEST_P(Conformance, ThreeLevelsOfEveryMixtureOfSources) {
           const auto mid = [=, &run](const Tensor& a) {
             Tensor c = at::dropout((a * w).cos(), 0.2, true);
             Tensor d = run.region_with(inner_options, innermost, c, a);
-            Tensor e = run.region_with(inner_options, [](const Tensor& t) { return t.tanh().exp(); }, d * c);
+            Tensor e = run.region_with(
+                inner_options, [](const Tensor& t) { return t.tanh().exp(); }, d * c);
             return (e + d).sin();
           };
-          return run.region([=, &run](const Tensor& t) {
-            Tensor a = at::dropout(t.sin(), 0.1, true);
-            Tensor b = run.region_with(middle_options, mid, a);
-            return (b * a).sin() + run.region_with(inner_options, block, b.sin(), w) * a;
-          }, x).sum();
+          return run
+              .region(
+                  [=, &run](const Tensor& t) {
+                    Tensor a = at::dropout(t.sin(), 0.1, true);
+                    Tensor b = run.region_with(middle_options, mid, a);
+                    return (b * a).sin() + run.region_with(inner_options, block, b.sin(), w) * a;
+                  },
+                  x)
+              .sum();
         });
       }
     }
@@ -712,11 +748,13 @@ TEST_P(Conformance, FiveLevelsDeep) {
       Tensor operator()(const Tensor& t, int depth) const {
         if (depth == 0) return t.sin();
         const auto self = *this;
-        return run->region([=](const Tensor& u) {
-          Tensor left = self(u.exp().cos(), depth - 1);
-          Tensor right = self(u * left, depth - 1);
-          return (left + right).sin();
-        }, t);
+        return run->region(
+            [=](const Tensor& u) {
+              Tensor left = self(u.exp().cos(), depth - 1);
+              Tensor right = self(u * left, depth - 1);
+              return (left + right).sin();
+            },
+            t);
       }
     };
     return Descent{&run}(x, 5).sum();
@@ -729,14 +767,16 @@ TEST_P(Conformance, NestedRegionsHoldNoArguments) {
   Trial run(true, options());
   Tensor x = run.param({kFloats});
   refrain::MemoryScope memory;
-  Tensor loss = run.region([&run](const Tensor& t) {
-    Tensor y = t.sin();
-    for (int i = 0; i < 8; ++i) {
-      Batch batch{y, y.cos(), {}, "batch"};
-      y = run.region(use_batch, batch);
-    }
-    return y.sum();
-  }, x);
+  Tensor loss = run.region(
+      [&run](const Tensor& t) {
+        Tensor y = t.sin();
+        for (int i = 0; i < 8; ++i) {
+          Batch batch{y, y.cos(), {}, "batch"};
+          y = run.region(use_batch, batch);
+        }
+        return y.sum();
+      },
+      x);
   EXPECT_LT(memory.current(), kFloats * 4);
   loss.backward();
 }
@@ -855,14 +895,17 @@ TEST_P(Conformance, SiblingsUnderAutocastShareAWeight) {
 TEST_P(Conformance, AutocastInPartOfTheFunctionAndAroundBackward) {
   expect_same([](Trial& run) {
     Tensor x = run.param({8, 8}), w = run.param({8, 8});
-    Tensor loss = run.region([](const Tensor& a, const Tensor& b) {
-      Tensor y = a.mm(b).sin();
-      {
-        Autocast autocast;
-        y = y.mm(b).tanh().to(torch::kFloat);
-      }
-      return y.mm(b).cos();
-    }, x, w).sum();
+    Tensor loss = run.region(
+                         [](const Tensor& a, const Tensor& b) {
+                           Tensor y = a.mm(b).sin();
+                           {
+                             Autocast autocast;
+                             y = y.mm(b).tanh().to(torch::kFloat);
+                           }
+                           return y.mm(b).cos();
+                         },
+                         x, w)
+                      .sum();
     Autocast autocast;
     loss.backward();
     return Tensor();
@@ -896,9 +939,9 @@ TEST_P(Conformance, AnExceptionInRecomputeLeavesThisThreadAsItWas) {
     torch::Library lib(torch::Library::FRAGMENT, "refrain_test", std::nullopt, __FILE__, __LINE__);
     lib.def("breakable(Tensor x) -> Tensor");
     lib.impl("breakable", torch::dispatch(c10::DispatchKey::CPU, [](const Tensor& x) {
-      if (broken) throw std::runtime_error("broken");
-      return at::mul(x, 2.0);
-    }));
+               if (broken) throw std::runtime_error("broken");
+               return at::mul(x, 2.0);
+             }));
     return std::make_shared<torch::Library>(std::move(lib));
   }();
   broken = false;
@@ -1078,9 +1121,8 @@ TEST_P(Conformance, CheckpointSequential) {
       seq->push_back(torch::nn::Dropout(0.2));
     }
     Tensor x = run.param({4, 8}), y = x;
-    const std::vector<std::function<Tensor(Tensor)>> functions{[](Tensor t) { return t.exp(); },
-                                                               [](Tensor t) { return t.sin(); },
-                                                               [](Tensor t) { return t.tanh(); }};
+    const std::vector<std::function<Tensor(Tensor)>> functions{
+        [](Tensor t) { return t.exp(); }, [](Tensor t) { return t.sin(); }, [](Tensor t) { return t.tanh(); }};
     if (run.recorded()) {
       y = refrain::checkpoint_sequential(seq, refrain::Segments::uniform(4), y, run.options());
       y = refrain::checkpoint_sequential(functions, refrain::Segments::uniform(2), y, run.options());
@@ -1145,9 +1187,11 @@ TEST_P(Conformance, BackwardOnAnotherThreadThanForward) {
     Tensor loss;
     {
       Autocast autocast;
-      loss = run.region([&run](const Tensor& t, const Tensor& v) {
-        return run.region(block, at::dropout(t.exp(), 0.5, true), v).sin();
-      }, x, w).to(torch::kFloat).sum();
+      loss = run.region([&run](const Tensor& t,
+                               const Tensor& v) { return run.region(block, at::dropout(t.exp(), 0.5, true), v).sin(); },
+                        x, w)
+                 .to(torch::kFloat)
+                 .sum();
     }
     std::thread([&loss] { loss.backward(); }).join();
     return Tensor();
@@ -1178,7 +1222,10 @@ TEST_P(Conformance, TwoThreadsGoBackThroughOneRegion) {
 TEST_P(Conformance, ManyRegionsWithoutBackwardDoNotGrow) {
   Tensor x = torch::rand({4}, torch::requires_grad());
   const auto options = Conformance::options();
-  const auto once = [&] { checkpoint(options, [](const Tensor& t) { return t.exp().sin(); }, x); };
+  const auto once = [&] {
+    checkpoint(
+        options, [](const Tensor& t) { return t.exp().sin(); }, x);
+  };
   once();
   const Live before = live();
   refrain::MemoryScope memory;
@@ -1259,13 +1306,12 @@ TEST_P(Conformance, EachLayerGetsItsOwnInput) {
     std::vector<torch::nn::Linear> layers;
     for (int i = 0; i < 6; ++i) layers.emplace_back(8, 8);
     Tensor x = run.param({4, 8});
-    Tensor y = run.recorded()
-                   ? refrain::checkpoint_sequential(layers, refrain::Segments::uniform(2), x, run.options())
-                   : [&] {
-                       Tensor t = x;
-                       for (auto& layer : layers) t = layer(t);
-                       return t;
-                     }();
+    Tensor y =
+        run.recorded() ? refrain::checkpoint_sequential(layers, refrain::Segments::uniform(2), x, run.options()) : [&] {
+          Tensor t = x;
+          for (auto& layer : layers) t = layer(t);
+          return t;
+        }();
     y.sin().sum().backward();
     for (const auto& layer : layers) run.note("weight", layer->weight.grad());
     return Tensor();
@@ -1309,11 +1355,13 @@ TEST_P(Conformance, ACacheThatGrowsAsAnArgument) {
     Tensor x = run.param({4, 8}), w = run.param({8, 8}), y = x;
     Tensors keys;
     for (int i = 0; i < 3; ++i) {
-      y = run.region([](const Tensor& t, const Tensor& v, Tensors& k) {
-        k.push_back(t.mm(v));
-        Tensor all = at::cat(k);
-        return t.mm(all.t()).softmax(-1).mm(all);
-      }, y, w, keys);
+      y = run.region(
+          [](const Tensor& t, const Tensor& v, Tensors& k) {
+            k.push_back(t.mm(v));
+            Tensor all = at::cat(k);
+            return t.mm(all.t()).softmax(-1).mm(all);
+          },
+          y, w, keys);
     }
     EXPECT_EQ(keys.size(), 3U);
     return y.sum();
@@ -1323,29 +1371,37 @@ TEST_P(Conformance, ACacheThatGrowsAsAnArgument) {
 TEST_P(Conformance, TheRouterPicksTheSameExperts) {
   expect_same([](Trial& run) {
     Tensor x = run.param({16, 8}), gate = run.param({8, 4}), experts = run.param({4, 8, 8});
-    return run.region([](const Tensor& t, const Tensor& g, const Tensor& e) {
-      Tensor logits = t.mm(g) + at::randn({16, 4}) * 0.1;
-      auto [weight, index] = logits.softmax(-1).topk(2, -1);
-      Tensor out = at::zeros_like(t);
-      for (int64_t i = 0; i < 4; ++i) {
-        Tensor hit = index.eq(i).any(-1).nonzero().squeeze(-1);
-        if (hit.numel() > 0) out = out.index_add(0, hit, at::gelu(t.index_select(0, hit).mm(e[i])));
-      }
-      return out * weight.sum(-1, true);
-    }, x, gate, experts).sum();
+    return run
+        .region(
+            [](const Tensor& t, const Tensor& g, const Tensor& e) {
+              Tensor logits = t.mm(g) + at::randn({16, 4}) * 0.1;
+              auto [weight, index] = logits.softmax(-1).topk(2, -1);
+              Tensor out = at::zeros_like(t);
+              for (int64_t i = 0; i < 4; ++i) {
+                Tensor hit = index.eq(i).any(-1).nonzero().squeeze(-1);
+                if (hit.numel() > 0) out = out.index_add(0, hit, at::gelu(t.index_select(0, hit).mm(e[i])));
+              }
+              return out * weight.sum(-1, true);
+            },
+            x, gate, experts)
+        .sum();
   });
 }
 
 TEST_P(Conformance, GradInsideARegion) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([](const Tensor& t) {
-      Tensor inner = t.detach().exp().requires_grad_();
-      Tensor g = torch::autograd::grad({inner.sin().mul(inner).sum()}, {inner})[0];
-      Tensor y = t.exp().sin();
-      Tensor h = torch::autograd::grad({y.sum()}, {t}, {}, true, /*create_graph=*/true)[0];
-      return (t * g).sin() * h.cos();
-    }, x).sum();
+    return run
+        .region(
+            [](const Tensor& t) {
+              Tensor inner = t.detach().exp().requires_grad_();
+              Tensor g = torch::autograd::grad({inner.sin().mul(inner).sum()}, {inner})[0];
+              Tensor y = t.exp().sin();
+              Tensor h = torch::autograd::grad({y.sum()}, {t}, {}, true, /*create_graph=*/true)[0];
+              return (t * g).sin() * h.cos();
+            },
+            x)
+        .sum();
   });
 }
 
@@ -1354,13 +1410,22 @@ TEST_P(Conformance, GradInsideANestedRegion) {
   for (const auto outer : {RecomputeMode::kReplayOperators, RecomputeMode::kRerunFunction}) {
     expect_same([outer](Trial& run) {
       Tensor x = run.param({4, 4});
-      return run.region_with(CheckpointOptions().recompute_mode(outer), [&run](const Tensor& t) {
-        return run.region([](const Tensor& u, const Tensor& leaf) {
-          Tensor y = u.exp() * leaf.sin();
-          auto g = torch::autograd::grad({y.sum()}, {u, leaf}, {}, true, /*create_graph=*/true);
-          return (g[0] * y).sin() * g[1].cos();
-        }, t * 2, t).exp();
-      }, x).sum();
+      return run
+          .region_with(
+              CheckpointOptions().recompute_mode(outer),
+              [&run](const Tensor& t) {
+                return run
+                    .region(
+                        [](const Tensor& u, const Tensor& leaf) {
+                          Tensor y = u.exp() * leaf.sin();
+                          auto g = torch::autograd::grad({y.sum()}, {u, leaf}, {}, true, /*create_graph=*/true);
+                          return (g[0] * y).sin() * g[1].cos();
+                        },
+                        t * 2, t)
+                    .exp();
+              },
+              x)
+          .sum();
     });
   }
 }
@@ -1370,12 +1435,16 @@ TEST_P(Conformance, GradsOfGradsInside) {
   for (const bool stop : {true, false}) {
     expect_same(options().early_stop(stop), [](Trial& run) {
       Tensor x = run.param({4, 4}), w = run.param({4, 4});
-      return run.region([](const Tensor& t, const Tensor& v) {
-        Tensor y = t.exp().mm(v).sin();
-        for (int i = 0; i < 2; ++i)
-          y = torch::autograd::grad({y.pow(2).sum()}, {t}, {}, true, /*create_graph=*/true)[0].tanh();
-        return y * t;
-      }, x, w).sum();
+      return run
+          .region(
+              [](const Tensor& t, const Tensor& v) {
+                Tensor y = t.exp().mm(v).sin();
+                for (int i = 0; i < 2; ++i)
+                  y = torch::autograd::grad({y.pow(2).sum()}, {t}, {}, true, /*create_graph=*/true)[0].tanh();
+                return y * t;
+              },
+              x, w)
+          .sum();
     });
   }
 }
@@ -1384,11 +1453,15 @@ TEST_P(Conformance, GradInsideARegionWithoutEarlyStop) {
   for (const auto check : {DeterminismCheck::kDefault, DeterminismCheck::kStrict}) {
     expect_same(options().early_stop(false).determinism_check(check), [](Trial& run) {
       Tensor x = run.param({4, 4});
-      return run.region([](const Tensor& t) {
-        Tensor y = t.exp().sin();
-        Tensor h = torch::autograd::grad({y.sum()}, {t}, {}, true, /*create_graph=*/true)[0];
-        return (t * y).sin() * h.cos();
-      }, x).sum();
+      return run
+          .region(
+              [](const Tensor& t) {
+                Tensor y = t.exp().sin();
+                Tensor h = torch::autograd::grad({y.sum()}, {t}, {}, true, /*create_graph=*/true)[0];
+                return (t * y).sin() * h.cos();
+              },
+              x)
+          .sum();
     });
   }
 }
@@ -1409,11 +1482,15 @@ TEST_P(Conformance, GradWithInputs) {
 TEST_P(Conformance, ACompleteStepInsideARegion) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), w = run.param({4, 4});
-    return run.region([](const Tensor& t, const Tensor& v) {
-      Tensor a = t.detach().clone().requires_grad_(), b = v.detach().clone().requires_grad_();
-      block(a, b).sum().backward();
-      return (t * a.grad()).sin() * (v * b.grad()).cos();
-    }, x, w).sum();
+    return run
+        .region(
+            [](const Tensor& t, const Tensor& v) {
+              Tensor a = t.detach().clone().requires_grad_(), b = v.detach().clone().requires_grad_();
+              block(a, b).sum().backward();
+              return (t * a.grad()).sin() * (v * b.grad()).cos();
+            },
+            x, w)
+        .sum();
   });
 }
 
@@ -1443,14 +1520,17 @@ TEST_P(Conformance, HooksOnTensorsInsideFireOnce) {
   expect_same([fired](Trial& run) {
     *fired = 0;
     Tensor x = run.param({4});
-    Tensor loss = run.region([fired](const Tensor& t) {
-      Tensor y = t.exp(), mask = y.detach().cos();
-      y.register_hook([mask, fired](const Tensor& g) {
-        ++*fired;
-        return g * mask;
-      });
-      return y.sin();
-    }, x).sum();
+    Tensor loss = run.region(
+                         [fired](const Tensor& t) {
+                           Tensor y = t.exp(), mask = y.detach().cos();
+                           y.register_hook([mask, fired](const Tensor& g) {
+                             ++*fired;
+                             return g * mask;
+                           });
+                           return y.sin();
+                         },
+                         x)
+                      .sum();
     loss.backward();
     EXPECT_EQ(*fired, 1);
     return Tensor();
@@ -1460,29 +1540,37 @@ TEST_P(Conformance, HooksOnTensorsInsideFireOnce) {
 TEST_P(Conformance, NoGradAndDetachInside) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), w = run.param({4, 4});
-    return run.region([](const Tensor& t, const Tensor& v) {
-      Tensor scale;
-      {
-        torch::NoGradGuard no_grad;
-        scale = t.mm(v).softmax(0);
-        torch::AutoGradMode again(true);
-        scale = (scale * t).sin().detach();
-      }
-      return (t * scale).sin() + t.detach().mm(v).exp();
-    }, x, w).sum();
+    return run
+        .region(
+            [](const Tensor& t, const Tensor& v) {
+              Tensor scale;
+              {
+                torch::NoGradGuard no_grad;
+                scale = t.mm(v).softmax(0);
+                torch::AutoGradMode again(true);
+                scale = (scale * t).sin().detach();
+              }
+              return (t * scale).sin() + t.detach().mm(v).exp();
+            },
+            x, w)
+        .sum();
   });
 }
 
 TEST_P(Conformance, ATensorOverwrittenInside) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), w = run.param({4, 4});
-    return run.region([](const Tensor& t, const Tensor& v) {
-      Tensor y = t.mm(v);
-      y.add_(1).relu_();
-      Tensor z = y.mm(v).sin_();
-      z.narrow(0, 0, 2).mul_(2);
-      return z + y;
-    }, x, w).sum();
+    return run
+        .region(
+            [](const Tensor& t, const Tensor& v) {
+              Tensor y = t.mm(v);
+              y.add_(1).relu_();
+              Tensor z = y.mm(v).sin_();
+              z.narrow(0, 0, 2).mul_(2);
+              return z + y;
+            },
+            x, w)
+        .sum();
   });
 }
 
@@ -1490,12 +1578,16 @@ TEST_P(Conformance, ATensorOverwrittenInside) {
 TEST_P(Conformance, ASavedTensorOverwrittenInside) {
   const Program program = [](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([](const Tensor& t) {
-      Tensor y = t * 2;
-      Tensor z = y.sin();
-      y.mul_(2);
-      return (z * 3).exp() + y.cos();
-    }, x).sum();
+    return run
+        .region(
+            [](const Tensor& t) {
+              Tensor y = t * 2;
+              Tensor z = y.sin();
+              y.mul_(2);
+              return (z * 3).exp() + y.cos();
+            },
+            x)
+        .sum();
   };
   const Program twin = [](Trial& run) {
     Tensor x = run.param({4, 4});
@@ -1611,7 +1703,8 @@ TEST_P(Conformance, ABiasChangedBeforeBackward) {
   }
   EXPECT_TRUE(has(refusal<CheckpointError>(program(true)), "changed"));
   EXPECT_TRUE(has(refusal<CheckpointError>(program(false)), "changed"));
-  EXPECT_NE(execute(program(false), false), execute(program(false), true, options().determinism_check(DeterminismCheck::kDefault)))
+  EXPECT_NE(execute(program(false), false),
+            execute(program(false), true, options().determinism_check(DeterminismCheck::kDefault)))
       << "kDefault does not see captures";
 }
 
@@ -1703,11 +1796,13 @@ TEST_P(Conformance, AFunctionThatCapturesItsInputLeavesNoCycle) {
     Tensor h = x.exp();
     Tensor y = run.region([h](const Tensor& t) { return (h * t).sin().exp(); }, h);
     y.register_hook([y](const Tensor& g) { return g; });
-    Tensor z = run.region([](const Tensor& t) {
-      Tensor u = t.exp();
-      u.mul_(2);
-      return u.sin();
-    }, y);
+    Tensor z = run.region(
+        [](const Tensor& t) {
+          Tensor u = t.exp();
+          u.mul_(2);
+          return u.sin();
+        },
+        y);
     y.remove_hook(0);
   }
   EXPECT_EQ(live(), before);
@@ -1719,7 +1814,7 @@ TEST_P(Conformance, AFunctionThatCapturesItsInputLeavesNoCycle) {
 TEST(ConformancePolicies, OperatorNamesThatNeverMatchAreAnError) {
   for (const char* name : {"aten::matmull", "aten::mm.nope", "linear", "my::op"}) {
     SCOPED_TRACE(name);
-    EXPECT_NE(message_of<InvalidArgument>([&] { refrain::save_ops({name}); }).find(name), std::string::npos);
+    EXPECT_NE(message_of<InvalidArgument>([&] { (void)refrain::save_ops({name}); }).find(name), std::string::npos);
   }
 }
 
@@ -1758,11 +1853,16 @@ TEST(Derivatives, BothSourcesAndThePolicies) {
     SCOPED_TRACE(name);
     const auto one = [&options](const Tensors& in) { return checkpoint(options, kDifferentiable, in); };
     check_gradients(one, derivative_inputs());
-    check_gradients([&options](const Tensors& in) {
-      return checkpoint(options, [options](const Tensor& a, const Tensor& b, const Tensor& c) {
-        return checkpoint(options, kDifferentiable, Tensors{a.sin(), b, c.exp()}).exp();
-      }, in[0], in[1], in[2]);
-    }, derivative_inputs());
+    check_gradients(
+        [&options](const Tensors& in) {
+          return checkpoint(
+              options,
+              [options](const Tensor& a, const Tensor& b, const Tensor& c) {
+                return checkpoint(options, kDifferentiable, Tensors{a.sin(), b, c.exp()}).exp();
+              },
+              in[0], in[1], in[2]);
+        },
+        derivative_inputs());
   }
 }
 

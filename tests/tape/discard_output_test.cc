@@ -40,7 +40,8 @@ TEST_F(DiscardOutput, GradientsAreThePlainOnesWhoeverSavesIt) {
     auto a = run.region([&] { return y.mm(v).sin(); });
     return (a * y).exp().sum() + y.pow(2).sum();
   };
-  for (const auto& program : {Program(by_nobody), Program(by_autograd), Program(by_a_region), Program(by_an_inner_region), Program(by_all)})
+  for (const auto& program :
+       {Program(by_nobody), Program(by_autograd), Program(by_a_region), Program(by_an_inner_region), Program(by_all)})
     expect_same(program);
 }
 
@@ -105,7 +106,10 @@ TEST_F(DiscardOutput, AutogradStillRefusesWhatWasOverwritten) {
   EXPECT_THROW(loss.backward(), refrain::CheckpointError);
   auto z = x.exp();
   auto sum = (z * z + y).sum();
-  { torch::NoGradGuard no_grad; z.add_(1); }
+  {
+    torch::NoGradGuard no_grad;
+    z.add_(1);
+  }
   EXPECT_THROW(sum.backward(), std::exception);
 }
 

@@ -17,8 +17,8 @@ using torch::autograd::variable_list;
 class ForeignEngine final : public Engine {
  public:
   explicit ForeignEngine(Engine& inner) : inner_(inner) {}
-  variable_list execute(const edge_list& roots, const variable_list& inputs, bool keep_graph, bool create_graph, bool accumulate,
-                        const edge_list& outputs) override {
+  variable_list execute(const edge_list& roots, const variable_list& inputs, bool keep_graph, bool create_graph,
+                        bool accumulate, const edge_list& outputs) override {
     ++runs;
     return inner_.execute(roots, inputs, keep_graph, create_graph, accumulate, outputs);
   }
@@ -84,13 +84,14 @@ TEST(Engine, NestedBackwardGoesDeeperThanOneThread) {
   const auto expected = gradient_of(nested);
   expect_bit_equal(expected, gradient_of([](const Tensor& x) { return refrain::checkpoint(&nested, x); }), "replay");
   const auto rerun = refrain::CheckpointOptions().recompute_mode(refrain::RecomputeMode::kRerunFunction);
-  expect_bit_equal(expected, gradient_of([&](const Tensor& x) { return refrain::checkpoint(rerun, &nested, x); }), "rerun");
+  expect_bit_equal(expected, gradient_of([&](const Tensor& x) { return refrain::checkpoint(rerun, &nested, x); }),
+                   "rerun");
   refrain::install_memory_tracking();
   {
     const refrain::MemoryCap cap(refrain::Bytes{1} << 30);
     expect_bit_equal(expected, gradient_of(nested), "cap");
   }
-  const refrain::MemoryBudget budget(0.5);
+  const refrain::MemoryBudget budget(refrain::Budget::fraction(0.5));
   for (int step = 0; step < 3; ++step) expect_bit_equal(expected, gradient_of(nested), "budget");
 }
 
@@ -121,7 +122,7 @@ TEST(Engine, OneInstalledLaterThatHandsOnIsLeftInFront) {
   EXPECT_EQ(later.runs, 1);
   // once a step, not once an engine
   refrain::install_memory_tracking();
-  refrain::MemoryBudget budget(0.5);
+  refrain::MemoryBudget budget(refrain::Budget::fraction(0.5));
   for (int step = 0; step < 3; ++step) gradient_of([](const Tensor& x) { return x.exp().sin(); });
   EXPECT_EQ(budget.stats().traced_steps, 1);
   EXPECT_EQ(budget.stats().planned_steps, 2);
@@ -141,7 +142,7 @@ TEST(Engine, OneInstalledLaterThatKnowsNothingOfUsIsWrapped) {
 
 TEST(Engine, ABackwardOfAnotherEngineIsAStepIfItSaysSo) {
   refrain::install_memory_tracking();
-  refrain::MemoryBudget budget(0.5);
+  refrain::MemoryBudget budget(refrain::Budget::fraction(0.5));
   for (int step = 0; step < 3; ++step) {
     auto x = torch::ones({64, 64}).requires_grad_();
     const auto y = x.exp().sin().sum();

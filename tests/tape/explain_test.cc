@@ -7,9 +7,7 @@
 
 namespace refrain_test {
 
-TORCH_LIBRARY_FRAGMENT(refrain_test, m) {
-  m.def("explain_effect(Tensor x) -> Tensor");
-}
+TORCH_LIBRARY_FRAGMENT(refrain_test, m) { m.def("explain_effect(Tensor x) -> Tensor"); }
 
 TORCH_LIBRARY_IMPL(refrain_test, CPU, m) {
   m.impl("explain_effect", [](const Tensor& x) { return at::mul(x, 0.5); });
@@ -33,8 +31,10 @@ Lines lines(const SavedReport& report) {
   for (const auto& t : report.tensors) {
     std::ostringstream line;
     line << t.region << '|' << t.op << '|' << at::IntArrayRef(t.sizes) << '|' << t.bytes << (t.shared ? "+|" : "|")
-         << (t.referenced_elsewhere ? "anyway" : t.kept ? "yes" : "no") << (t.referenced_elsewhere && !t.kept ? " not kept" : "") << '|'
-         << t.reason;
+         << (t.referenced_elsewhere ? "anyway"
+             : t.kept               ? "yes"
+                                    : "no")
+         << (t.referenced_elsewhere && !t.kept ? " not kept" : "") << '|' << t.reason;
     list.push_back(line.str());
   }
   return list;
@@ -111,9 +111,8 @@ TEST_F(Explain, PoliciesAndMarks) {
   const Tensor x = param({8, 8}), w = torch::randn({8, 8});
   const auto options = CheckpointOptions().policy(refrain::save_matmuls());
   const auto report = expect_bytes_of_allocator([&] {
-    return checkpoint(options, [&] {
-      return refrain::set_policy(x.mm(w).sin().exp(), CheckpointPolicy::kMustSave).cos().sum();
-    });
+    return checkpoint(
+        options, [&] { return refrain::set_policy(x.mm(w).sin().exp(), CheckpointPolicy::kMustSave).cos().sum(); });
   });
   EXPECT_EQ(lines(report), (Lines{
                                "0||[8, 8]|256|anyway|read from outside (input)",
@@ -123,7 +122,7 @@ TEST_F(Explain, PoliciesAndMarks) {
                            }));
   EXPECT_EQ(report.recomputed_bytes, 0);
   EXPECT_EQ(report.hints, (Lines{"region 0 recomputes nothing: all it computed for backward is kept; a larger piece "
-                                    "or another policy saves memory"}));
+                                 "or another policy saves memory"}));
 }
 
 TEST_F(Explain, AMarkThatNothingReads) {
@@ -213,9 +212,8 @@ TEST_F(Explain, HeldForTheReplayAlone) {
 
 TEST_F(Explain, OperatorsWithEffects) {
   refrain::register_side_effect_op("refrain_test::explain_effect");
-  const auto effect = c10::Dispatcher::singleton()
-                          .findSchemaOrThrow("refrain_test::explain_effect", "")
-                          .typed<Tensor(const Tensor&)>();
+  const auto effect =
+      c10::Dispatcher::singleton().findSchemaOrThrow("refrain_test::explain_effect", "").typed<Tensor(const Tensor&)>();
   const Tensor w = param({8, 8});
   const auto report = expect_bytes_of_allocator([&] {
     return checkpoint([&] {
@@ -227,8 +225,7 @@ TEST_F(Explain, OperatorsWithEffects) {
       return (noted * w).sum();
     });
   });
-  EXPECT_EQ(lines(report),
-            (Lines{"0|refrain_test::explain_effect|[8, 8]|256|yes|result of an operator with effects"}));
+  EXPECT_EQ(lines(report), (Lines{"0|refrain_test::explain_effect|[8, 8]|256|yes|result of an operator with effects"}));
 }
 
 TEST_F(Explain, OverwrittenLeaves) {
@@ -290,7 +287,7 @@ TEST_F(Explain, ObservingChangesNoBit) {
     };
     if (!run.recorded()) return step();
     Tensor loss;
-    saved_tensors([&] { loss = step(); });
+    (void)saved_tensors([&] { loss = step(); });
     return loss;
   };
   expect_same(program);
@@ -300,8 +297,10 @@ TEST_F(Explain, OfARerunTheInputsAreSeen) {
   const Tensor w = param({8, 8});
   const auto options = CheckpointOptions().recompute_mode(refrain::RecomputeMode::kRerunFunction);
   Tensor loss;
-  const auto report =
-      saved_tensors([&] { loss = checkpoint(options, [w](const Tensor& x) { return (x.sin() * w).sum(); }, w.exp()); });
+  const auto report = saved_tensors([&] {
+    loss = checkpoint(
+        options, [w](const Tensor& x) { return (x.sin() * w).sum(); }, w.exp());
+  });
   EXPECT_EQ(lines(report), (Lines{
                                "-1|ExpBackward0|[8, 8]|256|yes|saved outside every region (result)",
                                "-1|ExpBackward0|[8, 8]|256+|yes|saved outside every region (result)",
@@ -323,14 +322,14 @@ TEST_F(Explain, AChangedTensorIsRefusedAsEver) {
     y.backward();
   };
   EXPECT_NE(message_of<c10::Error>(program).find("modified by an inplace operation"), std::string::npos);
-  EXPECT_NE(message_of<c10::Error>([&] { saved_tensors(program); }).find("modified by an inplace operation"),
+  EXPECT_NE(message_of<c10::Error>([&] { (void)saved_tensors(program); }).find("modified by an inplace operation"),
             std::string::npos);
 }
 
 TEST_F(Explain, AnExceptionPassesAndEndsTheObserving) {
   const Tensor w = param({8});
   Tensor kept;
-  EXPECT_THROW(saved_tensors([&] {
+  EXPECT_THROW((void)saved_tensors([&] {
                  kept = checkpoint([&] { return w.sin().exp(); });
                  throw std::logic_error("no");
                }),
@@ -362,8 +361,7 @@ TEST_F(Explain, ReportsNestAndCarryAnyResult) {
 }
 
 TEST_F(Explain, InsideARegionItIsRefused) {
-  const auto message =
-      message_of<refrain::InvalidArgument>([] { checkpoint([] { saved_tensors([] {}); }); });
+  const auto message = message_of<refrain::InvalidArgument>([] { checkpoint([] { (void)saved_tensors([] {}); }); });
   EXPECT_NE(message.find("inside a checkpoint region"), std::string::npos);
 }
 

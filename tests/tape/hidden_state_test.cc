@@ -28,11 +28,13 @@ TEST_F(HiddenState, OwnGenerator) {
   expect_same([](Trial& run) {
     Tensor x = run.param({16, 16});
     auto& g = run.own_generator();
-    return run.region([&] {
-      Tensor mask = at::empty_like(x, x.options().requires_grad(false)).bernoulli_(0.5, g);
-      Tensor noise = at::normal(0.0, 1.0, {16, 16}, g);
-      return (x.exp() * mask).sin() * (x * noise).cos() * (x + torch::rand({16, 16}, g)).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor mask = at::empty_like(x, x.options().requires_grad(false)).bernoulli_(0.5, g);
+          Tensor noise = at::normal(0.0, 1.0, {16, 16}, g);
+          return (x.exp() * mask).sin() * (x * noise).cos() * (x + torch::rand({16, 16}, g)).sin();
+        })
+        .sum();
   });
 }
 
@@ -40,28 +42,34 @@ TEST_F(HiddenState, TwoGeneratorsInterleaved) {
   expect_same([](Trial& run) {
     Tensor x = run.param({8, 8});
     auto& g = run.own_generator();
-    return run.region([&] {
-      Tensor t = x;
-      for (int i = 0; i < 4; ++i) {
-        t = (t * torch::rand({8, 8}, g)).sin();
-        t = at::dropout(t, 0.2, true).sin();
-      }
-      return t;
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = x;
+          for (int i = 0; i < 4; ++i) {
+            t = (t * torch::rand({8, 8}, g)).sin();
+            t = at::dropout(t, 0.2, true).sin();
+          }
+          return t;
+        })
+        .sum();
   });
 }
 
 TEST_F(HiddenState, ManyKindsOfRandomOperators) {
   expect_same([](Trial& run) {
     Tensor x = run.param({8, 8});
-    return run.region([&] {
-      Tensor t = (x * torch::rand({8, 8})).sin() + (x * torch::randn({8, 8})).sin();
-      t = t + (x * torch::randint(0, 5, {8, 8})).cos() + (x.index({torch::randperm(8)}) * 2).sin();
-      t = t + (x * at::multinomial(torch::ones({8, 4}), 8, true)).sin() + (x * at::poisson(torch::ones({8, 8}))).sin();
-      t = t + (x * torch::rand_like(x)).sin() + (x * torch::randn_like(x)).sin() + at::feature_dropout(x, 0.5, true);
-      t = t + (x * at::bernoulli(torch::full({8, 8}, 0.5))).sin() + at::alpha_dropout(t, 0.3, true);
-      return (t * unary("refrain_test::noise", x)).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = (x * torch::rand({8, 8})).sin() + (x * torch::randn({8, 8})).sin();
+          t = t + (x * torch::randint(0, 5, {8, 8})).cos() + (x.index({torch::randperm(8)}) * 2).sin();
+          t = t + (x * at::multinomial(torch::ones({8, 4}), 8, true)).sin() +
+              (x * at::poisson(torch::ones({8, 8}))).sin();
+          t = t + (x * torch::rand_like(x)).sin() + (x * torch::randn_like(x)).sin() +
+              at::feature_dropout(x, 0.5, true);
+          t = t + (x * at::bernoulli(torch::full({8, 8}, 0.5))).sin() + at::alpha_dropout(t, 0.3, true);
+          return (t * unary("refrain_test::noise", x)).sin();
+        })
+        .sum();
   });
 }
 
@@ -71,10 +79,11 @@ TEST_F(HiddenState, OneKeptTheOtherRedrawn) {
     expect_same([which](Trial& run) {
       Tensor x = run.param({8, 8}), held;
       Tensor loss = run.region([&] {
-        Tensor a = torch::rand({8, 8}), b = torch::rand({8, 8}), c = torch::rand({8, 8});
-        held = which == 0 ? a : b;
-        return (x * a).sin() * (x * b).cos() * (x * c).sin();
-      }).sum();
+                         Tensor a = torch::rand({8, 8}), b = torch::rand({8, 8}), c = torch::rand({8, 8});
+                         held = which == 0 ? a : b;
+                         return (x * a).sin() * (x * b).cos() * (x * c).sin();
+                       })
+                        .sum();
       loss.backward();
       run.note("held", held);
       return Tensor();
@@ -95,11 +104,13 @@ TEST_F(HiddenState, GeneratorIsWhereTheUserLeftIt) {
 TEST_F(HiddenState, SeededInsideTheRegion) {
   expect_same([](Trial& run) {
     Tensor x = run.param({8, 8});
-    return run.region([&] {
-      Tensor y = at::dropout(x.exp(), 0.5, true).sin();
-      torch::manual_seed(3);
-      return at::dropout(y, 0.5, true).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor y = at::dropout(x.exp(), 0.5, true).sin();
+          torch::manual_seed(3);
+          return at::dropout(y, 0.5, true).sin();
+        })
+        .sum();
   });
 }
 
@@ -108,10 +119,11 @@ TEST_F(HiddenState, GeneratorStatesAreShared) {  // 5 KB each, were they not
   Tensor x = run.param({4});
   refrain::MemoryScope memory;
   Tensor loss = run.region([&] {
-    Tensor t = x;
-    for (int i = 0; i < 200; ++i) t = at::dropout(t, 0.5, true).sin();
-    return t;
-  }).sum();
+                     Tensor t = x;
+                     for (int i = 0; i < 200; ++i) t = at::dropout(t, 0.5, true).sin();
+                     return t;
+                   })
+                    .sum();
   EXPECT_LT(memory.current(), 200 * 5056 / 4);
   loss.backward();
 }
@@ -157,16 +169,18 @@ TEST_F(HiddenState, TwoThreadsDrawFromOneGenerator) {
 TEST_F(HiddenState, NoGradInsideTheRegion) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor scale;
-      {
-        torch::NoGradGuard no_grad;
-        scale = x.exp().softmax(0);
-        torch::AutoGradMode again(true);
-        scale = (scale * x).sin().detach();
-      }
-      return (x * scale).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor scale;
+          {
+            torch::NoGradGuard no_grad;
+            scale = x.exp().softmax(0);
+            torch::AutoGradMode again(true);
+            scale = (scale * x).sin().detach();
+          }
+          return (x * scale).sin();
+        })
+        .sum();
   });
 }
 
@@ -174,21 +188,24 @@ TEST_F(HiddenState, KernelThatAsksForGradMode) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
     return run.region([&] {
-      at::AutoDispatchBelowADInplaceOrView below;
-      Tensor on = kernels::op<Tensor(const Tensor&)>("refrain_test::sees_grad_mode").call(x.detach());
-      torch::NoGradGuard no_grad;
-      Tensor off = kernels::op<Tensor(const Tensor&)>("refrain_test::sees_grad_mode").call(x.detach());
-      return std::pair(on, off);
-    }).first.sum() * 0 + run.region([&] {
-      Tensor on, off;
-      {
-        at::AutoDispatchBelowADInplaceOrView below;
-        on = kernels::op<Tensor(const Tensor&)>("refrain_test::sees_grad_mode").call(x.detach());
-        torch::NoGradGuard no_grad;
-        off = kernels::op<Tensor(const Tensor&)>("refrain_test::sees_grad_mode").call(x.detach());
-      }
-      return (x * on).sin() + (x * off).cos();
-    }).sum();
+                at::AutoDispatchBelowADInplaceOrView below;
+                Tensor on = kernels::op<Tensor(const Tensor&)>("refrain_test::sees_grad_mode").call(x.detach());
+                torch::NoGradGuard no_grad;
+                Tensor off = kernels::op<Tensor(const Tensor&)>("refrain_test::sees_grad_mode").call(x.detach());
+                return std::pair(on, off);
+              }).first.sum() *
+               0 +
+           run.region([&] {
+                Tensor on, off;
+                {
+                  at::AutoDispatchBelowADInplaceOrView below;
+                  on = kernels::op<Tensor(const Tensor&)>("refrain_test::sees_grad_mode").call(x.detach());
+                  torch::NoGradGuard no_grad;
+                  off = kernels::op<Tensor(const Tensor&)>("refrain_test::sees_grad_mode").call(x.detach());
+                }
+                return (x * on).sin() + (x * off).cos();
+              })
+               .sum();
   });
 }
 
@@ -208,12 +225,14 @@ TEST_F(HiddenState, KernelThatAsksForThreadLocalState) {
 TEST_F(HiddenState, KernelThatAsksForRequiresGrad) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor yes = unary("refrain_test::sees_requires_grad", x);
-      Tensor also = unary("refrain_test::sees_requires_grad", x * 2);
-      Tensor no = unary("refrain_test::sees_requires_grad", x.detach());
-      return (x * yes).sin() + (x * also).sin() + (x * no).cos();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor yes = unary("refrain_test::sees_requires_grad", x);
+          Tensor also = unary("refrain_test::sees_requires_grad", x * 2);
+          Tensor no = unary("refrain_test::sees_requires_grad", x.detach());
+          return (x * yes).sin() + (x * also).sin() + (x * no).cos();
+        })
+        .sum();
   });
 }
 
@@ -234,9 +253,7 @@ TEST_F(HiddenState, GruAndBidirectionalLstm) {
     torch::nn::GRU gru(torch::nn::GRUOptions(6, 8));
     torch::nn::LSTM lstm(torch::nn::LSTMOptions(8, 4).bidirectional(true));
     Tensor x = run.param({5, 3, 6});
-    Tensor loss = run.region([&] {
-      return std::get<0>(lstm->forward(std::get<0>(gru->forward(x))));
-    }).sin().sum();
+    Tensor loss = run.region([&] { return std::get<0>(lstm->forward(std::get<0>(gru->forward(x)))); }).sin().sum();
     loss.backward();
     for (const auto& p : gru->parameters()) run.note("gradient", p.grad());
     for (const auto& p : lstm->parameters()) run.note("gradient", p.grad());
@@ -256,10 +273,12 @@ TEST_F(HiddenState, WrappedNumbers) {
   expect_same([](Trial& run) {
     Tensor x = run.param({}), h = run.track(run.input({4}).to(torch::kBFloat16));
     Tensor n = torch::arange(4);
-    return run.region([&] {
-      return (x * number(1.5)).sin() + (h * number(2.5)).sin().to(torch::kFloat) +
-             (n * number(0.1)).exp() * (x + number(2)).exp();
-    }).sum();
+    return run
+        .region([&] {
+          return (x * number(1.5)).sin() + (h * number(2.5)).sin().to(torch::kFloat) +
+                 (n * number(0.1)).exp() * (x + number(2)).exp();
+        })
+        .sum();
   });
 }
 
@@ -306,14 +325,16 @@ TEST_F(HiddenState, BackwardOutsideAutocast) {
 TEST_F(HiddenState, AutocastOnlyInsidePartOfTheRegion) {
   expect_same([](Trial& run) {
     Tensor x = run.param({8, 8}), w = run.param({8, 8});
-    return run.region([&] {
-      Tensor y = x.mm(w).sin();
-      {
-        Autocast autocast;
-        y = y.mm(w).tanh().to(torch::kFloat);
-      }
-      return y.mm(w).cos();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor y = x.mm(w).sin();
+          {
+            Autocast autocast;
+            y = y.mm(w).tanh().to(torch::kFloat);
+          }
+          return y.mm(w).cos();
+        })
+        .sum();
   });
 }
 
@@ -344,9 +365,7 @@ Program batch_norm_net(bool training, std::optional<double> momentum) {
   };
 }
 
-TEST_F(HiddenState, BatchNormStatisticsMoveOnce) {
-  EXPECT_EQ(expect_same(batch_norm_net(true, 0.1)).leaf_copies, 0);
-}
+TEST_F(HiddenState, BatchNormStatisticsMoveOnce) { EXPECT_EQ(expect_same(batch_norm_net(true, 0.1)).leaf_copies, 0); }
 TEST_F(HiddenState, BatchNormCumulativeAverage) { expect_same(batch_norm_net(true, std::nullopt)); }
 TEST_F(HiddenState, BatchNormEval) { expect_same(batch_norm_net(false, 0.1)); }
 
@@ -395,11 +414,12 @@ TEST_F(HiddenState, BatchNormVariants) {
     Tensor mean = torch::zeros({3}), var = torch::ones({3});
     torch::nn::InstanceNorm1d instance(torch::nn::InstanceNorm1dOptions(3).track_running_stats(true).affine(true));
     Tensor loss = run.region([&] {
-      Tensor y = std::get<0>(at::native_batch_norm(x, w, b, mean, var, true, 0.1, 1e-5)).sin();
-      y = std::get<0>(at::_batch_norm_with_update(y, w, b, mean, var, 0.1, 1e-5)).sin();
-      y = std::get<0>(at::_native_batch_norm_legit(y, w, b, mean, var, true, 0.1, 1e-5)).sin();
-      return instance->forward(y.reshape({2, 3, 4})).sin();
-    }).sum();
+                       Tensor y = std::get<0>(at::native_batch_norm(x, w, b, mean, var, true, 0.1, 1e-5)).sin();
+                       y = std::get<0>(at::_batch_norm_with_update(y, w, b, mean, var, 0.1, 1e-5)).sin();
+                       y = std::get<0>(at::_native_batch_norm_legit(y, w, b, mean, var, true, 0.1, 1e-5)).sin();
+                       return instance->forward(y.reshape({2, 3, 4})).sin();
+                     })
+                      .sum();
     run.note("mean", mean);
     run.note("var", var);
     run.note("instance mean", instance->running_mean);
@@ -456,18 +476,33 @@ TEST_F(HiddenState, OtherSettingsChangedAreRefused) {
       {"matmul precision", [&] { context.setFloat32MatmulPrecision("medium"); },
        [&] { context.setFloat32MatmulPrecision("highest"); }},
       {"flash attention", [&] { context.setSDPUseFlash(false); }, [&] { context.setSDPUseFlash(true); }},
-      {"deterministic mkldnn", [&] { context.setDeterministicMkldnn(true); }, [&] { context.setDeterministicMkldnn(false); }},
+      {"deterministic mkldnn", [&] { context.setDeterministicMkldnn(true); },
+       [&] { context.setDeterministicMkldnn(false); }},
       {"reduced-precision reduction of float16 in cublas", [&] { context.setAllowFP16ReductionCuBLAS(false); },
        [&] { context.setAllowFP16ReductionCuBLAS(true); }},
       {"reduced-precision reduction of bfloat16 in cublas", [&] { context.setAllowBF16ReductionCuBLAS(false); },
        [&] { context.setAllowBF16ReductionCuBLAS(true); }},
-      {"priority order", [&] { context.setSDPPriorityOrder({0, 1, 2, 3, 4}); }, [&] { context.setSDPPriorityOrder({1, 2, 0, 3, 4}); }},
+      {"priority order",
+       [&] {
+         context.setSDPPriorityOrder({0, 1, 2, 3, 4});
+       },
+       [&] {
+         context.setSDPPriorityOrder({1, 2, 0, 3, 4});
+       }},
       {"matmul precision of mkldnn",
-       [&] { context.setFloat32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL, at::Float32Precision::BF16); },
-       [&] { context.setFloat32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL, at::Float32Precision::NONE); }},
+       [&] {
+         context.setFloat32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL, at::Float32Precision::BF16);
+       },
+       [&] {
+         context.setFloat32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL, at::Float32Precision::NONE);
+       }},
       {"matmul precision of mkldnn",
-       [&] { context.setFloat32Precision(at::Float32Backend::GENERIC, at::Float32Op::ALL, at::Float32Precision::BF16); },
-       [&] { context.setFloat32Precision(at::Float32Backend::GENERIC, at::Float32Op::ALL, at::Float32Precision::NONE); }},
+       [&] {
+         context.setFloat32Precision(at::Float32Backend::GENERIC, at::Float32Op::ALL, at::Float32Precision::BF16);
+       },
+       [&] {
+         context.setFloat32Precision(at::Float32Backend::GENERIC, at::Float32Op::ALL, at::Float32Precision::NONE);
+       }},
   };
   for (const auto& setting : settings) {
     SCOPED_TRACE(setting.name);
@@ -491,7 +526,9 @@ TEST_F(HiddenState, OtherSettingsChangedAreRefused) {
 
 TEST_F(HiddenState, PrecisionOfConvolutions) {
   auto& context = at::globalContext();
-  const auto set = [&](at::Float32Precision to) { context.setFloat32Precision(at::Float32Backend::MKLDNN, at::Float32Op::CONV, to); };
+  const auto set = [&](at::Float32Precision to) {
+    context.setFloat32Precision(at::Float32Backend::MKLDNN, at::Float32Op::CONV, to);
+  };
   Trial run(true);
   Tensor x = run.param({1, 2, 8, 8}), w = run.param({2, 2, 3, 3});
   Tensor conv = run.region([&] { return at::conv2d(x, w).exp().sin(); }).sum();
@@ -513,7 +550,8 @@ TEST_F(HiddenState, NumberOfThreadsChanged) {
     return x.dot(x);
   };
   const auto numbers = torch::randn({299999});
-  ASSERT_NE(bytes_of(product(1, numbers)), bytes_of(product(3, numbers))) << "this product does not show how it was cut: choose another";
+  ASSERT_NE(bytes_of(product(1, numbers)), bytes_of(product(3, numbers)))
+      << "this product does not show how it was cut: choose another";
   for (const auto source : {refrain::RecomputeMode::kReplayOperators, refrain::RecomputeMode::kRerunFunction}) {
     expect_same(
         [&](Trial& run) {

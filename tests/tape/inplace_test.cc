@@ -12,11 +12,13 @@ using Inplace = TapeTest;
 TEST_F(Inplace, ChainOnAValue) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), w = run.param({4, 4});
-    return run.region([&] {
-      Tensor h = x * w;
-      h.add_(1).relu_();
-      return (h * w).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor h = x * w;
+          h.add_(1).relu_();
+          return (h * w).sin();
+        })
+        .sum();
   });
 }
 
@@ -30,36 +32,42 @@ TEST_F(Inplace, ReluAfterConvolution) {
 TEST_F(Inplace, OnBaseSeenThroughView) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), w = run.param({4});
-    return run.region([&] {
-      Tensor base = x + 1;
-      Tensor row = base[1];
-      base.mul_(3.0);
-      return (row * w).sin() + base.sum(0).cos();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor base = x + 1;
+          Tensor row = base[1];
+          base.mul_(3.0);
+          return (row * w).sin() + base.sum(0).cos();
+        })
+        .sum();
   });
 }
 
 TEST_F(Inplace, OnViewSeenThroughBase) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), w = run.param({4, 4});
-    return run.region([&] {
-      Tensor base = x + 1;
-      base.t().select(0, 1).mul_(3.0);
-      base.slice(0, 0, 4, 2).add_(w.slice(0, 0, 2));
-      return (base * w).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor base = x + 1;
+          base.t().select(0, 1).mul_(3.0);
+          base.slice(0, 0, 4, 2).add_(w.slice(0, 0, 2));
+          return (base * w).sin();
+        })
+        .sum();
   });
 }
 
 TEST_F(Inplace, PartialWriteDependsOnTheOldVersion) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor t = x * 2;
-      t[0].zero_();
-      t[3].fill_(5);
-      return t.sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = x * 2;
+          t[0].zero_();
+          t[3].fill_(5);
+          return t.sin();
+        })
+        .sum();
   });
 }
 
@@ -67,17 +75,19 @@ TEST_F(Inplace, FullOverwriteDoesNotDependOnTheOldVersion) {
   reset_ticks();
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor t = tick(x, 0);
-      t.zero_();
-      t.add_(x);
-      Tensor u = tick(x, 1);
-      u.copy_(x);
-      Tensor v = tick(x, 2);
-      v.fill_(2);
-      v.add_(x);
-      return t.sin() * u.sin() * v.sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = tick(x, 0);
+          t.zero_();
+          t.add_(x);
+          Tensor u = tick(x, 1);
+          u.copy_(x);
+          Tensor v = tick(x, 2);
+          v.fill_(2);
+          v.add_(x);
+          return t.sin() * u.sin() * v.sin();
+        })
+        .sum();
   });
   // Once in the plain run, once in the recorded forward, never in backward.
   for (size_t i = 0; i < 3; ++i) EXPECT_EQ(ticks[i], 2) << "operator " << i << " was replayed for bytes nobody reads";
@@ -87,13 +97,15 @@ TEST_F(Inplace, RandomOverwritesDoNotDependOnTheOldVersion) {
   reset_ticks();
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor t = tick(x, 0).normal_(), u = tick(x, 1).uniform_(), v = tick(x, 2).bernoulli_(0.5);
-      Tensor e = tick(x, 3).exponential_(), g = tick(x, 4).geometric_(0.5), c = tick(x, 5).cauchy_();
-      Tensor l = tick(x, 6).log_normal_(), r = tick(x, 7).random_(1, 9);
-      return ((x * t).sin() * (x * u).cos() * (x * v).sin()) + (x * e).sin() + (x * g).sin() + (x * c).sin() +
-             (x * l).sin() + (x * r).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = tick(x, 0).normal_(), u = tick(x, 1).uniform_(), v = tick(x, 2).bernoulli_(0.5);
+          Tensor e = tick(x, 3).exponential_(), g = tick(x, 4).geometric_(0.5), c = tick(x, 5).cauchy_();
+          Tensor l = tick(x, 6).log_normal_(), r = tick(x, 7).random_(1, 9);
+          return ((x * t).sin() * (x * u).cos() * (x * v).sin()) + (x * e).sin() + (x * g).sin() + (x * c).sin() +
+                 (x * l).sin() + (x * r).sin();
+        })
+        .sum();
   });
   for (size_t i = 0; i < 8; ++i) EXPECT_EQ(ticks[i], 2) << "operator " << i;
 }
@@ -102,12 +114,14 @@ TEST_F(Inplace, RandomOverwritesDoNotDependOnTheOldVersion) {
 TEST_F(Inplace, FillOfAViewKeepsTheRest) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor t = x.detach() * 2;
-      t.slice(1, 0, 4, 2).fill_(7);
-      t.narrow(0, 1, 1).copy_(torch::ones({1, 4}));
-      return (x * t).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = x.detach() * 2;
+          t.slice(1, 0, 4, 2).fill_(7);
+          t.narrow(0, 1, 1).copy_(torch::ones({1, 4}));
+          return (x * t).sin();
+        })
+        .sum();
   });
 }
 
@@ -115,10 +129,11 @@ TEST_F(Inplace, BufferWrittenBetweenTwoReads) {
   const Counts n = expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), buffer = run.input({4, 4});
     Tensor loss = run.region([&] {
-      Tensor y = (x.exp() + buffer).sin();
-      buffer.add_(1);
-      return (y.exp() + buffer).sin();
-    }).sum();
+                       Tensor y = (x.exp() + buffer).sin();
+                       buffer.add_(1);
+                       return (y.exp() + buffer).sin();
+                     })
+                      .sum();
     run.note("buffer", buffer);
     return loss;
   });
@@ -132,9 +147,10 @@ TEST_F(Inplace, CounterIsNotCopied) {
     Tensor loss = torch::zeros({});
     for (int i = 0; i < 3; ++i) {
       loss = loss + run.region([&] {
-        counter.add_(1);
-        return x.exp().sin();
-      }).sum();
+                         counter.add_(1);
+                         return x.exp().sin();
+                       })
+                        .sum();
     }
     run.note("counter", counter);
     return loss;
@@ -149,10 +165,11 @@ TEST_F(Inplace, KvCache) {
     Tensor loss = torch::zeros({});
     for (int64_t i = 0; i < 6; ++i) {
       loss = loss + run.region([&] {
-        Tensor k = x[i].matmul(w);
-        cache[i].copy_(k.detach());
-        return k.matmul(cache.narrow(0, 0, i + 1).clone().t()).softmax(0).sin();
-      }).sum();
+                         Tensor k = x[i].matmul(w);
+                         cache[i].copy_(k.detach());
+                         return k.matmul(cache.narrow(0, 0, i + 1).clone().t()).softmax(0).sin();
+                       })
+                        .sum();
     }
     run.note("cache", cache);
     return loss;
@@ -164,9 +181,10 @@ TEST_F(Inplace, OpThatWritesALeafAndReturnsMore) {
     Tensor x = run.param({8, 3}), w = run.param({3}), b = run.param({3});
     Tensor mean = run.input({3}), var = run.input({3}).abs();
     Tensor loss = run.region([&] {
-      auto [y, m, s] = at::_native_batch_norm_legit(x, w, b, mean, var, true, 0.1, 1e-5);
-      return y.sin() + (mean * w).sin().sum();
-    }).sum();
+                       auto [y, m, s] = at::_native_batch_norm_legit(x, w, b, mean, var, true, 0.1, 1e-5);
+                       return y.sin() + (mean * w).sin().sum();
+                     })
+                      .sum();
     run.note("mean", mean);
     run.note("var", var);
     return loss;
@@ -176,14 +194,16 @@ TEST_F(Inplace, OpThatWritesALeafAndReturnsMore) {
 TEST_F(Inplace, ReplayDoesNotSpoilAValueReadLater) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor u = x.mul(2), v = u.add(1);
-      Tensor s = v.sin();
-      u.add_(v);
-      Tensor t = u.clone();
-      t.mul_(3.0);
-      return u.sin() * t.cos() + s;
-    }).sum();
+    return run
+        .region([&] {
+          Tensor u = x.mul(2), v = u.add(1);
+          Tensor s = v.sin();
+          u.add_(v);
+          Tensor t = u.clone();
+          t.mul_(3.0);
+          return u.sin() * t.cos() + s;
+        })
+        .sum();
   });
 }
 
@@ -192,12 +212,13 @@ TEST_F(Inplace, ReplayDoesNotWriteIntoWhatTheUserHolds) {
     Tensor x = run.param({4, 4});
     Tensor held;
     Tensor loss = run.region([&] {
-      Tensor u = x.detach().exp();
-      held = u;  // alive through backward
-      Tensor v = u.add(1);
-      u.mul_(2);
-      return (x * u).sin() * (x * v).sin();
-    }).sum();
+                       Tensor u = x.detach().exp();
+                       held = u;  // alive through backward
+                       Tensor v = u.add(1);
+                       u.mul_(2);
+                       return (x * u).sin() * (x * v).sin();
+                     })
+                      .sum();
     loss.backward();
     run.note("held", held);
     return Tensor();
@@ -208,11 +229,12 @@ TEST_F(Inplace, ReplayDoesNotWriteIntoALeaf) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), data = run.input({4, 4});
     Tensor loss = run.region([&] {
-      Tensor u = data.contiguous();  // the same storage
-      Tensor v = u.to(torch::kFloat).add(1);
-      v.mul_(u);
-      return (x * v).sin();
-    }).sum();
+                       Tensor u = data.contiguous();  // the same storage
+                       Tensor v = u.to(torch::kFloat).add(1);
+                       v.mul_(u);
+                       return (x * v).sin();
+                     })
+                      .sum();
     loss.backward();
     run.note("data", data);
     return Tensor();
@@ -222,12 +244,14 @@ TEST_F(Inplace, ReplayDoesNotWriteIntoALeaf) {
 TEST_F(Inplace, AliasedArgumentsWithoutGradient) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor a = x.detach().exp();
-      a.mul_(a);
-      a.add_(a.t().clone());
-      return (x * a).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor a = x.detach().exp();
+          a.mul_(a);
+          a.add_(a.t().clone());
+          return (x * a).sin();
+        })
+        .sum();
   });
 }
 
@@ -246,40 +270,46 @@ TEST_F(Inplace, UnmarkedAliases) {
 TEST_F(Inplace, ForeachOnValues) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor a = x.detach() * 2, b = x.detach() * 3;
-      at::_foreach_mul_({a, b}, 1.5);
-      at::_foreach_add_({a, b}, {b.clone(), a.clone()});
-      return (x * a).sin() + (x * b).cos();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor a = x.detach() * 2, b = x.detach() * 3;
+          at::_foreach_mul_({a, b}, 1.5);
+          at::_foreach_add_({a, b}, {b.clone(), a.clone()});
+          return (x * a).sin() + (x * b).cos();
+        })
+        .sum();
   });
 }
 
 TEST_F(Inplace, OutVariantOverwrites) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor a = torch::zeros({4, 4});
-      at::sin_out(a, x.detach());
-      Tensor b = (x * a).sin(), c = torch::zeros({4, 4});
-      at::cos_out(c, b.detach());
-      at::add_out(c, c, a);
-      return b * c;
-    }).sum();
+    return run
+        .region([&] {
+          Tensor a = torch::zeros({4, 4});
+          at::sin_out(a, x.detach());
+          Tensor b = (x * a).sin(), c = torch::zeros({4, 4});
+          at::cos_out(c, b.detach());
+          at::add_out(c, c, a);
+          return b * c;
+        })
+        .sum();
   });
 }
 
 TEST_F(Inplace, MetadataOnly) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), w = run.param({4, 4});
-    return run.region([&] {
-      Tensor a = x.exp().add(1);
-      a.t_();
-      a.unsqueeze_(0);
-      a.squeeze_(0);
-      a.transpose_(0, 1);
-      return (a * w).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor a = x.exp().add(1);
+          a.t_();
+          a.unsqueeze_(0);
+          a.squeeze_(0);
+          a.transpose_(0, 1);
+          return (a * w).sin();
+        })
+        .sum();
   });
 }
 
@@ -296,10 +326,12 @@ TEST_F(Inplace, NoiseFilledAfterItWasSaved) {
 TEST_F(Inplace, NoiseZerosMadeInside) {
   expect_same([](Trial& run) {
     Tensor x = run.param({8, 8});
-    return run.region([&] {
-      Tensor noise = torch::zeros({8, 8});
-      return at::rrelu_with_noise(x * 1.0, noise, 0.1, 0.9, true).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor noise = torch::zeros({8, 8});
+          return at::rrelu_with_noise(x * 1.0, noise, 0.1, 0.9, true).sin();
+        })
+        .sum();
   });
 }
 
@@ -328,37 +360,43 @@ TEST_F(Inplace, NoiseAsTheLastOperator) {
 TEST_F(Inplace, NoiseUsedTwice) {
   expect_same([](Trial& run) {
     Tensor x = run.param({8, 8});
-    return run.region([&] {
-      Tensor noise = torch::zeros({8, 8});
-      Tensor a = at::rrelu_with_noise(x, noise, 0.1, 0.9, true);
-      Tensor b = (x * noise).sin();
-      Tensor other = torch::zeros({8, 8});
-      return a + b + at::rrelu_with_noise(b, other, 0.1, 0.9, true);
-    }).sum();
+    return run
+        .region([&] {
+          Tensor noise = torch::zeros({8, 8});
+          Tensor a = at::rrelu_with_noise(x, noise, 0.1, 0.9, true);
+          Tensor b = (x * noise).sin();
+          Tensor other = torch::zeros({8, 8});
+          return a + b + at::rrelu_with_noise(b, other, 0.1, 0.9, true);
+        })
+        .sum();
   });
 }
 
 TEST_F(Inplace, DataWriteOnAValueMovesTheSlot) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor a = x + 1;
-      Tensor b = a.sin();
-      a.variable_data().mul_(2);
-      return b + a.cos();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor a = x + 1;
+          Tensor b = a.sin();
+          a.variable_data().mul_(2);
+          return b + a.cos();
+        })
+        .sum();
   });
 }
 
 TEST_F(Inplace, DataWriteAsTheLastOperator) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor a = x + 1;
-      Tensor b = a.sin();
-      a.variable_data().mul_(2);
-      return b;
-    }).sum();
+    return run
+        .region([&] {
+          Tensor a = x + 1;
+          Tensor b = a.sin();
+          a.variable_data().mul_(2);
+          return b;
+        })
+        .sum();
   });
 }
 
@@ -367,10 +405,11 @@ TEST_F(Inplace, DataWriteOnASavedLeaf) {
     expect_same([inside](Trial& run) {
       Tensor x = run.param({4, 4}), w = run.param({4, 4});
       Tensor loss = run.region([&] {
-        Tensor y = x.exp() * w;
-        if (inside) w.variable_data().mul_(2);
-        return y;
-      }).sum();
+                         Tensor y = x.exp() * w;
+                         if (inside) w.variable_data().mul_(2);
+                         return y;
+                       })
+                        .sum();
       if (!inside) w.variable_data().mul_(2);
       return loss;
     });
@@ -382,9 +421,10 @@ TEST_F(Inplace, BatchNormStatisticsSavedThenUsed) {
     Tensor x = run.param({8, 3}), w = run.param({3}), b = run.param({3});
     Tensor mean = torch::zeros({3}), var = torch::ones({3});
     Tensor loss = run.region([&] {
-      Tensor y = at::batch_norm(x, w, b, mean, var, true, 0.1, 1e-5, false);
-      return at::batch_norm(y.sin(), w, b, mean, var, false, 0.1, 1e-5, false).sin();
-    }).sum();
+                       Tensor y = at::batch_norm(x, w, b, mean, var, true, 0.1, 1e-5, false);
+                       return at::batch_norm(y.sin(), w, b, mean, var, false, 0.1, 1e-5, false).sin();
+                     })
+                      .sum();
     run.note("mean", mean);
     run.note("var", var);
     return loss;
@@ -402,11 +442,13 @@ TEST_F(Inplace, SquareInPlace) {
       },
       [](Trial& run) {
         Tensor x = run.param({4, 4});
-        return run.region([&] {
-          Tensor a = x.exp();
-          a.mul_(a);
-          return a.sin();
-        }).sum();
+        return run
+            .region([&] {
+              Tensor a = x.exp();
+              a.mul_(a);
+              return a.sin();
+            })
+            .sum();
       });
 }
 
@@ -431,14 +473,16 @@ TEST_F(Inplace, SeveralVersionsSaved) {
       },
       [](Trial& run) {
         Tensor x = run.param({4, 4}), w = run.param({4, 4});
-        return run.region([&] {
-          Tensor a = x + 1, s0 = a.sin();
-          a.mul_(2);
-          Tensor s1 = a.sin();
-          a.add_(w);
-          Tensor s2 = a.sin();
-          return s0 + s1 + s2;
-        }).sum();
+        return run
+            .region([&] {
+              Tensor a = x + 1, s0 = a.sin();
+              a.mul_(2);
+              Tensor s1 = a.sin();
+              a.add_(w);
+              Tensor s2 = a.sin();
+              return s0 + s1 + s2;
+            })
+            .sum();
       });
 }
 
@@ -450,11 +494,13 @@ TEST_F(Inplace, ViewOfASavedResultZeroed) {
       },
       [](Trial& run) {
         Tensor x = run.param({4, 4});
-        return run.region([&] {
-          Tensor a = x.exp();
-          a.select(0, 1).zero_();
-          return a.sin();
-        }).sum();
+        return run
+            .region([&] {
+              Tensor a = x.exp();
+              a.select(0, 1).zero_();
+              return a.sin();
+            })
+            .sum();
       });
 }
 

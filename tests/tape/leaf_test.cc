@@ -32,9 +32,15 @@ TEST_F(Leaf, AddedToWithABump) {
   EXPECT_EQ(n.leaf_copies, 1);
 }
 
-TEST_F(Leaf, CopiedOver) { expect_same(changing([](Tensor& w) { w.copy_(torch::full({4, 4}, 3.0)); })); }
-TEST_F(Leaf, Zeroed) { expect_same(changing([](Tensor& w) { w.zero_(); })); }
-TEST_F(Leaf, OneRowWritten) { expect_same(changing([](Tensor& w) { w[1].fill_(9); })); }
+TEST_F(Leaf, CopiedOver) {
+  expect_same(changing([](Tensor& w) { w.copy_(torch::full({4, 4}, 3.0)); }));
+}
+TEST_F(Leaf, Zeroed) {
+  expect_same(changing([](Tensor& w) { w.zero_(); }));
+}
+TEST_F(Leaf, OneRowWritten) {
+  expect_same(changing([](Tensor& w) { w[1].fill_(9); }));
+}
 TEST_F(Leaf, WrittenByOut) {
   expect_same(changing([](Tensor& w) { at::sin_out(w, torch::ones({4, 4})); }));
 }
@@ -62,15 +68,15 @@ TEST_F(Leaf, FusedSgd) {
 
 TEST_F(Leaf, FusedAdam) {
   expect_same(changing([](Tensor& w) {
-    at::_fused_adam_({w}, {torch::ones({4, 4})}, {torch::zeros({4, 4})}, {torch::zeros({4, 4})}, {},
-                     {torch::ones({})}, 0.5, 0.9, 0.99, 0.0, 1e-8, false, false);
+    at::_fused_adam_({w}, {torch::ones({4, 4})}, {torch::zeros({4, 4})}, {torch::zeros({4, 4})}, {}, {torch::ones({})},
+                     0.5, 0.9, 0.99, 0.0, 1e-8, false, false);
   }));
 }
 
 TEST_F(Leaf, FusedAdamW) {
   expect_same(changing([](Tensor& w) {
-    at::_fused_adamw_({w}, {torch::ones({4, 4})}, {torch::zeros({4, 4})}, {torch::zeros({4, 4})}, {},
-                      {torch::ones({})}, 0.5, 0.9, 0.99, 0.1, 1e-8, false, false);
+    at::_fused_adamw_({w}, {torch::ones({4, 4})}, {torch::zeros({4, 4})}, {torch::zeros({4, 4})}, {}, {torch::ones({})},
+                      0.5, 0.9, 0.99, 0.1, 1e-8, false, false);
   }));
 }
 
@@ -189,11 +195,13 @@ TEST_F(Leaf, SavedByAutogradAndOverwrittenInsideTheRegionIsAnError) {
   const Program program = [](Trial& run) {
     Tensor x = run.param({4, 4});
     Tensor buffer = run.input({4, 4});
-    return run.region([&] {
-      Tensor y = x.exp() * buffer;
-      buffer.add_(1);
-      return y.sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor y = x.exp() * buffer;
+          buffer.add_(1);
+          return y.sin();
+        })
+        .sum();
   };
   EXPECT_THROW(execute(program, false), std::exception);
   EXPECT_THROW(execute(program, true), std::exception);
@@ -291,7 +299,8 @@ Program refilled_buffer(std::function<Tensor(const Tensor&, const Tensor&)> bloc
     Tensor frame = torch::from_blob(buffer.data(), {4, 4});
     Tensor loss = torch::zeros({});
     for (int i = 0; i < 3; ++i) {
-      for (size_t j = 0; j < buffer.size(); ++j) buffer[j] = 0.1F * static_cast<float>((j * (static_cast<size_t>(i) + 3)) % 7);
+      for (size_t j = 0; j < buffer.size(); ++j)
+        buffer[j] = 0.1F * static_cast<float>((j * (static_cast<size_t>(i) + 3)) % 7);
       Tensor part = run.region([&] { return block(frame, w); }).sum();
       if (backward_each) part.backward();
       loss = loss + part.detach() * 0 + (backward_each ? part.detach() : part);
@@ -311,7 +320,8 @@ TEST_F(Leaf, FromBlobFilledAgain) {
 TEST_F(Leaf, FromBlobFilledAgainAndSaved) {
   for (const bool each : {false, true}) {
     expect_same(refilled_buffer([](const Tensor& x, const Tensor& w) { return x.mm(w).sin(); }, each));
-    expect_same(refilled_buffer([](const Tensor& x, const Tensor& w) { return (x * w).sin() * (x.cos() * w).exp(); }, each));
+    expect_same(
+        refilled_buffer([](const Tensor& x, const Tensor& w) { return (x * w).sin() * (x.cos() * w).exp(); }, each));
   }
 }
 
@@ -320,14 +330,16 @@ TEST_F(Leaf, FromBlobFilledAgainWithinARegion) {
     Tensor w = run.param({4});
     std::vector<float> buffer(4, 1);
     Tensor frame = torch::from_blob(buffer.data(), {4});
-    return run.region([&] {
-      Tensor y = w;
-      for (int i = 0; i < 4; ++i) {
-        buffer[static_cast<size_t>(i)] = 2;
-        y = (y * frame.cos()).sin();
-      }
-      return y;
-    }).sum();
+    return run
+        .region([&] {
+          Tensor y = w;
+          for (int i = 0; i < 4; ++i) {
+            buffer[static_cast<size_t>(i)] = 2;
+            y = (y * frame.cos()).sin();
+          }
+          return y;
+        })
+        .sum();
   });
 }
 
@@ -355,7 +367,11 @@ TEST_F(Leaf, FromBlobRowsFilledOneByOne) {
     Tensor loss = torch::zeros({});
     for (int i = 0; i < 8; ++i) {
       std::fill_n(buffer.begin() + i % 4 * 8, 8, static_cast<float>(i));
-      loss = loss + run.region([&] { return (w.exp() + rows[i % 4]).sin() + (w.exp() * rows.slice(1, 0, 8, 1)[(i + 1) % 4].cos()).sin(); }).sum();
+      loss = loss + run.region([&] {
+                         return (w.exp() + rows[i % 4]).sin() +
+                                (w.exp() * rows.slice(1, 0, 8, 1)[(i + 1) % 4].cos()).sin();
+                       })
+                        .sum();
     }
     return loss;
   });
@@ -401,7 +417,8 @@ TEST_F(Leaf, APointerThatNobodyWritesThroughIsNoError) {
 
 TEST_F(Leaf, ChangedThroughAPointerBeyondTheBoundIsAnErrorThatNamesIt) {
   refrain::set_leaf_write_policy(LeafWritePolicy::kCopy, 63);
-  const std::string text = message_of<CheckpointError>([] { execute(changing([](Tensor& w) { w.data_ptr<float>()[3] = 9; }), true); });
+  const std::string text =
+      message_of<CheckpointError>([] { execute(changing([](Tensor& w) { w.data_ptr<float>()[3] = 9; }), true); });
   for (const char* part : {"aten::add.Tensor", "argument 1", "Float", "[4, 4]", "pointer"})
     EXPECT_NE(text.find(part), std::string::npos) << "expected `" << part << "` in: " << text;
 }
@@ -461,7 +478,8 @@ TEST_F(CheckInputs, ArgumentsOfAFunctionThatIsCalledAgain) {
   Tensor w = torch::ones({4}).requires_grad_(), x = torch::ones({4});
   float* kept = x.data_ptr<float>();
   const auto options = refrain::CheckpointOptions().recompute_mode(refrain::RecomputeMode::kRerunFunction);
-  Tensor loss = refrain::checkpoint(options, [&](const Tensor& in) { return (w * in.exp()).sin().sum(); }, x);
+  Tensor loss = refrain::checkpoint(
+      options, [&](const Tensor& in) { return (w * in.exp()).sin().sum(); }, x);
   kept[1] = 3;
   const std::string text = message_of<CheckpointError>([&] { loss.backward(); });
   EXPECT_NE(text.find("input tensor 0"), std::string::npos) << text;
@@ -471,7 +489,8 @@ TEST_F(Leaf, BorrowedArgumentsOfAFunctionThatIsCalledAgain) {
   Tensor w = torch::ones({4}).requires_grad_();
   std::vector<float> buffer(4, 1);
   const auto options = refrain::CheckpointOptions().recompute_mode(refrain::RecomputeMode::kRerunFunction);
-  Tensor loss = refrain::checkpoint(options, [&](const Tensor& in) { return (w * in.exp()).sin().sum(); }, torch::from_blob(buffer.data(), {4}));
+  Tensor loss = refrain::checkpoint(
+      options, [&](const Tensor& in) { return (w * in.exp()).sin().sum(); }, torch::from_blob(buffer.data(), {4}));
   buffer[2] = 5;
   EXPECT_THROW(loss.backward(), CheckpointError);
 }

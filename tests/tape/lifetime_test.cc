@@ -53,7 +53,9 @@ TEST_F(Teardown, MillionOperatorsInPlace) {
     for (int i = 0; i < 1'000'000; ++i) t.add_(1e-3);
     torch::AutoGradMode with_grad(true);
     return (x * t).sin();
-  }).sum().backward();
+  })
+      .sum()
+      .backward();
   EXPECT_GE(tape_stats().replayed_ops, 1'000'000);
 }
 
@@ -149,7 +151,9 @@ TEST_F(Teardown, ExponentialMovingAverageInsideRegionsStaysFlat) {
       Tensor y = w.exp();
       average.mul_(0.9).add_(y.detach(), 0.1);
       return y.sin();
-    }).sum().backward();
+    })
+        .sum()
+        .backward();
     if (step == 199) early = live();
   }
   EXPECT_LE(live().ops, early.ops);
@@ -275,7 +279,9 @@ TEST_F(Off, GradientsDisabledIsAPlainCall) {
 
 TEST_F(Off, NothingIsRecordedOutsideRegions) {
   Tensor x = torch::ones({4}, torch::requires_grad());
-  { Tensor y = checkpoint([&] { return x.exp().sin(); }); }
+  {
+    Tensor y = checkpoint([&] { return x.exp().sin(); });
+  }
   refrain::reset_tape_counters();
   x.exp().sin().sum().backward();
   EXPECT_EQ(tape_stats().recorded_ops, 0);
@@ -341,17 +347,19 @@ TEST_F(Off, ExceptionOfTheFunctionPassesAndLeavesNothing) {
 TEST_F(Off, ExceptionInAnInnerRegionCaughtByTheOuter) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4});
-    return run.region([&] {
-      Tensor y = x.exp();
-      try {
-        run.region([&]() -> Tensor {
-          y = y.sin();
-          throw 42;
-        });
-      } catch (int) {
-      }
-      return y.cos();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor y = x.exp();
+          try {
+            run.region([&]() -> Tensor {
+              y = y.sin();
+              throw 42;
+            });
+          } catch (int) {
+          }
+          return y.cos();
+        })
+        .sum();
   });
 }
 

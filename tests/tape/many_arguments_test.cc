@@ -27,10 +27,14 @@ void wide(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   auto out = args[n - 4].toTensor();
   auto sum = at::mul(out, args[n - 2].toDouble());
   for (size_t i = 0; i < n - kTail; ++i)
-    sum = args[i].isInt() ? at::add(sum, args[i].toInt()) : at::add(sum, args[i].toTensor(), static_cast<double>(i + 1));
+    sum =
+        args[i].isInt() ? at::add(sum, args[i].toInt()) : at::add(sum, args[i].toTensor(), static_cast<double>(i + 1));
   for (const auto& each : args[n - 6].toTensorVector()) sum = at::add(at::mul(sum, 1.5), each);
-  for (const auto& each : args[n - 5].toListRef()) sum = each.isTensor() && each.toTensor().defined() ? at::add(at::mul(sum, 0.75), each.toTensor()) : at::add(sum, 0.125);
-  for (const auto& each : args[n - 1].toListRef()) sum = each.isTensor() && each.toTensor().defined() ? at::add(sum, 1000) : at::add(sum, 0.0625);
+  for (const auto& each : args[n - 5].toListRef())
+    sum = each.isTensor() && each.toTensor().defined() ? at::add(at::mul(sum, 0.75), each.toTensor())
+                                                       : at::add(sum, 0.125);
+  for (const auto& each : args[n - 1].toListRef())
+    sum = each.isTensor() && each.toTensor().defined() ? at::add(sum, 1000) : at::add(sum, 0.0625);
   for (const auto each : args[n - 3].toIntVector()) sum = at::add(sum, each);
   out.add_(sum, 0.5);
   torch::jit::push(*stack, sum);
@@ -41,10 +45,12 @@ TORCH_LIBRARY(refrain_wide, m) {
 }
 
 TORCH_LIBRARY_IMPL(refrain_wide, CPU, m) {
-  for (const int n : {40, 64}) m.impl(fmt::format("wide{}", n).c_str(), torch::CppFunction::makeFromBoxedFunction<&wide>());
+  for (const int n : {40, 64})
+    m.impl(fmt::format("wide{}", n).c_str(), torch::CppFunction::makeFromBoxedFunction<&wide>());
 }
 
-Tensor call_wide(int n, const Tensors& tensors, const Tensors& list, const std::vector<std::optional<Tensor>>& gaps, const Tensor& out) {
+Tensor call_wide(int n, const Tensors& tensors, const Tensors& list, const std::vector<std::optional<Tensor>>& gaps,
+                 const Tensor& out) {
   const torch::NoGradGuard no_grad;
   torch::jit::Stack stack;
   for (int i = 0; i < n - kTail; ++i) {

@@ -26,11 +26,12 @@ TEST_F(OnePass, EachOperatorOnceAndNothingAfterTheLastNeeded) {
   Trial run(true);
   Tensor x = run.param({4, 4});
   Tensor loss = run.region([&] {
-    Tensor t = x;
-    for (int i = 0; i < 5; ++i) t = tick_saving(t, i);  // saves x, t0 .. t3
-    t = t + 1;
-    return tick(t.detach(), 5) + t;
-  }).sum();
+                     Tensor t = x;
+                     for (int i = 0; i < 5; ++i) t = tick_saving(t, i);  // saves x, t0 .. t3
+                     t = t + 1;
+                     return tick(t.detach(), 5) + t;
+                   })
+                    .sum();
   loss.backward();
   for (size_t i = 0; i < 4; ++i) EXPECT_EQ(ticks[i], 2) << "operator " << i;
   EXPECT_EQ(ticks[4], 1) << "replayed although no slot needs it";
@@ -51,10 +52,12 @@ TEST_F(OnePass, SharedSubexpressionOnce) {
   reset_ticks();
   const Counts n = expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor t = tick_saving(x, 0);
-      return t.sin() * t.cos() + t.exp() * t;
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = tick_saving(x, 0);
+          return t.sin() * t.cos() + t.exp() * t;
+        })
+        .sum();
   });
   EXPECT_EQ(ticks[0], 3) << "plain, forward, replay";
   EXPECT_EQ(n.replay_passes, 1);
@@ -65,10 +68,11 @@ TEST_F(OnePass, OnlyWhatPendingSlotsNeed) {
   Trial run(true);
   Tensor x = run.param({4, 4});
   Tensor loss = run.region([&] {
-    Tensor unused = tick_saving(tick_saving(x, 0), 1);  // its graph dies before backward
-    Tensor cheap = tick(x, 2) + 1;                      // no gradient, and nobody saves it
-    return tick_saving(tick_saving(x, 3), 4) + cheap;
-  }).sum();
+                     Tensor unused = tick_saving(tick_saving(x, 0), 1);  // its graph dies before backward
+                     Tensor cheap = tick(x, 2) + 1;                      // no gradient, and nobody saves it
+                     return tick_saving(tick_saving(x, 3), 4) + cheap;
+                   })
+                    .sum();
   loss.backward();
   EXPECT_EQ(ticks[0], 1);
   EXPECT_EQ(ticks[1], 1);
@@ -91,9 +95,10 @@ TEST_F(OnePass, ALiveValueIsNotReplayed) {
   Tensor x = run.param({4, 4});
   Tensor held;
   Tensor loss = run.region([&] {
-    held = tick_saving(x, 0);
-    return held.sin();
-  }).sum();
+                     held = tick_saving(x, 0);
+                     return held.sin();
+                   })
+                    .sum();
   loss.backward();
   EXPECT_EQ(ticks[0], 1);
   held.reset();
@@ -132,10 +137,11 @@ TEST_F(OnePass, TemporariesDieAtTheirLastUse) {
   Trial run(true);
   Tensor x = run.param({kFloats});
   Tensor loss = run.region([&] {
-    Tensor t = x;
-    for (int i = 0; i < 40; ++i) t = t + 1;
-    return t.sin();
-  }).sum();
+                     Tensor t = x;
+                     for (int i = 0; i < 40; ++i) t = t + 1;
+                     return t.sin();
+                   })
+                    .sum();
   refrain::MemoryScope memory;
   loss.backward();
   EXPECT_LT(memory.peak(), 6 * kMega);  // 40 if they all lived
@@ -147,9 +153,7 @@ TEST_F(OnePass, FilledAndUnreadIsDroppedAtTheEndOfTheGraphTask) {
   Tensor want_w = torch::autograd::grad({w.exp().sin().sum()}, {w})[0];
   Tensor loss = run.region([&] { return x.exp().sin().sum() + w.exp().sin().sum(); });
   refrain::MemoryScope memory;
-  {
-    Tensor gradient = torch::autograd::grad({loss}, {x}, {}, /*retain_graph=*/true)[0];
-  }
+  { Tensor gradient = torch::autograd::grad({loss}, {x}, {}, /*retain_graph=*/true)[0]; }
   EXPECT_LT(memory.current(), kMega / 4) << "bytes that the task never read are still held";
   Tensor gradient = torch::autograd::grad({loss}, {w})[0];
   expect_bit_equal(want_w, gradient);
@@ -209,13 +213,14 @@ TEST_F(Nested, OuterOperatorsAreReplayedOnceForAllInnerRegions) {
   Trial run(true);
   Tensor x = run.param({16});
   Tensor loss = run.region([&] {
-    Tensor t = x;
-    for (int i = 0; i < 8; ++i) {
-      t = tick_saving(t, 0);
-      t = run.region([&] { return t.sin().exp(); });
-    }
-    return t;
-  }).sum();
+                     Tensor t = x;
+                     for (int i = 0; i < 8; ++i) {
+                       t = tick_saving(t, 0);
+                       t = run.region([&] { return t.sin().exp(); });
+                     }
+                     return t;
+                   })
+                    .sum();
   EXPECT_EQ(ticks[0], 8);
   loss.backward();
   EXPECT_EQ(ticks[0], 16) << "each once more";
@@ -225,16 +230,18 @@ TEST_F(Nested, ThreeLevels) {
   reset_ticks();
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), w = run.param({4, 4});
-    return run.region([&] {
-      Tensor a = tick_saving(x, 0).sin();
-      Tensor b = run.region([&] {
-        Tensor c = tick_saving(a * w, 1).cos();
-        Tensor d = run.region([&] { return tick_saving(c.exp() + a, 2).sin() * a; });
-        Tensor e = run.region([&] { return tick_saving(d * c, 3).tanh(); });
-        return (e + d).sin();
-      });
-      return tick_saving(b * a, 4).sin() + run.region([&] { return tick_saving(b.sin(), 5).cos() * a; });
-    }).sum();
+    return run
+        .region([&] {
+          Tensor a = tick_saving(x, 0).sin();
+          Tensor b = run.region([&] {
+            Tensor c = tick_saving(a * w, 1).cos();
+            Tensor d = run.region([&] { return tick_saving(c.exp() + a, 2).sin() * a; });
+            Tensor e = run.region([&] { return tick_saving(d * c, 3).tanh(); });
+            return (e + d).sin();
+          });
+          return tick_saving(b * a, 4).sin() + run.region([&] { return tick_saving(b.sin(), 5).cos() * a; });
+        })
+        .sum();
   });
   for (size_t i = 0; i < 6; ++i) EXPECT_LE(ticks[i], 2 + 3) << "operator " << i << " ran more than once per level";
 }
@@ -242,40 +249,46 @@ TEST_F(Nested, ThreeLevels) {
 TEST_F(Nested, InnerReadsOuterValuesAndTheOtherWayRound) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor a = x.exp().sin();
-      Tensor inner_only;
-      Tensor b = run.region([&] {
-        inner_only = (a * 2).cos();
-        return inner_only.sin() * a;
-      });
-      return (b * inner_only).sin() + a.exp();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor a = x.exp().sin();
+          Tensor inner_only;
+          Tensor b = run.region([&] {
+            inner_only = (a * 2).cos();
+            return inner_only.sin() * a;
+          });
+          return (b * inner_only).sin() + a.exp();
+        })
+        .sum();
   });
 }
 
 TEST_F(Nested, InPlaceAcrossLevels) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor a = x * 2;
-      run.region([&] { a.add_(x.exp()); });
-      Tensor b = run.region([&] { return a.sin(); });
-      Tensor c = b * 3;
-      run.region([&] { c.mul_(2.0); });
-      return c.cos();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor a = x * 2;
+          run.region([&] { a.add_(x.exp()); });
+          Tensor b = run.region([&] { return a.sin(); });
+          Tensor c = b * 3;
+          run.region([&] { c.mul_(2.0); });
+          return c.cos();
+        })
+        .sum();
   });
 }
 
 TEST_F(Nested, DropoutInEveryLevel) {
   expect_same([](Trial& run) {
     Tensor x = run.param({8, 8});
-    return run.region([&] {
-      Tensor a = at::dropout(x.exp(), 0.5, true).sin();
-      Tensor b = run.region([&] { return at::dropout(a, 0.4, true).sin(); });
-      return at::dropout(b * a, 0.3, true).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor a = at::dropout(x.exp(), 0.5, true).sin();
+          Tensor b = run.region([&] { return at::dropout(a, 0.4, true).sin(); });
+          return at::dropout(b * a, 0.3, true).sin();
+        })
+        .sum();
   });
 }
 
@@ -345,22 +358,26 @@ TEST_F(Slots, DoubleBackward) {
 TEST_F(Slots, DoubleBackwardThroughARegionOfTheGradient) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor y = x.exp().sin();
-      Tensor g = torch::autograd::grad({y.sum()}, {x}, {}, true, /*create_graph=*/true)[0];
-      return g.sin() * y;
-    }).sum();
+    return run
+        .region([&] {
+          Tensor y = x.exp().sin();
+          Tensor g = torch::autograd::grad({y.sum()}, {x}, {}, true, /*create_graph=*/true)[0];
+          return g.sin() * y;
+        })
+        .sum();
   });
 }
 
 TEST_F(Slots, GradInsideTheRegion) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor inner = x.detach().exp().requires_grad_();
-      Tensor g = torch::autograd::grad({inner.sin().mul(inner).sum()}, {inner})[0];
-      return (x * g).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor inner = x.detach().exp().requires_grad_();
+          Tensor g = torch::autograd::grad({inner.sin().mul(inner).sum()}, {inner})[0];
+          return (x * g).sin();
+        })
+        .sum();
   });
 }
 
@@ -368,10 +385,12 @@ TEST_F(Slots, TwiceInOneNode) {
   reset_ticks();
   const Counts n = expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor a = tick_saving(x, 0);
-      return a * a;
-    }).sum();
+    return run
+        .region([&] {
+          Tensor a = tick_saving(x, 0);
+          return a * a;
+        })
+        .sum();
   });
   EXPECT_EQ(ticks[0], 3) << "plain, forward, one replay";
   EXPECT_EQ(n.replay_passes, 1);
@@ -393,11 +412,13 @@ TEST_F(Slots, UnpackedTwiceWhereAReplayedWriteStartsFromAnotherSlotsBytes) {
       },
       [](Trial& run) {
         Tensor x = run.param({64});
-        return run.region([&] {
-          Tensor v = x.exp();
-          v.mul_(2);
-          return UnpacksTwice::apply(v);
-        }).sum();
+        return run
+            .region([&] {
+              Tensor v = x.exp();
+              v.mul_(2);
+              return UnpacksTwice::apply(v);
+            })
+            .sum();
       });
 }
 
@@ -493,9 +514,10 @@ TEST_F(AcrossRegions, OutputWrittenByAnUnwatchedThreadIsPlainsError) {
   const Program program = [](Trial& run) {
     Tensor x = run.param({4, 4}), h;
     Tensor loss = run.region([&] {
-      h = x.exp();
-      return h.sin();
-    }).sum();
+                       h = x.exp();
+                       return h.sin();
+                     })
+                      .sum();
     std::thread([&] {
       torch::NoGradGuard no_grad;
       h.add_(1);

@@ -16,9 +16,9 @@ namespace {
 
 using refrain::CheckpointError;
 using refrain::CheckpointOptions;
-using refrain::RecomputeMode;
 using refrain::DeterminismCheck;
 using refrain::InvalidArgument;
+using refrain::RecomputeMode;
 
 struct Rerun : TapeTest {
   CheckpointOptions rerun = CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction);
@@ -49,7 +49,6 @@ TEST_F(Rerun, CallsTheFunctionAgainOnceAndGivesPlainGradients) {
   expect_bit_equal(gw, w.grad());
   EXPECT_EQ(refrain::tape_stats().recorded_ops, 0);
 }
-
 
 TEST_F(Rerun, StopsAtTheLastTensorThatBackwardNeeds) {
   int finished = 0;
@@ -95,7 +94,8 @@ TEST_F(Rerun, OtherShapesAreFound) {
   const auto fn = [&](const Tensor& a) { return (calls++ ? a.narrow(0, 0, 2) : a).sin().exp(); };
   auto y = refrain::checkpoint(loose, fn, x);
   const auto text = message_of<CheckpointError>([&] { y.sum().backward(); });
-  EXPECT_NE(text.find("tensor 0 of 2 saved was Float[3, 4] in forward and Float[2, 4] when called again"), std::string::npos) << text;
+  EXPECT_NE(text.find("saved tensor 0 of 2 was Float[3, 4] in forward and Float[2, 4] in the rerun"), std::string::npos)
+      << text;
 }
 
 TEST_F(Rerun, FewerOrMoreSavedTensorsAreFound) {
@@ -103,12 +103,12 @@ TEST_F(Rerun, FewerOrMoreSavedTensorsAreFound) {
   const auto fewer = [&](const Tensor& a) { return calls++ ? a.sin() : a.sin().exp().cos(); };
   auto y = refrain::checkpoint(loose, fewer, x);
   auto text = message_of<CheckpointError>([&] { y.sum().backward(); });
-  EXPECT_NE(text.find("3 tensors were saved in forward, 1 when called again"), std::string::npos) << text;
+  EXPECT_NE(text.find("3 tensors were saved in forward, 1 in the rerun"), std::string::npos) << text;
   calls = 0;
   const auto more = [&](const Tensor& a) { return calls++ ? a.sin().exp().cos() : a.sin(); };
   y = refrain::checkpoint(CheckpointOptions(loose).early_stop(false), more, x);
   text = message_of<CheckpointError>([&] { y.sum().backward(); });
-  EXPECT_NE(text.find("1 tensors were saved in forward, 3 when called again"), std::string::npos) << text;
+  EXPECT_NE(text.find("1 tensors were saved in forward, 3 in the rerun"), std::string::npos) << text;
 }
 
 // The order of two operators of one shape: only the operators tell.
@@ -118,18 +118,20 @@ TEST_F(Rerun, SwappedOperatorsAreFoundByTheStrictCheckAlone) {
   EXPECT_NO_THROW(refrain::checkpoint(loose, fn, x).sum().backward());
   const auto& strict = rerun;
   auto text = message_of<CheckpointError>([&] { refrain::checkpoint(strict, fn, x).sum().backward(); });
-  EXPECT_NE(text.find("operator 0 was `aten::sin` in forward and `aten::cos` when called again"), std::string::npos) << text;
+  EXPECT_NE(text.find("operator 0 was `aten::sin` in forward and `aten::cos` in the rerun"), std::string::npos) << text;
   EXPECT_NE(text.find("debug(true)"), std::string::npos) << text;
   text = message_of<CheckpointError>(
       [&] { refrain::checkpoint(CheckpointOptions(strict).debug(true), fn, x).sum().backward(); });
   EXPECT_NE(text.find("operators in forward:\n     0 aten::sin(Float[3, 4])\n     1 aten::cos(Float[3, 4])"),
-            std::string::npos) << text;
-  EXPECT_NE(text.find("operators when called again:\n     0 aten::cos(Float[3, 4])"), std::string::npos) << text;
+            std::string::npos)
+      << text;
+  EXPECT_NE(text.find("operators in the rerun:\n     0 aten::cos(Float[3, 4])"), std::string::npos) << text;
 }
 
 TEST_F(Rerun, StrictAcceptsTheSameTwice) {
   const auto strict = CheckpointOptions(rerun).determinism_check(DeterminismCheck::kStrict);
-  torch::nn::Sequential net(torch::nn::Linear(4, 4), torch::nn::BatchNorm1d(4), torch::nn::Dropout(0.5), torch::nn::Linear(4, 2));
+  torch::nn::Sequential net(torch::nn::Linear(4, 4), torch::nn::BatchNorm1d(4), torch::nn::Dropout(0.5),
+                            torch::nn::Linear(4, 2));
   for (const bool early : {true, false})
     EXPECT_NO_THROW(refrain::checkpoint(CheckpointOptions(strict).early_stop(early), net, x).sum().backward());
   // Nothing stays behind that looks at operators.
@@ -149,29 +151,36 @@ TEST_F(Rerun, WithoutACheckOnlyWhatIsMissingIsAnError) {
 
 TEST_F(Rerun, ChangedInputsAndWeightsAreErrors) {
   auto data = torch::ones({3, 4});
-  auto y = refrain::checkpoint(rerun, [](const Tensor& a, const Tensor& b) { return (a * b).sin(); }, data, x);
+  auto y = refrain::checkpoint(
+      rerun, [](const Tensor& a, const Tensor& b) { return (a * b).sin(); }, data, x);
   data.add_(1);
   auto text = message_of<CheckpointError>([&] { y.sum().backward(); });
   EXPECT_NE(text.find("input tensor 0 (Float[3, 4]) was changed since forward: it is at version 1, expected version 0"),
-            std::string::npos) << text;
-  y = refrain::checkpoint(rerun, [this](const Tensor& a) { return a.mm(w).sin(); }, x);  // `w` is captured, not given
+            std::string::npos)
+      << text;
+  y = refrain::checkpoint(
+      rerun, [this](const Tensor& a) { return a.mm(w).sin(); }, x);  // `w` is captured, not given
   {
     torch::NoGradGuard no_grad;
     w.add_(1);
   }
   text = message_of<CheckpointError>([&] { y.sum().backward(); });
-  EXPECT_NE(text.find("a tensor that it read from outside in forward (Float[4, 4]) was changed since"), std::string::npos)
+  EXPECT_NE(text.find("a tensor that it read from outside in forward (Float[4, 4]) was changed since"),
+            std::string::npos)
       << text;
 }
 
 TEST_F(Rerun, WhatCannotBeIsRefused) {
   const auto fn = [](const std::unique_ptr<int>&, const Tensor& a) { return a.sin(); };
-  EXPECT_NE(message_of<InvalidArgument>([&] { refrain::checkpoint(rerun, fn, std::make_unique<int>(1), x); })
-                .find("cannot be copied"), std::string::npos);
+  EXPECT_NE(message_of<InvalidArgument>([&] {
+              refrain::checkpoint(rerun, fn, std::make_unique<int>(1), x);
+            }).find("cannot be copied"),
+            std::string::npos);
   EXPECT_NO_THROW(refrain::checkpoint(fn, std::make_unique<int>(1), x));
   const auto sin = [](const Tensor& a) { return a.sin(); };
   EXPECT_THROW(refrain::checkpoint(CheckpointOptions(rerun).policy(refrain::save_matmuls()), sin, x), InvalidArgument);
-  const auto contexts = CheckpointOptions().context_fn([] { return std::pair<refrain::ContextScope, refrain::ContextScope>(); });
+  const auto contexts =
+      CheckpointOptions().context_fn([] { return std::pair<refrain::ContextScope, refrain::ContextScope>(); });
   EXPECT_THROW(refrain::checkpoint(contexts, sin, x), InvalidArgument);
 }
 
@@ -203,25 +212,32 @@ void visit_tensors(Pair& pair, const Visit& visit) {
 TEST_F(Rerun, NestedRegionsHoldNoInputsOfTheirOwn) {
   const auto held = [&](auto&& inner) {
     refrain::MemoryScope memory;
-    auto y = refrain::checkpoint(rerun, [&](const Tensor& a) {
-      Tensor h = a;
-      for (int i = 0; i < 8; ++i) h = inner(h.sin().clone());
-      return h.sum();
-    }, big);
+    auto y = refrain::checkpoint(
+        rerun,
+        [&](const Tensor& a) {
+          Tensor h = a;
+          for (int i = 0; i < 8; ++i) h = inner(h.sin().clone());
+          return h.sum();
+        },
+        big);
     const auto bytes = memory.current();
     y.backward();
     return bytes;
   };
   const auto bytes_of_input = static_cast<int64_t>(big.nbytes());
-  EXPECT_LT(held([&](const Tensor& h) { return refrain::checkpoint([](const Tensor& t) { return t.exp().sin(); }, h); }),
+  EXPECT_LT(
+      held([&](const Tensor& h) { return refrain::checkpoint([](const Tensor& t) { return t.exp().sin(); }, h); }),
+      bytes_of_input);
+  EXPECT_LT(held([&](const Tensor& h) {
+              return refrain::checkpoint([](const Pair& p) { return p.left.exp() * p.right.sin(); }, Pair{h, h});
+            }),
             bytes_of_input);
   EXPECT_LT(held([&](const Tensor& h) {
-    return refrain::checkpoint([](const Pair& p) { return p.left.exp() * p.right.sin(); }, Pair{h, h});
-  }), bytes_of_input);
-  EXPECT_LT(held([&](const Tensor& h) {
-    return refrain::checkpoint([](const std::map<std::string, std::vector<Tensor>>& m) { return m.at("h")[0].exp().sin(); },
-                               std::map<std::string, std::vector<Tensor>>{{"h", {h}}});
-  }), bytes_of_input);
+              return refrain::checkpoint(
+                  [](const std::map<std::string, std::vector<Tensor>>& m) { return m.at("h")[0].exp().sin(); },
+                  std::map<std::string, std::vector<Tensor>>{{"h", {h}}});
+            }),
+            bytes_of_input);
 }
 
 TEST_F(Rerun, AnExceptionInTheSecondCallLeavesAllAsItWas) {
@@ -260,21 +276,29 @@ TEST_F(Rerun, ContextsAreEnteredAroundEachCall) {
     ++asked;
     return std::pair(scope("forward"), scope("again"));
   });
-  auto y = refrain::checkpoint(options, [&](const Tensor& a) {
-    log.emplace_back("call");
-    return a.sin().exp();
-  }, x);
+  auto y = refrain::checkpoint(
+      options,
+      [&](const Tensor& a) {
+        log.emplace_back("call");
+        return a.sin().exp();
+      },
+      x);
   y.sum().backward();
   EXPECT_EQ(asked, 1);
-  EXPECT_EQ(log, (std::vector<std::string>{"enter forward", "call", "leave forward", "enter again", "call", "leave again"}));
+  EXPECT_EQ(log,
+            (std::vector<std::string>{"enter forward", "call", "leave forward", "enter again", "call", "leave again"}));
 }
 
 // Tensors that one node saves twice, or a second look in the same backward, do not call the function again.
 TEST_F(Rerun, OneCallABackward) {
-  auto y = refrain::checkpoint(rerun, [](const Tensor& a) {
-    auto s = a.sin();
-    return s * s + s.exp() * s;
-  }, x).sum();
+  auto y = refrain::checkpoint(
+               rerun,
+               [](const Tensor& a) {
+                 auto s = a.sin();
+                 return s * s + s.exp() * s;
+               },
+               x)
+               .sum();
   y.backward({}, true);
   EXPECT_EQ(reruns(), 1);
   y.backward({}, true);
@@ -289,7 +313,7 @@ TEST_F(Rerun, TheStrictCheckComparesShapesOfOperators) {
   const auto fn = [&](const Tensor& a) { return (a * (calls++ ? three : two).sum().item<double>()).sin(); };
   auto y = refrain::checkpoint(CheckpointOptions(rerun).determinism_check(DeterminismCheck::kStrict), fn, x);
   const auto text = message_of<CheckpointError>([&] { y.sum().backward(); });
-  EXPECT_NE(text.find("had tensors of other sizes, strides or dtypes when called again"), std::string::npos) << text;
+  EXPECT_NE(text.find("had tensors of other sizes, strides or dtypes in the rerun"), std::string::npos) << text;
 }
 
 TEST_F(Rerun, AnErrorThatTheFunctionCatchesIsNotForgotten) {
@@ -310,10 +334,14 @@ TEST_F(Rerun, AnErrorThatTheFunctionCatchesIsNotForgotten) {
 
 TEST_F(Rerun, TheSecondCallIsNoPartOfARegionThatIsOpen) {
   std::vector<bool> inside;
-  auto y = refrain::checkpoint(rerun, [&](const Tensor& a) {
-    inside.push_back(refrain::is_checkpointing());
-    return a.sin().exp();
-  }, x).sum();
+  auto y = refrain::checkpoint(
+               rerun,
+               [&](const Tensor& a) {
+                 inside.push_back(refrain::is_checkpointing());
+                 return a.sin().exp();
+               },
+               x)
+               .sum();
   refrain::checkpoint([&] { return torch::autograd::grad({y}, {x})[0]; });
   EXPECT_EQ(inside, (std::vector<bool>{true, false}));
 }
@@ -376,13 +404,16 @@ TEST_F(Rerun, FunctionsOnTwoThreadsMayWaitForEachOtherAndDrawWhatTheyDrew) {
 TEST_F(Rerun, WhoDrawsMeanwhileOnAnotherThreadGetsTheNumbersThatComeNext) {
   Meeting meeting;
   torch::manual_seed(3);
-  auto y = refrain::checkpoint(CheckpointOptions(rerun).early_stop(false), [&](const Tensor& a) {
-    auto first = at::dropout(a, 0.5, true);
-    if (refrain::is_recomputing()) {
-      EXPECT_TRUE(meeting.meet() && meeting.meet());
-    }
-    return at::dropout(first, 0.5, true);
-  }, x);
+  auto y = refrain::checkpoint(
+      CheckpointOptions(rerun).early_stop(false),
+      [&](const Tensor& a) {
+        auto first = at::dropout(a, 0.5, true);
+        if (refrain::is_recomputing()) {
+          EXPECT_TRUE(meeting.meet() && meeting.meet());
+        }
+        return at::dropout(first, 0.5, true);
+      },
+      x);
   const auto state = at::detail::getDefaultCPUGenerator().get_state();
   const auto next = torch::rand({5}), after = torch::rand({5});
   auto generator = at::detail::getDefaultCPUGenerator();
@@ -403,9 +434,12 @@ TEST_F(Rerun, WhoDrawsMeanwhileOnAnotherThreadGetsTheNumbersThatComeNext) {
 // Neither an argument nor a default one.
 TEST_F(Rerun, ACapturedGeneratorDrawsTheSameAgain) {
   auto generator = at::make_generator<at::CPUGeneratorImpl>(3);
-  auto y = refrain::checkpoint(rerun, [generator](const Tensor& a) {
-    return a.exp() * at::empty({3, 4}).bernoulli_(0.5, generator);
-  }, x);
+  auto y = refrain::checkpoint(
+      rerun,
+      [generator](const Tensor& a) {
+        return a.exp() * at::empty({3, 4}).bernoulli_(0.5, generator);
+      },
+      x);
   const auto state = bytes_of(generator.get_state());
   y.sum().backward();
   expect_bit_equal(y.ne(0), x.grad().ne(0));
@@ -511,11 +545,13 @@ struct DifferentiatesInBackward : torch::autograd::Function<DifferentiatesInBack
     ctx->save_for_backward({a});
     return a.sin();
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list gradients) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list gradients) {
     const auto a = ctx->get_saved_variables()[0];
     const at::AutoGradMode grad_mode(true);
     const auto inner = a.detach().requires_grad_();
-    const auto slope = torch::autograd::grad({inner.cos().tanh().sum()}, {inner}, {}, /*retain_graph=*/true, /*create_graph=*/true)[0];
+    const auto slope =
+        torch::autograd::grad({inner.cos().tanh().sum()}, {inner}, {}, /*retain_graph=*/true, /*create_graph=*/true)[0];
     const auto curve = torch::autograd::grad({slope.sum()}, {inner})[0];
     return {gradients[0] * (a.cos() + 0.1 * slope.detach() + 0.1 * curve)};
   }
@@ -526,7 +562,8 @@ struct DifferentiatesInBackward : torch::autograd::Function<DifferentiatesInBack
 TEST_F(Rerun, ABackwardInsideReadsWhatItHasSavedItself) {
   const auto outside = DifferentiatesInBackward::apply(x);
   const auto fn = [&](const Tensor& a) {
-    const auto inside = torch::autograd::grad({(outside * a).sum()}, {a, x}, {}, /*retain_graph=*/true, /*create_graph=*/true);
+    const auto inside =
+        torch::autograd::grad({(outside * a).sum()}, {a, x}, {}, /*retain_graph=*/true, /*create_graph=*/true);
     const auto y = (inside[0] * inside[1]).tanh();
     return y + torch::autograd::grad({y.sum()}, {a}, {}, /*retain_graph=*/true)[0];
   };
@@ -553,11 +590,14 @@ TEST_F(Rerun, AnOperatorThatDrawsWhileAnotherThreadSeedsIsRefusedByName) {
         generator.set_current_seed(seed);
       }
     });
-    auto result = refrain::checkpoint(rerun, [&](const Tensor& a) {
-      drawing = true;
-      for (int i = 0; i < 20; ++i) numbers.bernoulli_(0.5, generator);
-      return a.exp() * numbers[0];
-    }, x);
+    auto result = refrain::checkpoint(
+        rerun,
+        [&](const Tensor& a) {
+          drawing = true;
+          for (int i = 0; i < 20; ++i) numbers.bernoulli_(0.5, generator);
+          return a.exp() * numbers[0];
+        },
+        x);
     stop = true;
     other.join();
     return result;
@@ -642,7 +682,8 @@ TEST_F(Rerun, AFunctionThatFillsWhatWasSavedIsNotStoppedBefore) {
     for (int i = 0; i < 12; ++i) p[i] = static_cast<float>(i);
     return y + buffer;
   };
-  for (const std::function<Tensor(const Tensor&)>& fn : {std::function<Tensor(const Tensor&)>(by_operator), {by_pointer}}) {
+  for (const std::function<Tensor(const Tensor&)>& fn :
+       {std::function<Tensor(const Tensor&)>(by_operator), {by_pointer}}) {
     const auto expected = torch::autograd::grad({fn(x).sum()}, {x})[0];
     auto y = refrain::checkpoint(rerun, fn, x);
     poison_heap();
@@ -659,7 +700,8 @@ struct Capture {
 };
 
 TEST_F(Rerun, TheDefaultCheckNoticesCapturesThatChanged) {
-  auto weight = torch::randn({4, 4}), other = torch::randn({4, 4}), buffer = torch::randn({4, 4}), trained = torch::randn({4, 4});
+  auto weight = torch::randn({4, 4}), other = torch::randn({4, 4}), buffer = torch::randn({4, 4}),
+       trained = torch::randn({4, 4});
   trained.requires_grad_();
   int calls = 0;
   double scale = 2;
@@ -669,46 +711,63 @@ TEST_F(Rerun, TheDefaultCheckNoticesCapturesThatChanged) {
   Tensor state = torch::ones({4, 4});
   Tensors cache{torch::randn({3, 4})};
   const std::vector<Capture> captures = {
-      {"a buffer that the function reads and updates", [&](const Tensor& a) {
+      {"a buffer that the function reads and updates",
+       [&](const Tensor& a) {
          torch::NoGradGuard no_grad_guard;
          auto s = buffer.norm();
          buffer.mul_(1.5);
          torch::AutoGradMode mode(true);
          return (a * s).sin();
-       }, {}},
-      {"a buffer that it updates and reads", [&](const Tensor& a) {
+       },
+       {}},
+      {"a buffer that it updates and reads",
+       [&](const Tensor& a) {
          buffer.mul_(1.5);
          return (a.mm(buffer)).sin();
-       }, {}},
-      {"a tensor that it replaces", [&](const Tensor& a) {
+       },
+       {}},
+      {"a tensor that it replaces",
+       [&](const Tensor& a) {
          state = state.mm(weight).detach();
          return a.mm(state).sin();
-       }, {}},
-      {"a cache that it fills", [&](const Tensor& a) {
+       },
+       {}},
+      {"a cache that it fills",
+       [&](const Tensor& a) {
          cache[0] = (cache[0] + 1).detach();
          return (a * cache[0]).sin();
-       }, {}},
+       },
+       {}},
       {"a number", [&](const Tensor& a) { return (a * scale).sin(); }, [&] { scale = 3; }},
       {"a list of numbers", [&](const Tensor& a) { return a.t().mm(a).softmax(dims[0]).sin(); }, [&] { dims[0] = 1; }},
-      {"a dtype", [&](const Tensor& a) { return (a * weight.sum().to(dtype).to(at::kFloat)).sin(); }, [&] { dtype = at::kBFloat16; }},
-      {"another tensor", [&](const Tensor& a) { return (a * weight.sum()).sin(); }, [&] { weight = torch::randn({4, 4}); }},
-      {"operands that are swapped", [&](const Tensor& a) {
-         return calls++ % 2 ? a.mm(other.sub(buffer)).sin() : a.mm(buffer.sub(other)).sin();
-       }, {}},
-      {"results that are swapped", [&](const Tensor& a) {
+      {"a dtype", [&](const Tensor& a) { return (a * weight.sum().to(dtype).to(at::kFloat)).sin(); },
+       [&] { dtype = at::kBFloat16; }},
+      {"another tensor", [&](const Tensor& a) { return (a * weight.sum()).sin(); },
+       [&] {
+         weight = torch::randn({4, 4});
+       }},
+      {"operands that are swapped",
+       [&](const Tensor& a) { return calls++ % 2 ? a.mm(other.sub(buffer)).sin() : a.mm(buffer.sub(other)).sin(); },
+       {}},
+      {"results that are swapped",
+       [&](const Tensor& a) {
          auto s = a.detach().sin(), c = a.detach().cos();
          return calls++ % 2 ? (a * s.sub(c)).sin() : (a * c.sub(s)).sin();
-       }, {}},
+       },
+       {}},
       {"a change in place", [&](const Tensor& a) { return (a + other.sum()).sin(); }, [&] { other.add_(1); }},
-      {"a change without a version", [&](const Tensor& a) { return (a + other.sum()).sin(); }, [&] { other.data().add_(1); }},
+      {"a change without a version", [&](const Tensor& a) { return (a + other.sum()).sin(); },
+       [&] { other.data().add_(1); }},
       {"whether a weight is trained", [&](const Tensor& a) { return a.mm(trained).mm(trained).sin(); },
        [&] { trained.requires_grad_(false); }},
-      {"the gradient mode", [&](const Tensor& a) {
+      {"the gradient mode",
+       [&](const Tensor& a) {
          torch::AutoGradMode mode(grad);
          auto y = a.sin();
          torch::AutoGradMode on(true);
          return (y * a).sin();
-       }, [&] { grad = false; }},
+       },
+       [&] { grad = false; }},
   };
   for (const auto& [name, fn, between] : captures) {
     calls = 0;
@@ -730,7 +789,9 @@ TEST_F(Rerun, TheDefaultCheckAcceptsWhatIsTheSame) {
   const std::vector<std::function<Tensor(const Tensor&)>> functions = {
       [&](const Tensor& a) { return norm->forward(a.mm(weight)).sin(); },
       [&](const Tensor& a) { return (a * torch::from_blob(numbers.data(), {4})).sin(); },
-      [&](const Tensor& a) { return (a * torch::tensor({1.0F, 2.0F, 3.0F, 4.0F})).sin(); },
+      [&](const Tensor& a) {
+        return (a * torch::tensor({1.0F, 2.0F, 3.0F, 4.0F})).sin();
+      },
       [&](const Tensor& a) {  // overwritten before it is read
         scratch.copy_(a.detach());
         return (a * scratch.sum()).sin();
@@ -750,7 +811,9 @@ TEST_F(Rerun, TheDefaultCheckAcceptsWhatIsTheSame) {
 }
 
 TEST_F(Rerun, ASwitchOfLibTorchThatChangedIsAnError) {
-  auto y = refrain::checkpoint(rerun, [](const Tensor& a) { return a.sin().exp(); }, x).sum();
+  auto y = refrain::checkpoint(
+               rerun, [](const Tensor& a) { return a.sin().exp(); }, x)
+               .sum();
   at::globalContext().setUserEnabledMkldnn(false);
   const auto text = message_of<CheckpointError>([&] { y.backward({}, true); });
   at::globalContext().setUserEnabledMkldnn(true);
@@ -800,7 +863,8 @@ struct SavesItsResult : torch::autograd::Function<SavesItsResult> {
 TEST_F(Rerun, ACustomFunctionIsNotStoppedWhileItSaves) {
   refrain::MemoryScope memory;
   {
-    auto y = refrain::checkpoint(rerun, [](const Tensor& a) { return SavesItsResult::apply(a); }, big);
+    auto y = refrain::checkpoint(
+        rerun, [](const Tensor& a) { return SavesItsResult::apply(a); }, big);
     torch::autograd::grad({y.sum()}, {big});
   }
   EXPECT_EQ(memory.current(), 0);
@@ -891,7 +955,7 @@ TEST_F(Rerun, AnErrorOfTheSecondCallSaysWhereItComesFrom) {
   outside.mul_(2);
   const auto message = message_of<c10::Error>([&] { y.sum().backward(); });
   EXPECT_NE(message.find("modified by an inplace operation"), std::string::npos) << message;
-  EXPECT_NE(message.find("which backward called again"), std::string::npos) << message;
+  EXPECT_NE(message.find("which backward reran"), std::string::npos) << message;
   flush_engine();
 }
 
@@ -966,9 +1030,12 @@ TEST_F(Rerun, NullModulesAreRefused) {
     refused([&] { refrain::checkpoint(options, &torch::nn::LinearImpl::forward, pointer, x); });
     refused([&] { refrain::checkpoint_sequential(torch::nn::Sequential(nullptr), 1, x, options); });
     refused([&] { refrain::checkpoint_sequential(std::vector<torch::nn::Linear>{nullptr}, 1, x, options); });
-    refused([&] { refrain::verify_checkpoint(options, empty, x); });
+    refused([&] { (void)refrain::verify_checkpoint(options, empty, x); });
   }
-  refused([&] { refrain::nn::Checkpoint<torch::nn::Linear> wrapped(nullptr); wrapped(x); });
+  refused([&] {
+    refrain::nn::Checkpoint<torch::nn::Linear> wrapped(nullptr);
+    wrapped(x);
+  });
   refused([&] { refrain::apply_checkpointing(empty, refrain::is_module<torch::nn::Linear>()); });
   refused([&] { refrain::call(empty, x); });
   EXPECT_FALSE(refrain::is_checkpointing());

@@ -25,7 +25,8 @@ TEST_F(Sequential, OtherCuts) {
   EXPECT_EQ(Segments::block(2).split(5), pieces({{0, 1, true}, {1, 2, true}, {2, 5, false}}));
   EXPECT_EQ(Segments::block(2).split(2), pieces({{0, 1, true}, {1, 2, true}}));
   EXPECT_EQ(Segments::every_nth(1).split(2), pieces({{0, 1, true}, {1, 2, true}}));
-  EXPECT_EQ(Segments::every_nth(2).split(5), pieces({{0, 1, false}, {1, 2, true}, {2, 3, false}, {3, 4, true}, {4, 5, false}}));
+  EXPECT_EQ(Segments::every_nth(2).split(5),
+            pieces({{0, 1, false}, {1, 2, true}, {2, 3, false}, {3, 4, true}, {4, 5, false}}));
   EXPECT_TRUE(Segments(3).split(0).empty());
 }
 
@@ -46,10 +47,11 @@ TEST_F(Sequential, EveryCutCoversEachLayerOnce) {
 }
 
 TEST_F(Sequential, WrongCutsSayWhatWasFound) {
-  for (const auto& cut : {Segments(0), Segments(5), Segments(-1), Segments::uniform(0), Segments::block(5),
-                          Segments::every_nth(0), Segments::sizes({2, 1}), Segments::sizes({5, -1}), Segments::sizes({})})
-    EXPECT_THROW(cut.split(4), InvalidArgument);
-  const auto text = message_of<InvalidArgument>([] { Segments(7).split(4); });
+  for (const auto& cut :
+       {Segments(0), Segments(5), Segments(-1), Segments::uniform(0), Segments::block(5), Segments::every_nth(0),
+        Segments::sizes({2, 1}), Segments::sizes({5, -1}), Segments::sizes({})})
+    EXPECT_THROW((void)cut.split(4), InvalidArgument);
+  const auto text = message_of<InvalidArgument>([] { (void)Segments(7).split(4); });
   EXPECT_NE(text.find("7"), std::string::npos) << text;
   EXPECT_NE(text.find("1 to 4"), std::string::npos) << text;
 }
@@ -71,7 +73,7 @@ TEST_F(Sequential, SuggestionHasTheLeastPeakAndIsNearTheSquareRoot) {
     for (int64_t s = 1; s <= n; ++s) EXPECT_LE(peak(suggested), peak(s)) << n << ", " << s;
     EXPECT_LE(std::abs(static_cast<double>(suggested) - std::sqrt(n)), 0.5 * std::sqrt(n) + 1) << n;
   }
-  EXPECT_THROW(refrain::suggest_segments(-1), InvalidArgument);
+  EXPECT_THROW((void)refrain::suggest_segments(-1), InvalidArgument);
 }
 
 torch::nn::Sequential layers(int64_t n) {
@@ -88,8 +90,9 @@ torch::nn::Sequential layers(int64_t n) {
 }
 
 TEST_F(Sequential, SameResultsInEveryCut) {
-  for (const auto& cut : {Segments(1), Segments(3), Segments(12), Segments(4).checkpoint_last(true), Segments::uniform(5),
-                          Segments::block(4), Segments::every_nth(3), Segments::sizes({2, 7, 3})}) {
+  for (const auto& cut :
+       {Segments(1), Segments(3), Segments(12), Segments(4).checkpoint_last(true), Segments::uniform(5),
+        Segments::block(4), Segments::every_nth(3), Segments::sizes({2, 7, 3})}) {
     expect_same([&](Trial& run) {
       auto seq = layers(6);
       torch::manual_seed(9);
@@ -111,7 +114,8 @@ TEST_F(Sequential, AnythingThatCanBeCalled) {
   std::vector<std::function<Tensor(Tensor)>> functions{[](Tensor t) { return torch::gelu(t); },
                                                        [](Tensor t) { return t.tanh(); }};
   expect(refrain::checkpoint_sequential(functions, 2, x));
-  std::vector<torch::nn::AnyModule> any{torch::nn::AnyModule(torch::nn::GELU()), torch::nn::AnyModule(torch::nn::Tanh())};
+  std::vector<torch::nn::AnyModule> any{torch::nn::AnyModule(torch::nn::GELU()),
+                                        torch::nn::AnyModule(torch::nn::Tanh())};
   expect(refrain::checkpoint_sequential(any, Segments::uniform(1), x));
   std::vector<torch::nn::Linear> holders{torch::nn::Linear(8, 8), torch::nn::Linear(8, 8)};
   expect_bit_equal(holders[1]->forward(holders[0]->forward(x)), refrain::checkpoint_sequential(holders, 2, x));

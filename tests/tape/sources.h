@@ -14,9 +14,9 @@ namespace refrain_test {
 
 using refrain::CheckpointError;
 using refrain::CheckpointOptions;
-using refrain::RecomputeMode;
 using refrain::DeterminismCheck;
 using refrain::InvalidArgument;
+using refrain::RecomputeMode;
 
 class BothSources : public TapeTest, public ::testing::WithParamInterface<RecomputeMode> {
  protected:
@@ -41,9 +41,9 @@ inline std::string source_name(const ::testing::TestParamInfo<RecomputeMode>& in
 }
 
 /// For each of `suite`'s tests: with the recompute mode kReplayOperators and with kRerunFunction.
-#define REFRAIN_BOTH_SOURCES(suite)                                                                               \
-  INSTANTIATE_TEST_SUITE_P(Sources, suite,                                                                        \
-                           ::testing::Values(RecomputeMode::kReplayOperators, RecomputeMode::kRerunFunction), source_name)
+#define REFRAIN_BOTH_SOURCES(suite) \
+  INSTANTIATE_TEST_SUITE_P(         \
+      Sources, suite, ::testing::Values(RecomputeMode::kReplayOperators, RecomputeMode::kRerunFunction), source_name)
 
 /// CPU autocast to bfloat16, as a Python `with torch.autocast("cpu")`.
 class Autocast {
@@ -92,7 +92,9 @@ inline Tensors numeric_gradients(const std::function<double(const Tensors&)>& fn
 inline void expect_close(const Tensors& numeric, const Tensors& analytic, const char* what) {
   for (size_t i = 0; i < numeric.size(); ++i)
     EXPECT_TRUE(at::allclose(numeric[i], analytic[i].detach(), 1e-5, 1e-6))
-        << what << " by input " << i << "\nnumeric\n" << numeric[i] << "\nanalytic\n" << analytic[i];
+        << what << " by input " << i << "\nnumeric\n"
+        << numeric[i] << "\nanalytic\n"
+        << analytic[i];
 }
 
 /// Compares first and second derivatives of sum(fn * weights) with differences, as torch.autograd.gradcheck and

@@ -47,7 +47,8 @@ TEST(StorageMap, FindsWhatIsInItAndNothingElse) {
     ASSERT_EQ(map.size(), expected.size());
     const auto& probe = storages[random() % kStorages];
     const auto found = expected.find(probe.unsafeGetStorageImpl());
-    ASSERT_EQ(map.find(probe.unsafeGetStorageImpl()), found == expected.end() ? nullptr : found->second) << "step " << step;
+    ASSERT_EQ(map.find(probe.unsafeGetStorageImpl()), found == expected.end() ? nullptr : found->second)
+        << "step " << step;
     if (step % 500 != 0) continue;
     for (const auto& [known, its] : expected) ASSERT_EQ(map.find(known), its) << "step " << step;
     size_t visited = 0;

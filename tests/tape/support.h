@@ -38,8 +38,9 @@ inline std::string bytes_of(const Tensor& tensor) {
 }
 
 inline void expect_bit_equal(const Tensor& expected, const Tensor& actual, const std::string& what = "tensor") {
-  EXPECT_TRUE(bytes_of(expected) == bytes_of(actual))
-      << what << " differs\nexpected\n" << expected << "\ngot\n" << actual;
+  EXPECT_TRUE(bytes_of(expected) == bytes_of(actual)) << what << " differs\nexpected\n"
+                                                      << expected << "\ngot\n"
+                                                      << actual;
 }
 
 /// The live numbers of the tape, for comparison.
@@ -175,8 +176,8 @@ inline Counts expect_same_as(const Program& expected, const Program& program,
     EXPECT_EQ(want[i].first, got[i].first);
     EXPECT_TRUE(want[i].second == got[i].second) << "`" << want[i].first << "` differs from the plain run";
   }
-  return {end.recorded_ops - start.recorded_ops, end.replayed_ops - start.replayed_ops, end.replay_passes - start.replay_passes,
-          end.leaf_copies - start.leaf_copies, end.reruns - start.reruns};
+  return {end.recorded_ops - start.recorded_ops, end.replayed_ops - start.replayed_ops,
+          end.replay_passes - start.replay_passes, end.leaf_copies - start.leaf_copies, end.reruns - start.reruns};
 }
 
 inline Counts expect_same(const Program& program, const refrain::CheckpointOptions& options = {}) {

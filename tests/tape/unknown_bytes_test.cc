@@ -46,55 +46,63 @@ TEST_F(Effects, OutputsOfEffectsAreKeptOnlyAsLongAsNeeded) {
 TEST_F(Effects, ResizeGrows) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor t = torch::ones({2});
-      t.resize_({4, 4});
-      t.narrow(0, 0, 4).copy_(x.detach() * 2);
-      Tensor u = torch::empty({0});
-      u.resize_as_(t).fill_(3);
-      return (x * t).sin() * (x * u).cos();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = torch::ones({2});
+          t.resize_({4, 4});
+          t.narrow(0, 0, 4).copy_(x.detach() * 2);
+          Tensor u = torch::empty({0});
+          u.resize_as_(t).fill_(3);
+          return (x * t).sin() * (x * u).cos();
+        })
+        .sum();
   });
 }
 
 TEST_F(Effects, ResizeShrinksAndKeepsBytes) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4});
-    return run.region([&] {
-      Tensor t = x.detach().repeat({4}) * 2;
-      t.resize_({4});
-      Tensor y = (x * t).sin();
-      return y;
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = x.detach().repeat({4}) * 2;
+          t.resize_({4});
+          Tensor y = (x * t).sin();
+          return y;
+        })
+        .sum();
   });
 }
 
 TEST_F(Effects, SetToAnotherStorage) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), outside = run.input({4, 4});
-    return run.region([&] {
-      Tensor t = x.detach() * 2;
-      Tensor y = (x * t.clone()).sin();
-      t.set_(outside);
-      y = y + (x * t.clone()).sin();
-      Tensor u = x.detach() * 3;
-      t.set_(u);
-      u.add_(1);
-      return y + (x * t).cos();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = x.detach() * 2;
+          Tensor y = (x * t.clone()).sin();
+          t.set_(outside);
+          y = y + (x * t.clone()).sin();
+          Tensor u = x.detach() * 3;
+          t.set_(u);
+          u.add_(1);
+          return y + (x * t).cos();
+        })
+        .sum();
   });
 }
 
 TEST_F(Effects, OutOfTheWrongSize) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor out = torch::empty({0});
-      at::sin_out(out, x.detach());
-      Tensor again = torch::ones({0});
-      at::cat_out(again, {out, out});
-      return (x * out).sin() + (x * again.narrow(0, 2, 4)).cos();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor out = torch::empty({0});
+          at::sin_out(out, x.detach());
+          Tensor again = torch::ones({0});
+          at::cat_out(again, {out, out});
+          return (x * out).sin() + (x * again.narrow(0, 2, 4)).cos();
+        })
+        .sum();
   });
 }
 
@@ -108,10 +116,11 @@ TEST_F(Effects, OutOfTheWrongSizeIsNotResizedAgain) {
   Trial run(true);
   Tensor x = run.param({8, 8}), source = run.input({8, 8});
   Tensor loss = run.region([&] {
-    Tensor out = x.detach().narrow(0, 0, 4).exp();
-    at::sin_out(out, source);
-    return (x * out).sin();
-  }).sum();
+                     Tensor out = x.detach().narrow(0, 0, 4).exp();
+                     at::sin_out(out, source);
+                     return (x * out).sin();
+                   })
+                    .sum();
   EXPECT_EQ(count.warnings, 1);
   loss.backward();
   EXPECT_EQ(count.warnings, 1);
@@ -120,11 +129,13 @@ TEST_F(Effects, OutOfTheWrongSizeIsNotResizedAgain) {
 TEST_F(Effects, AddbmmInPlace) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), a = run.input({3, 4, 5}), b = run.input({3, 5, 4});
-    return run.region([&] {
-      Tensor t = x.detach() * 2;
-      t.addbmm_(a, b);
-      return (x * t).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = x.detach() * 2;
+          t.addbmm_(a, b);
+          return (x * t).sin();
+        })
+        .sum();
   });
 }
 
@@ -132,24 +143,28 @@ TEST_F(Effects, AddbmmInPlace) {
 TEST_F(Effects, ExceptionInsideAnInPlaceOperator) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor t = x.detach() * 2;
-      Tensor before = (x * t.clone()).sin();
-      EXPECT_THROW(half_then_throw(t), std::exception);
-      return before + (x * t).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = x.detach() * 2;
+          Tensor before = (x * t.clone()).sin();
+          EXPECT_THROW(half_then_throw(t), std::exception);
+          return before + (x * t).sin();
+        })
+        .sum();
   });
 }
 
 TEST_F(Effects, ExceptionBeforeAnythingIsWritten) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor t = x + 1;
-      EXPECT_THROW(t.add_(torch::ones({3})), std::exception);
-      EXPECT_THROW(t.mm(torch::ones({3, 3})), std::exception);
-      return t.sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = x + 1;
+          EXPECT_THROW(t.add_(torch::ones({3})), std::exception);
+          EXPECT_THROW(t.mm(torch::ones({3, 3})), std::exception);
+          return t.sin();
+        })
+        .sum();
   });
 }
 
@@ -157,10 +172,11 @@ TEST_F(Effects, ExceptionInAnOperatorThatWritesALeaf) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), buffer = run.input({4, 4});
     Tensor loss = run.region([&] {
-      Tensor y = (x.exp() + buffer).sin();
-      EXPECT_THROW(half_then_throw(buffer), std::exception);
-      return y + (x.cos() + buffer).sin();
-    }).sum();
+                       Tensor y = (x.exp() + buffer).sin();
+                       EXPECT_THROW(half_then_throw(buffer), std::exception);
+                       return y + (x.cos() + buffer).sin();
+                     })
+                      .sum();
     run.note("buffer", buffer);
     return loss;
   });
@@ -172,9 +188,10 @@ TEST_F(Effects, ExceptionAfterTheRegionInAnOperatorThatWritesASavedTensor) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4}), h;
     Tensor loss = run.region([&] {
-      h = x.exp();
-      return h.sin();
-    }).sum();
+                       h = x.exp();
+                       return h.sin();
+                     })
+                      .sum();
     EXPECT_THROW(half_then_throw(h.variable_data()), std::exception);
     h = Tensor();
     return loss;
@@ -187,11 +204,13 @@ TEST_F(Effects, ExceptionAfterTheRegionInAnOperatorThatWritesASavedTensor) {
 Program filled(std::function<Tensor(const Tensor&)> make) {
   return [make](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor t = make(x.detach());
-      fill_raw(t, 1);
-      return (x * t.reshape({4, 4})).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = make(x.detach());
+          fill_raw(t, 1);
+          return (x * t.reshape({4, 4})).sin();
+        })
+        .sum();
   };
 }
 
@@ -210,11 +229,13 @@ TEST_F(UnknownBytes, EmptyFilledRaw) {
 TEST_F(UnknownBytes, EmptyFilledRawAndReadByAReplayOnly) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor t = torch::empty({4, 4});
-      fill_raw(t, 1);
-      return (x.exp() + t).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = torch::empty({4, 4});
+          fill_raw(t, 1);
+          return (x.exp() + t).sin();
+        })
+        .sum();
   });
 }
 
@@ -242,9 +263,11 @@ TEST_F(UnknownBytes, ResultOfAFinishedRegionFilledRaw) {
   expect_same([](Trial& run) {
     Tensor w = run.param({8}), made;
     run.region([&] {
-      made = w.detach().exp();
-      return w.sin();
-    }).sum().backward();
+         made = w.detach().exp();
+         return w.sin();
+       })
+        .sum()
+        .backward();
     Tensor loss = run.region([&] { return (w.cos() + made).sin(); }).sum();
     fill_raw(made, 2);
     return loss + run.region([&] { return (w.cos() + made).sin(); }).sum();
@@ -280,12 +303,14 @@ TEST_F(UnknownBytes, EmptyFilledRawAndOnlySaved) {
 TEST_F(UnknownBytes, EmptyFilledBehindTheBarrier) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor t = torch::empty({4, 4});
-      auto* data = const_cast<float*>(t.const_data_ptr<float>());
-      for (int64_t i = 0; i < t.numel(); ++i) data[i] = static_cast<float>(i);
-      return (x * t).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = torch::empty({4, 4});
+          auto* data = const_cast<float*>(t.const_data_ptr<float>());
+          for (int64_t i = 0; i < t.numel(); ++i) data[i] = static_cast<float>(i);
+          return (x * t).sin();
+        })
+        .sum();
   });
 }
 
@@ -303,37 +328,43 @@ TEST_F(UnknownBytes, ComputedValueFilledRaw) {
 TEST_F(UnknownBytes, FilledThroughAnAccessor) {
   expect_same([](Trial& run) {
     Tensor x = run.param({8});
-    return run.region([&] {
-      Tensor t = torch::zeros({8});
-      auto a = t.accessor<float, 1>();
-      for (int i = 0; i < 8; ++i) a[i] = 0.3F * static_cast<float>(i);
-      return (x * t).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = torch::zeros({8});
+          auto a = t.accessor<float, 1>();
+          for (int i = 0; i < 8; ++i) a[i] = 0.3F * static_cast<float>(i);
+          return (x * t).sin();
+        })
+        .sum();
   });
 }
 
 TEST_F(UnknownBytes, FilledThroughAView) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor t = torch::zeros({4, 4});
-      fill_raw(t[2], 1);
-      return (x * t).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = torch::zeros({4, 4});
+          fill_raw(t[2], 1);
+          return (x * t).sin();
+        })
+        .sum();
   });
 }
 
 TEST_F(UnknownBytes, FilledByAnOperatorThroughItsPointer) {  // an ordinary write: replayed
   expect_same([](Trial& run) {
     Tensor x = run.param({8});
-    return run.region([&] {
-      Tensor t = torch::empty({8});
-      {
-        torch::NoGradGuard no_grad;
-        kernels::op<Tensor&(Tensor&, double)>("refrain_test::fill_through_pointer").call(t, 0.25);
-      }
-      return (x * t).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = torch::empty({8});
+          {
+            torch::NoGradGuard no_grad;
+            kernels::op<Tensor&(Tensor&, double)>("refrain_test::fill_through_pointer").call(t, 0.25);
+          }
+          return (x * t).sin();
+        })
+        .sum();
   });
 }
 
@@ -341,25 +372,29 @@ TEST_F(UnknownBytes, FilledByAnOperatorThroughItsPointer) {  // an ordinary writ
 TEST_F(UnknownBytes, RawWriteBetweenTwoReads) {
   expect_same([](Trial& run) {
     Tensor x = run.param({8});
-    return run.region([&] {
-      Tensor t = torch::zeros({8});
-      Tensor before = t.cos() * 2;
-      fill_raw(t, 1);
-      Tensor after = t.cos() * 2;
-      return (x * before).sin() * (x * after).cos();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = torch::zeros({8});
+          Tensor before = t.cos() * 2;
+          fill_raw(t, 1);
+          Tensor after = t.cos() * 2;
+          return (x * before).sin() * (x * after).cos();
+        })
+        .sum();
   });
 }
 
 TEST_F(UnknownBytes, RawWriteAfterItWasSaved) {  // plain reads the new bytes
   expect_same([](Trial& run) {
     Tensor x = run.param({8});
-    return run.region([&] {
-      Tensor t = torch::ones({8});
-      Tensor y = x * t;
-      fill_raw(t, 1);
-      return y;
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = torch::ones({8});
+          Tensor y = x * t;
+          fill_raw(t, 1);
+          return y;
+        })
+        .sum();
   });
 }
 
@@ -378,27 +413,31 @@ TEST_F(UnknownBytes, RawWriteAfterTheRegion) {
 TEST_F(UnknownBytes, RawFillThenRecordedWrites) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor t = torch::empty({4, 4});
-      fill_raw(t, 1);
-      t[1].copy_(x.detach()[0]);  // partial: still unknown
-      t.mul_(0.5);
-      Tensor u = torch::zeros({4, 4});
-      fill_raw(u, 2);
-      u.add_(1);
-      return (x * t).sin() + (x * u).cos();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = torch::empty({4, 4});
+          fill_raw(t, 1);
+          t[1].copy_(x.detach()[0]);  // partial: still unknown
+          t.mul_(0.5);
+          Tensor u = torch::zeros({4, 4});
+          fill_raw(u, 2);
+          u.add_(1);
+          return (x * t).sin() + (x * u).cos();
+        })
+        .sum();
   });
 }
 
 TEST_F(UnknownBytes, RowsCopiedOneByOne) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor b = torch::empty({4, 4});
-      for (int i = 0; i < 4; ++i) b[i].copy_(x.detach()[3 - i] * 2);
-      return (x * b).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor b = torch::empty({4, 4});
+          for (int i = 0; i < 4; ++i) b[i].copy_(x.detach()[3 - i] * 2);
+          return (x * b).sin();
+        })
+        .sum();
   });
 }
 
@@ -407,10 +446,11 @@ TEST_F(UnknownBytes, EmptyThenFullyOverwrittenIsNotKept) {
   Tensor x = run.param({1 << 18});
   refrain::MemoryScope memory;
   Tensor loss = run.region([&] {
-    Tensor t = torch::empty({1 << 18});
-    t.copy_(x.detach());
-    return (x * t).sin();
-  }).sum();
+                     Tensor t = torch::empty({1 << 18});
+                     t.copy_(x.detach());
+                     return (x * t).sin();
+                   })
+                    .sum();
   EXPECT_LT(memory.current(), 1 << 16);
   loss.backward();
 }
@@ -419,25 +459,29 @@ TEST_F(UnknownBytes, EmptyThenFullyOverwrittenIsNotKept) {
 TEST_F(UnknownBytes, NoiseInAnEmptyTensor) {
   expect_same([](Trial& run) {
     Tensor x = run.param({8, 8});
-    return run.region([&] {
-      Tensor noise = torch::empty({8, 8});
-      return at::rrelu_with_noise(x * 1.0, noise, 0.1, 0.9, true).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor noise = torch::empty({8, 8});
+          return at::rrelu_with_noise(x * 1.0, noise, 0.1, 0.9, true).sin();
+        })
+        .sum();
   });
 }
 
 TEST_F(UnknownBytes, ScalarAssignment) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4});
-    return run.region([&] {
-      Tensor t = torch::zeros({4});
-      t[0] = 2.0F;
-      t.index_put_({1}, 3.0F);
-      t.data_ptr<float>()[2] = 4.0F;
-      Tensor y = (x * t).sin();
-      const float read = t.const_data_ptr<float>()[1] + t[2].item<float>();
-      return y * read;
-    }).sum();
+    return run
+        .region([&] {
+          Tensor t = torch::zeros({4});
+          t[0] = 2.0F;
+          t.index_put_({1}, 3.0F);
+          t.data_ptr<float>()[2] = 4.0F;
+          Tensor y = (x * t).sin();
+          const float read = t.const_data_ptr<float>()[1] + t[2].item<float>();
+          return y * read;
+        })
+        .sum();
   });
 }
 
@@ -446,11 +490,13 @@ TEST_F(UnknownBytes, ScalarAssignment) {
 TEST_F(NoStorage, SparseCoo) {
   expect_same([](Trial& run) {
     Tensor w = run.param({4, 4}), outside = run.input({4, 4}).relu().to_sparse();
-    return run.region([&] {
-      Tensor inside = w.detach().relu().to_sparse();
-      Tensor y = at::_sparse_mm(outside, w).sin() + at::_sparse_mm(inside, w.exp()).cos();
-      return y + at::_sparse_mm(inside, outside.to_dense()).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor inside = w.detach().relu().to_sparse();
+          Tensor y = at::_sparse_mm(outside, w).sin() + at::_sparse_mm(inside, w.exp()).cos();
+          return y + at::_sparse_mm(inside, outside.to_dense()).sin();
+        })
+        .sum();
   });
 }
 
@@ -508,30 +554,36 @@ TEST_F(NoStorage, Mkldnn) {
 TEST_F(NoStorage, Quantized) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor q = at::quantize_per_tensor(x.detach().exp(), 0.1, 10, torch::kQUInt8);
-      return (x * q.dequantize()).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor q = at::quantize_per_tensor(x.detach().exp(), 0.1, 10, torch::kQUInt8);
+          return (x * q.dequantize()).sin();
+        })
+        .sum();
   });
 }
 
 TEST_F(NoStorage, Nested) {
   expect_same([](Trial& run) {
     Tensor a = run.param({2, 4}), b = run.param({3, 4});
-    return run.region([&] {
-      Tensor nested = torch::nested::as_nested_tensor({a.exp(), b.exp()});
-      return at::relu(nested * 2.0).to_padded_tensor(0).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor nested = torch::nested::as_nested_tensor({a.exp(), b.exp()});
+          return at::relu(nested * 2.0).to_padded_tensor(0).sin();
+        })
+        .sum();
   });
 }
 
 TEST_F(NoStorage, ZeroTensor) {
   expect_same([](Trial& run) {
     Tensor x = run.param({4, 4});
-    return run.region([&] {
-      Tensor zero = at::_efficientzerotensor({4, 4}, x.options().requires_grad(false));
-      return (x.exp() + zero).sin() + (x * zero).cos() + (x * (zero * 2)).sin();
-    }).sum();
+    return run
+        .region([&] {
+          Tensor zero = at::_efficientzerotensor({4, 4}, x.options().requires_grad(false));
+          return (x.exp() + zero).sin() + (x * zero).cos() + (x * (zero * 2)).sin();
+        })
+        .sum();
   });
 }
 

@@ -1,6 +1,8 @@
 // Modules whose forward is a region: wrapped by nn::Checkpoint, or marked and run by call.
 #include <atomic>
+#include <memory>
 #include <new>
+#include <optional>
 #include <thread>
 #include <tuple>
 
@@ -383,6 +385,22 @@ TEST_F(Wrappers, CloneIsCheckpointedWithItsSettings) {
   ASSERT_TRUE(copy);
   EXPECT_GT(recorded_by([&] { expect_bit_equal(whole(x), copy->forward(x)); }), 0);
   EXPECT_THROW(Checkpoint<Pair>()->clone(), c10::Error) << "as the plain one: it is not Cloneable";
+}
+
+struct UncopyableImpl : torch::nn::Module {
+  Tensor forward(const Tensor& x) { return x.exp(); }
+  std::shared_ptr<torch::nn::Module> clone(const std::optional<torch::Device>& = std::nullopt) const override {
+    return std::make_shared<UncopyableImpl>();
+  }
+  std::unique_ptr<int> state;
+};
+TORCH_MODULE(Uncopyable);
+
+TEST_F(Wrappers, CloneOfAClassThatCannotBeCopied) {
+  Checkpoint<Uncopyable> block;
+  const auto message = message_of<InvalidArgument>([&] { block->clone(); });
+  EXPECT_NE(message.find("its class cannot be copied"), std::string::npos) << message;
+  EXPECT_NE(message.find("UncopyableImpl"), std::string::npos) << message;
 }
 
 struct ParentImpl : torch::nn::Cloneable<ParentImpl> {

@@ -3,8 +3,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "tape/offload.h"
 #include "intercept/storage_copy.h"
+#include "tape/offload.h"
 #include "tests/tape/sources.h"
 
 namespace refrain_test {
@@ -194,9 +194,9 @@ TEST_P(RegionInputs, SomebodyElseHoldsTheTensor) {
 TEST_P(RegionInputs, ParametersAndCapturesAreNotStored) {
   const ActivationCheckpointing activations(to_cpu());
   auto w = torch::randn({8, 8}).requires_grad_(), captured = torch::randn({8, 8});
-  auto y = refrain::checkpoint(activations.options(options()),
-                               [captured](const Tensor& a, const Tensor& b) { return a.mm(b).mul(captured).exp(); },
-                               w, w.t());
+  auto y = refrain::checkpoint(
+      activations.options(options()),
+      [captured](const Tensor& a, const Tensor& b) { return a.mm(b).mul(captured).exp(); }, w, w.t());
   EXPECT_EQ(store_.stored, 0);
   y.sum().backward();
   EXPECT_TRUE(w.grad().defined());
@@ -218,11 +218,15 @@ TEST_P(RegionInputs, AGradientInsideTheFunction) {
   expect_same_stored([](Trial& run) {
     auto x = run.input({8, 8}), w = run.param({8, 8});
     auto h = run.region(block, x, w);
-    return run.region([](const Tensor& in) {
-      auto at = in.detach().requires_grad_();
-      auto inner = torch::autograd::grad({(at * at).exp().sum()}, {at})[0];
-      return (in * inner).tanh();
-    }, h).sum();
+    return run
+        .region(
+            [](const Tensor& in) {
+              auto at = in.detach().requires_grad_();
+              auto inner = torch::autograd::grad({(at * at).exp().sum()}, {at})[0];
+              return (in * inner).tanh();
+            },
+            h)
+        .sum();
   });
 }
 
@@ -300,7 +304,8 @@ TEST_P(RegionInputs, AWriteThatNoVersionCounterShowsMakesAnotherInput) {
 
 // Found by random programs: nothing had read it yet, so nothing looked.
 TEST_P(RegionInputs, APointerWrittenThroughBeforeTheInputIsReadMakesAnotherInput) {
-  if (options().recompute_mode() == RecomputeMode::kRerunFunction) return;  // whose function would write again to what is alive
+  if (options().recompute_mode() == RecomputeMode::kRerunFunction)
+    return;  // whose function would write again to what is alive
   for (const auto source : {RecomputeMode::kReplayOperators, RecomputeMode::kRerunFunction})
     expect_same_stored([source](Trial& run) {
       auto w = run.param({8, 8});
@@ -368,7 +373,8 @@ int64_t kept_after_forward(const CheckpointOptions& options, int n) {
   auto x = torch::randn({64, 64});
   MemoryScope memory;
   for (int i = 0; i < n; ++i)
-    x = refrain::checkpoint(options, [](const Tensor& h, const Tensor& v) { return h.mm(v).tanh(); }, x, w);
+    x = refrain::checkpoint(
+        options, [](const Tensor& h, const Tensor& v) { return h.mm(v).tanh(); }, x, w);
   const auto kept = memory.current();
   x.sum().backward();
   return kept;

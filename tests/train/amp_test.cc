@@ -28,8 +28,8 @@ std::string message_of(F&& fn) {
   return "";
 }
 
-#define EXPECT_REFUSED(part, statement)                                                       \
-  EXPECT_NE(message_of<InvalidArgument>([&] { statement; }).find(part), std::string::npos)    \
+#define EXPECT_REFUSED(part, statement)                                                    \
+  EXPECT_NE(message_of<InvalidArgument>([&] { statement; }).find(part), std::string::npos) \
       << message_of<InvalidArgument>([&] { statement; })
 
 /// All that a scope sets, of the CPU.
@@ -116,7 +116,7 @@ TEST(AutocastScopeTest, WithoutTheCacheNothingIsStale) {
 TEST(AutocastScopeTest, RefusesWhatAutocastCannot) {
   EXPECT_REFUSED("dtype Float: expected BFloat16 or Half", AutocastScope(at::kCPU, at::kFloat));
   EXPECT_REFUSED("device type meta", AutocastScope(at::kMeta, at::kHalf));
-  EXPECT_REFUSED("device type meta", AutocastScope::off(at::kMeta));
+  EXPECT_REFUSED("device type meta", (void)AutocastScope::off(at::kMeta));
 }
 
 /// Parameters with an optimizer that only subtracts gradients.

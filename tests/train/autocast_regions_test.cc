@@ -44,14 +44,15 @@ void expect_bit_equal(const Outcome& expected, const Outcome& actual, const std:
 
 /// Options of regions, each with its name.
 std::vector<std::pair<std::string, CheckpointOptions>> variants() {
-  return {{"replay", {}},
-          {"matmuls", CheckpointOptions().policy(save_matmuls())},
-          {"compute intensive", CheckpointOptions().policy(save_compute_intensive())},
-          {"random", CheckpointOptions().policy(save_random())},
-          {"everything", CheckpointOptions().policy(everything_saveable())},
-          {"rerun", CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction)},
-          {"strict rerun",
-           CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction).determinism_check(DeterminismCheck::kStrict)}};
+  return {
+      {"replay", {}},
+      {"matmuls", CheckpointOptions().policy(save_matmuls())},
+      {"compute intensive", CheckpointOptions().policy(save_compute_intensive())},
+      {"random", CheckpointOptions().policy(save_random())},
+      {"everything", CheckpointOptions().policy(everything_saveable())},
+      {"rerun", CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction)},
+      {"strict rerun",
+       CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction).determinism_check(DeterminismCheck::kStrict)}};
 }
 
 struct Net {
@@ -132,8 +133,9 @@ INSTANTIATE_TEST_SUITE_P(Zoo, AutocastModelsTest,
                                          Case{"resnet18", make_resnet18, at::kHalf},
                                          // oneDNN has no float16 LSTM for most processors
                                          Case{"lstm", make_lstm, at::kBFloat16}),
-                         [](const auto& info) {
-                           return std::string(info.param.name) + (info.param.dtype == at::kHalf ? "_f16" : "_bf16");
+                         [](const auto& instance) {
+                           return std::string(instance.param.name) +
+                                  (instance.param.dtype == at::kHalf ? "_f16" : "_bf16");
                          });
 
 /// A weight that several regions read, and where they read it.

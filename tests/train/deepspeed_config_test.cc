@@ -80,9 +80,9 @@ TEST(DeepSpeedConfig, AValueOfAnotherTypeSaysWhatWasFoundAndExpected) {
 }
 
 TEST(DeepSpeedConfig, WhatIsNoJsonSaysWhere) {
-  expect_refused(R"({"profile": tru})", "this is no JSON, at byte 16");
-  expect_refused("", "this is no JSON, at byte 1");
-  expect_refused(R"({"profile": true,})", "this is no JSON");
+  expect_refused(R"({"profile": tru})", "not valid JSON at byte 16");
+  expect_refused("", "not valid JSON at byte 1");
+  expect_refused(R"({"profile": true,})", "not valid JSON");
 }
 
 }  // namespace

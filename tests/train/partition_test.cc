@@ -15,10 +15,10 @@ namespace {
 using refrain::ActivationCheckpointing;
 using refrain::ActivationCheckpointingOptions;
 using refrain::CheckpointOptions;
-using refrain::RecomputeMode;
 using refrain::DistributedError;
 using refrain::MemoryScope;
 using refrain::ProcessGroup;
+using refrain::RecomputeMode;
 using torch::Tensor;
 
 constexpr RecomputeMode kSources[] = {RecomputeMode::kReplayOperators, RecomputeMode::kRerunFunction};
@@ -140,10 +140,13 @@ TEST(Partition, TinyUndefinedBoolAndIntegerInputsAndOneOfSeveralRegions) {
       const auto scale = torch::randn({1}), none = Tensor();
       auto loss = torch::zeros({});
       for (int i = 0; i < 3; ++i)
-        loss = loss + region([&](const Tensor& at, const Tensor& keep, const Tensor& by, const Tensor& bias) {
-          auto y = (torch::embedding(w, at) * by).masked_fill(keep, 0.5).exp();
-          return bias.defined() ? y + bias : y;
-        }, index, mask, scale, none).sum();
+        loss = loss + region(
+                          [&](const Tensor& at, const Tensor& keep, const Tensor& by, const Tensor& bias) {
+                            auto y = (torch::embedding(w, at) * by).masked_fill(keep, 0.5).exp();
+                            return bias.defined() ? y + bias : y;
+                          },
+                          index, mask, scale, none)
+                          .sum();
       return loss;
     });
   });
@@ -156,9 +159,12 @@ TEST(Partition, NestedRegions) {
       auto x = torch::randn({9, 24});
       const auto mask = torch::randn({9, 24});
       for (int i = 0; i < 2; ++i)
-        x = region([=](const Tensor& h) {
-          return region([w](const Tensor& in, const Tensor& m) { return (in.mm(w) * m).tanh(); }, h.sin(), mask).exp();
-        }, x);
+        x = region(
+            [=](const Tensor& h) {
+              return region([w](const Tensor& in, const Tensor& m) { return (in.mm(w) * m).tanh(); }, h.sin(), mask)
+                  .exp();
+            },
+            x);
       return x.sum();
     });
   });
@@ -166,8 +172,8 @@ TEST(Partition, NestedRegions) {
 
 TEST(Partition, PartsMayLieInArenas) {
   run_ranks(2, [](const ProcessGroup& group) {
-    const ActivationCheckpointing activations(
-        partitioned().contiguous_memory_optimization(true).number_checkpoints(3), group);
+    const ActivationCheckpointing activations(partitioned().contiguous_memory_optimization(true).number_checkpoints(3),
+                                              group);
     expect_same(activations, chain);
     const auto arena = activations.report().arenas.at(0);
     EXPECT_EQ(arena.slot_bytes, 7 * 24 * 4 / 2);
@@ -228,9 +234,9 @@ TEST(Partition, RanksWithOtherSizesAreRefused) {
     const ActivationCheckpointing activations(partitioned(), group);
     const auto w = torch::ones({24, 24}).requires_grad_();
     auto loss = refrain::checkpoint(with(activations), block, torch::ones({7 + group.rank(), 24}), w).sum();
-    expect_has(message_of<DistributedError>([&] { loss.backward(); }),
-               {"ranks ask for different region inputs", "input 0 (672 bytes)", "input 0 (768 bytes)",
-                "in the same order"});
+    expect_has(
+        message_of<DistributedError>([&] { loss.backward(); }),
+        {"ranks ask for different region inputs", "input 0 (672 bytes)", "input 0 (768 bytes)", "in the same order"});
   });
 }
 
@@ -310,8 +316,10 @@ TEST(SynchronizeCheckpointBoundary, WaitsAtBothEndsInForwardAndBackward) {
         const auto w = torch::ones({24, 24}).requires_grad_();
         const auto options = with(activations, source).preserve_rng_state(false);
         const int before = CountingDevice::waited;
-        auto loss = refrain::checkpoint(options, [](const Tensor& h, const Tensor& v) { return h.mm(v).tanh(); },
-                                        torch::ones({7, 24}), w).sum();
+        auto loss =
+            refrain::checkpoint(
+                options, [](const Tensor& h, const Tensor& v) { return h.mm(v).tanh(); }, torch::ones({7, 24}), w)
+                .sum();
         EXPECT_EQ(CountingDevice::waited - before, synchronizes ? 2 : 0);
         loss.backward();
         EXPECT_EQ(CountingDevice::waited - before, synchronizes ? 4 : 0);

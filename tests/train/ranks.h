@@ -25,7 +25,7 @@ using namespace std::chrono_literals;
 struct Ended {
   int exit_code = -1;  ///< 0: well; 1: an expectation failed; 2: it threw
   int signal = 0;
-  std::string error;   ///< what it threw
+  std::string error;  ///< what it threw
   std::chrono::milliseconds after{0};
 };
 

@@ -66,10 +66,8 @@ int main() {
       scaler = std::move(next);
     }
     const auto state = *scaler.state();
-    seen.push_back({{"scale", state.scale},
-                    {"growth_tracker", state.growth_tracker},
-                    {"stepped", stepped},
-                    {"weights", after}});
+    seen.push_back(
+        {{"scale", state.scale}, {"growth_tracker", state.growth_tracker}, {"stepped", stepped}, {"weights", after}});
   }
   std::cout << seen.dump() << "\n";
 }

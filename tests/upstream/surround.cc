@@ -35,11 +35,12 @@ struct TortureScope : Scope {
 };
 
 struct BudgetScope : Scope {
-  refrain::MemoryBudget budget{0.5};
+  refrain::MemoryBudget budget{refrain::Budget::fraction(0.5)};
 };
 
 struct OffloadedScope : Scope {
-  refrain::OffloadScope scope{refrain::OffloadStore(refrain::OffloadOptions().store(refrain::OffloadTo::kDisk).min_bytes(0))};
+  refrain::OffloadScope scope{
+      refrain::OffloadStore(refrain::OffloadOptions().store(refrain::OffloadTo::kDisk).min_bytes(0))};
 };
 
 std::unique_ptr<Scope> make_scope(const std::string& mode) {
@@ -74,7 +75,8 @@ int main(int argc, char** argv) {
   const char* mode = std::getenv("REFRAIN_UPSTREAM_MODE");
   if (mode == nullptr || std::string(mode) != "none") refrain::install_memory_tracking();
   auto filter = testing::GTEST_FLAG(filter);
-  if (!torch::cuda::is_available()) testing::GTEST_FLAG(filter) = filter + (filter.find('-') == std::string::npos ? "-" : ":") + "*_CUDA:*_MultiCUDA";
+  if (!torch::cuda::is_available())
+    testing::GTEST_FLAG(filter) = filter + (filter.find('-') == std::string::npos ? "-" : ":") + "*_CUDA:*_MultiCUDA";
   testing::UnitTest::GetInstance()->listeners().Append(new Surround(mode == nullptr ? "none" : mode));
   return RUN_ALL_TESTS();
 }

@@ -2,9 +2,11 @@
 
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
 #include <c10/util/OptionalArrayRef.h>
 #include <c10/util/SmallVector.h>
 
+#include <cstddef>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -17,18 +19,25 @@
 #include <typeinfo>
 #include <utility>
 
-/// What `checkpoint` with the source `kRerunFunction` needs in a header: copies of the function and its arguments.
+#include "refrain/api.h"
+
+/// The header part of `checkpoint` with `RecomputeMode::kRerunFunction`: copies of the function and its arguments.
 namespace refrain {
 
 class CheckpointOptions;
 
 namespace detail {
 
+/// A type with a function `visit_tensors(x, visit)` beside it.
 template <typename T, typename Visit>
-concept HasVisitTensors = requires(T& x, const Visit& visit) { visit_tensors(x, visit); };
+concept HasVisitTensors = requires(T& x, const Visit& visit) {
+  visit_tensors(x, visit);
+};
 
-/// Calls `visit` for the tensors and generators in `x`: one itself, an optional, pair, tuple, array, vector, map or other
-/// range of things that hold them, or a type of yours with a function `visit_tensors(x, visit)` beside it. Others hold none.
+/// Calls `visit` for the tensors and generators in `x`.
+/// @param x      one itself, an optional, pair, tuple, array, vector, map or other range of things that hold them, or a
+///               type of yours with a function `visit_tensors(x, visit)` beside it. Others hold none.
+/// @param visit  takes an `at::Tensor&` or an `at::Generator&`.
 template <typename T, typename Visit>
 void visit_tensors_in(T& x, const Visit& visit) {
   if constexpr (std::is_const_v<T>) {
@@ -39,7 +48,10 @@ void visit_tensors_in(T& x, const Visit& visit) {
     x.visit_kept(visit);
   } else if constexpr (HasVisitTensors<T, Visit>) {
     visit_tensors(x, visit);
-  } else if constexpr (requires { x.has_value(); *x; }) {
+  } else if constexpr (requires {
+                         x.has_value();
+                         *x;
+                       }) {
     if (x.has_value()) visit_tensors_in(*x, visit);
   } else if constexpr (requires { std::tuple_size<T>::value; }) {
     std::apply([&](auto&... element) { (visit_tensors_in(element, visit), ...); }, x);
@@ -50,16 +62,19 @@ void visit_tensors_in(T& x, const Visit& visit) {
   }
 }
 
-/// Whether a copy of `T` compiles. A vector of things that cannot be copied says that it can.
+/// Returns whether a copy of `T` compiles. It looks at the elements of a range: a vector of things that cannot be
+/// copied says that it can.
 template <typename T>
 consteval bool can_copy() {
   if constexpr (!std::is_copy_constructible_v<T>) {
     return false;
   } else if constexpr (requires { std::tuple_size<T>::value; }) {
-    return []<size_t... I>(std::index_sequence<I...>) {
-      return (can_copy<std::tuple_element_t<I, T>>() && ...);
-    }(std::make_index_sequence<std::tuple_size_v<T>>());
-  } else if constexpr (requires(T& x) { x.has_value(); *x; }) {
+    return []<size_t... I>(std::index_sequence<I...>) { return (can_copy<std::tuple_element_t<I, T>>() && ...); }
+    (std::make_index_sequence<std::tuple_size_v<T>>());
+  } else if constexpr (requires(T & x) {
+                         x.has_value();
+                         *x;
+                       }) {
     return can_copy<std::remove_cvref_t<decltype(*std::declval<T&>())>>();
   } else if constexpr (std::ranges::range<T>) {
     if constexpr (!std::is_same_v<std::ranges::range_value_t<T>, T>) return can_copy<std::ranges::range_value_t<T>>();
@@ -67,7 +82,7 @@ consteval bool can_copy() {
   return true;
 }
 
-/// For arguments that only point: what holds a copy of what they point to.
+/// Finds the type that holds a copy of what an argument points to, for arguments that only point.
 template <typename T>
 struct Owner {};
 template <typename E>
@@ -87,33 +102,59 @@ struct Owner<std::string_view> {
   using Type = std::string;
 };
 
+/// An argument that only points to what it stands for: an array reference, span or string view.
 template <typename T>
-concept OnlyPoints = requires { typename Owner<std::remove_cvref_t<T>>::Type; };
+concept OnlyPoints = requires {
+  typename Owner<std::remove_cvref_t<T>>::Type;
+};
 
-/// What `T` is kept as: modules and others that know their `std::shared_ptr` by that, arrays by pointer, the rest by copy.
+/// Whether `T` knows the `std::shared_ptr` that owns it and is kept by that, as modules are. Arrays are kept by
+/// pointer, the rest by copy.
 template <typename T>
-inline constexpr bool kKnowsItsOwner = std::is_lvalue_reference_v<T> && requires(T x) { x.weak_from_this(); };
+inline constexpr bool kKnowsItsOwner = std::is_lvalue_reference_v<T>&& requires(T x) {
+  x.weak_from_this();
+};
 
+/// Whether an argument of forwarding type `T` can be kept for a second call.
 template <typename T>
 inline constexpr bool kCanKeep = kKnowsItsOwner<T> || can_copy<std::decay_t<T>>();
 
-[[noreturn]] void refuse_base_class();
-[[noreturn]] void throw_null_module();
+/// Refuses an object of a derived class behind a reference to its base class, of which a copy would be another object.
+/// @throws InvalidArgument  always.
+[[noreturn]] REFRAIN_API void refuse_base_class();
 
-/// Whether `x`, which is to be called, points nowhere: a null pointer, an empty module holder or `std::function`.
+/// Refuses a null pointer, an empty module holder or an empty function.
+/// @throws InvalidArgument  always.
+[[noreturn]] REFRAIN_API void throw_null_module();
+
+/// Returns whether `x`, which is to be called, points nowhere: a null pointer, an empty module holder or
+/// `std::function`.
 template <typename T>
 bool is_null(const T& x) {
   if constexpr (std::is_pointer_v<T> || std::is_member_pointer_v<T>)
     return x == nullptr;
-  else if constexpr (requires { x.is_empty(); x.ptr(); })
+  else if constexpr (requires {
+                       x.is_empty();
+                       x.ptr();
+                     })
     return x.is_empty();
-  else if constexpr (requires { x.get(); *x; static_cast<bool>(x); } || requires { x.target_type(); static_cast<bool>(x); })
+  else if constexpr (
+      requires {
+        x.get();
+        *x;
+        static_cast<bool>(x);
+      } ||
+      requires {
+        x.target_type();
+        static_cast<bool>(x);
+      })
     return !x;
   else
     return false;
 }
 
-/// Of a function and its arguments: of a member pointer the object, too.
+/// Refuses a function that points nowhere; of a member pointer the object, too.
+/// @throws InvalidArgument  if one does.
 template <typename F, typename... Args>
 void refuse_null(const F& fn, const Args&... args) {
   if (is_null(fn)) throw_null_module();
@@ -121,18 +162,21 @@ void refuse_null(const F& fn, const Args&... args) {
     if (is_null(std::get<0>(std::tie(args...)))) throw_null_module();
 }
 
-/// Tells the constructor of `Kept` from a conversion: things like `std::any` are made of anything, a `Kept` too.
+/// Distinguishes the constructor of `Kept` from a conversion: things like `std::any` are made of anything, a `Kept`
+/// too.
 struct Keep {};
 
-/// An argument (forwarding type `T`) for a call to come.
+/// Keeps an argument (forwarding type `T`) for a call to come.
 template <typename T>
 class Kept {
  public:
   using Value = std::decay_t<T>;
+  /// @throws InvalidArgument  if `value` is an object of a class derived from `Value`.
   Kept(Keep, const std::remove_reference_t<T>& value) : value_(value) {
     if constexpr (std::is_polymorphic_v<Value>)
       if (typeid(value) != typeid(Value)) refuse_base_class();
   }
+  /// Returns what was kept, as the argument type `As`.
   template <typename As>
   decltype(auto) as() {
     if constexpr (std::is_array_v<std::remove_reference_t<As>> || std::is_function_v<std::remove_reference_t<As>>)
@@ -140,6 +184,7 @@ class Kept {
     else
       return static_cast<As&&>(value_);
   }
+  /// Calls `visit` for the tensors and generators in what was kept.
   template <typename Visit>
   void visit_kept(const Visit& visit) {
     visit_tensors_in(value_, visit);
@@ -149,12 +194,13 @@ class Kept {
   Value value_;
 };
 
+/// Keeps an object by the `std::shared_ptr` that owns it.
 template <typename T>
-  requires kKnowsItsOwner<T>
+requires kKnowsItsOwner<T>
 class Kept<T> {
  public:
   using Object = std::remove_reference_t<T>;
-  /// Without an owner: a plain pointer, to an object that must outlive backward.
+  /// Keeps, without an owner, a raw pointer to an object that must outlive backward.
   Kept(Keep, Object& object) : object_(object.weak_from_this().lock(), &object) {}
   template <typename As>
   Object& as() {
@@ -167,6 +213,7 @@ class Kept<T> {
   std::shared_ptr<Object> object_;
 };
 
+/// Keeps a copy of what an argument points to.
 template <OnlyPoints T>
 class Kept<T> {
  public:
@@ -196,15 +243,20 @@ class Kept<T> {
   View view_{};
 };
 
+/// Overloads the call operators of `Fs`.
 template <typename... Fs>
 struct Overloaded : Fs... {
   using Fs::operator()...;
 };
+template <typename... Fs>
+Overloaded(Fs...) -> Overloaded<Fs...>;  // clang before 17 does not deduce it
 
+/// Returns the next input, in the order in which they were saved.
 using NextInput = std::function<at::Tensor()>;
 
-/// Opens a region whose function is called again in backward; closes it when destroyed. Lives on the stack of `checkpoint`.
-class RerunScope {
+/// Opens a region whose function is called again in backward, and closes it when destroyed. Lives on the stack of
+/// `checkpoint`.
+class REFRAIN_API RerunScope {
  public:
   explicit RerunScope(const CheckpointOptions& options);
   ~RerunScope();
@@ -213,13 +265,15 @@ class RerunScope {
 
   /// Keeps `tensor` (which may be undefined) as an enclosing region keeps what autograd saves.
   void save_input(const at::Tensor& tensor);
-  /// A generator among the arguments: its state is put back for the second call, as the default ones' is.
+  /// Notes a generator among the arguments: its state is restored for the second call, as the default ones' is.
   void save_generator(const at::Generator& generator);
-  /// The function is `noexcept`: nothing can be thrown through it.
+  /// Lets the second call run to its end: the function is `noexcept`, so nothing can be thrown through it.
   void run_whole();
-  /// From now on autograd saves places instead of tensors.
-  /// @param again calls the function again; `NextInput` gives the inputs in the order they were saved.
+  /// Makes autograd save places instead of tensors from now on.
+  /// @param again  calls the function again; `NextInput` gives the inputs in the order they were saved.
   void enter(std::function<void(const NextInput&)> again);
+  /// Refuses a function or argument that cannot be copied.
+  /// @throws InvalidArgument  always.
   [[noreturn]] void refuse_uncopyable();
 
  private:
