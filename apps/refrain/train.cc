@@ -143,7 +143,7 @@ Run prepare(const TrainArgs& args, const ProcessGroupOptions& place) {
   if (!args.resume.empty()) resume(run);
   if (args.weight_decay >= 0) set_weight_decay(*run.optimizer, args.weight_decay);
   if (run.limit && run.limit->kind() == Budget::Kind::kBytes)
-    check_fixed_cost(run.model->module(), *run.optimizer, run.limit->bytes());
+    check_fixed_cost(run.model->module(), *run.optimizer, run.limit->bytes(), "--memory-limit");
   if (args.available > 0.0)
     run.limit = Budget::available(args.available);  // with the model made: it is not free any more
   if (run.ranks > 1) {

@@ -67,7 +67,7 @@ Trials::Trials(models::TrainableModel& model, const std::string& optimizer, uint
       scaler_(make_scaler(model, GradScalerOptions().init_scale(1))),  // so that no step is skipped
       seed_(seed),
       limit_(limit) {
-  fixed_bytes_ = check_fixed_cost(model.module(), *optimizer_, limit);
+  fixed_bytes_ = check_fixed_cost(model.module(), *optimizer_, limit, "--memory-limit");
   make_states(*optimizer_, model.module());
   scaler_.scale(torch::zeros({}));  // makes its tensors
   resting_ = memory_stats().current;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <string_view>
 
 #include "refrain/api.h"
 #include "refrain/bytes.h"
@@ -60,13 +61,15 @@ REFRAIN_API ActivationCost measure_activations(const std::function<at::Tensor(in
 [[nodiscard]] REFRAIN_API MemoryParts estimate_fixed(const torch::nn::Module& module,
                                                      const torch::optim::Optimizer& optimizer);
 
-/// Checks that what a step needs at any batch and under any strategy fits a limit: parameters, buffers, gradients and optimizer state.
+/// Checks that what a step needs at any batch and under any strategy fits a limit: parameters, buffers, gradients and
+/// optimizer state.
 /// @param optimizer  as for `estimate_fixed`.
 /// @param limit      bytes of tensors, absolute.
+/// @param name       how the message calls the limit.
 /// @return the sum of those parts, in bytes.
 /// @throws InvalidArgument  if it is not below `limit`: names the first part that does not fit, and by how much.
 REFRAIN_API Bytes check_fixed_cost(const torch::nn::Module& module, const torch::optim::Optimizer& optimizer,
-                                   Bytes limit);
+                                   Bytes limit, std::string_view name = "[refrain::check_fixed_cost] limit");
 
 /// Splits the memory of a measured step.
 ///

@@ -180,7 +180,8 @@ void BudgetedStep::plan_traced() {
 void BudgetedStep::note_end(int kind) {
   if (kind >= 0 && guess() != kind) known_[situation_] = kind;
   if (kind >= 0) last_of_sizes_[situation_.sizes] = kind;
-  row_ = kind == before_ ? std::min(row_ + 1, kLongestRow) : 1;
+  // not of steps of no kind: what diverged is traced again when it is in the same situation
+  row_ = kind == before_ && kind != kNoKind ? std::min(row_ + 1, kLongestRow) : 1;
   before_ = kind;
 }
 
@@ -197,7 +198,11 @@ void BudgetedStep::note_mismatch(const Kind* kind) {
 void BudgetedStep::step_ended() {
   const bool has_begun = std::exchange(has_begun_, false);
   if (tracer_) return plan_traced();
-  if (may_trace_ && !has_begun) return;
+  if (may_trace_ && !has_begun) {
+    // the operator that steps begin with was one of initialization, and does not run again
+    if (planned_ == 0) first_operator_.clear();
+    return;
+  }
   auto* const kind = running_;
   const auto planned_before = kind ? kind->step->counters().planned : 0;
   if (kind) kind->step->step_ended();

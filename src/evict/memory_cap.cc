@@ -24,7 +24,6 @@ Bytes checked(Bytes value, const char* name) {
 
 struct MemoryCap::State {
   State(Budget budget, const MemoryCapOptions& options) : limit(budget), number(budget::RoomMaker::get().add(options)) {
-    set_relief(&budget::RoomMaker::get());
     try {
       tape::open_cap();
     } catch (...) {

@@ -29,6 +29,7 @@ void RoomMaker::forget_caps() {
   {
     std::lock_guard guard(mutex_);
     options_.clear();
+    set_relief(nullptr);
   }
   auto& counters = tape::cap_counters();
   counters.evictions = counters.evicted_bytes = counters.recomputes = counters.recompute_ns = 0;
@@ -39,12 +40,14 @@ int RoomMaker::add(const MemoryCapOptions& options) {
   if (options_.empty()) policy_ns_ = 0;
   tape::set_before_pass([] { get().check_overhead(limiting_allocator().limit()); });
   options_.emplace_back(++last_number_, options);
+  set_relief(this);
   return last_number_;
 }
 
 void RoomMaker::remove(int number) {
   std::lock_guard guard(mutex_);
   std::erase_if(options_, [&](const auto& entry) { return entry.first == number; });
+  if (options_.empty()) set_relief(nullptr);  // a limit without a cap refuses in its own name
 }
 
 MemoryCapOptions RoomMaker::options() {

@@ -52,7 +52,8 @@ MemoryParts estimate_fixed(const torch::nn::Module& module, const torch::optim::
   return parts;
 }
 
-Bytes check_fixed_cost(const torch::nn::Module& module, const torch::optim::Optimizer& optimizer, Bytes limit) {
+Bytes check_fixed_cost(const torch::nn::Module& module, const torch::optim::Optimizer& optimizer, Bytes limit,
+                       std::string_view name) {
   const MemoryParts fixed = estimate_fixed(module, optimizer);
   Bytes buffers = 0;
   for (const auto& buffer : module.buffers()) buffers += static_cast<Bytes>(buffer.nbytes());
@@ -63,18 +64,18 @@ Bytes check_fixed_cost(const torch::nn::Module& module, const torch::optim::Opti
   const Bytes total = fixed.fixed() + buffers;
   Bytes sum = 0;
   std::string fitting;
-  for (const auto& [name, bytes] : parts) {
+  for (const auto& [what, bytes] : parts) {
     sum += bytes;
-    const std::string part = fmt::format("{} ({})", name, format_bytes(bytes));
+    const std::string part = fmt::format("{} ({})", what, format_bytes(bytes));
     if (sum < limit) {
       if (bytes > 0) fitting += (fitting.empty() ? "" : ", ") + part;
       continue;
     }
-    throw InvalidArgument(fmt::format(
-        "[refrain::check_fixed_cost] memory limit {}: expected more than the {} of weights, gradients and optimizer state: "
-        "{}{} {} not fit, by {}; raise it or choose smaller sizes",
-        format_bytes(limit), format_bytes(total), fitting.empty() ? "" : fitting + " would fit, ", part,
-        bytes > 0 && name[0] == 'o' ? "does" : "do", format_bytes(sum - limit)));
+    throw InvalidArgument(
+        fmt::format("{} {}: expected more than the {} of weights, gradients and optimizer state: "
+                    "{}{} {} not fit, by {}; raise it or choose smaller sizes",
+                    name, format_bytes(limit), format_bytes(total), fitting.empty() ? "" : fitting + " would fit, ",
+                    part, bytes > 0 && what[0] == 'o' ? "does" : "do", format_bytes(sum - limit)));
   }
   return total;
 }

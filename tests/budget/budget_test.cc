@@ -272,6 +272,34 @@ TEST_F(BudgetTest, AStepOfAnotherShapeIsPlannedForOnItsOwn) {
   EXPECT_EQ(peaks[1], peaks[3]);
 }
 
+// A step that makes gradients, and steps that add to them: other operators.
+TEST_F(BudgetTest, AStepThatDivergedIsTracedAgain) {
+  const auto run = [](MemoryBudget* budget) {
+    torch::manual_seed(5);
+    torch::nn::Sequential net(torch::nn::Linear(16, 64), torch::nn::Tanh(), torch::nn::Linear(64, 16));
+    for (int i = 0; i < 8; ++i) {
+      for (auto& parameter : net->parameters())
+        if (parameter.grad().defined()) parameter.mutable_grad().zero_();
+      net->forward(torch::randn({32, 16})).square().sum().backward();
+    }
+    std::vector<Tensor> gradients;
+    for (const auto& parameter : net->parameters()) gradients.push_back(parameter.grad());
+    return std::pair(gradients, budget ? budget->stats() : refrain::MemoryBudgetStats());
+  };
+  const auto expected = run(nullptr).first;
+  for (const bool opens_before_the_model : {true, false}) {
+    MemoryBudget budget(Budget::fraction(0.3));
+    if (!opens_before_the_model) {
+      auto x = torch::ones({4}).requires_grad_();
+      x.exp().sum().backward();
+    }
+    const auto [gradients, stats] = run(&budget);
+    for (size_t i = 0; i < expected.size(); ++i) expect_bit_equal(expected[i], gradients[i]);
+    EXPECT_GE(stats.planned_steps, 3) << stats.traced_steps << " traced, " << stats.mismatched_steps
+                                      << " diverged: " << stats.first_mismatch;
+  }
+}
+
 /// Warnings of LibTorch, while alive.
 class Warnings final : public c10::WarningHandler {
  public:

@@ -670,7 +670,7 @@ class LimitTest(CliTest):
         self.assertEqual(report["choice"]["strategy"], "none")
         self.assertIn("checkpointing would only add time", " ".join(report["reasons"]))
         self.assertEqual([c["strategy"] for c in report["candidates"]], ["none", "per_block", "selective"])
-        fields = {"strategy", "fits", "peak_bytes", "peak_is_predicted", "overhead", "max_batch"}
+        fields = {"strategy", "fits", "peak_bytes", "peak_is_predicted", "resident_peak_bytes", "overhead", "max_batch"}
         for candidate in report["candidates"]:
             self.assertEqual(set(candidate), fields)
         self.assertEqual(set(report["choice"]), fields | {"batch", "command", "code"})

@@ -382,7 +382,11 @@ void ProgramRun::move_leaves(Outcome& outcome) {
   rerun_input_changed_ |= std::any_of(notes_->read_by_rerun.begin(), notes_->read_by_rerun.end(),
                                       [](const Watched& t) { return t.changed(); });
   outcome.has_rerun |= !notes_->read_by_rerun.empty();
-  if (!notes_->leaf_got_history) notes_->read_by_rerun.clear();
+  // a backward of the next iteration may go on into the graph of this one
+  const bool reaches_back =
+      notes_->leaf_got_history ||
+      std::any_of(buffers_.begin(), buffers_.end(), [](const SlotPtr& buffer) { return buffer->t.requires_grad(); });
+  if (!reaches_back) notes_->read_by_rerun.clear();
   notes_->cut_unsafely.clear();
   notes_->made_by_rerun.clear();
   notes_->captured.clear();

@@ -234,15 +234,15 @@ TEST_F(RandomPrograms, ThatFailedOnceAreEqual) {
       {Kind::kRegions, 5200000786},     // a leaf that was given history, and a cycle through a rerun region's inputs
       {Kind::kRegions, 5200002533},     // the same, and a graph of an iteration before
       {Kind::kRegions, 8300003744},     // an operator that others need refers to what became a leaf, without a hold
-      {Kind::kRegions,
-       9000000011},  // a backward inside a function that is called again meets what was overwritten since
-      {Kind::kCaps, 1864970110255},  // what a graph has saved cannot be pinned
-      {Kind::kCaps, 1864970110578},  // what could not be evicted lost its barrier
-      {Kind::kCaps, 1917035974101},  // a parked input whose memory was freed while another thread fetched it
-      {Kind::kBudgets, 5000001376},  // a raw write into what an `OffloadScope` stored
-      {Kind::kBudgets, 5000011391},  // a write without a version inside a region into what a scope stored
-      {Kind::kBudgets, 5000011402},  // no memory to bring back what is to be stored
-      {Kind::kBudgets, 5000023099},  // a write without a version, then one with
+      {Kind::kRegions, 9000000011},     // a backward inside a rerun function meets what was overwritten since
+      {Kind::kRegions, 1345221638570},  // a buffer with history: a backward goes on into the iteration before
+      {Kind::kCaps, 1864970110255},     // what a graph has saved cannot be pinned
+      {Kind::kCaps, 1864970110578},     // what could not be evicted lost its barrier
+      {Kind::kCaps, 1917035974101},     // a parked input whose memory was freed while another thread fetched it
+      {Kind::kBudgets, 5000001376},     // a raw write into what an `OffloadScope` stored
+      {Kind::kBudgets, 5000011391},     // a write without a version inside a region into what a scope stored
+      {Kind::kBudgets, 5000011402},     // no memory to bring back what is to be stored
+      {Kind::kBudgets, 5000023099},     // a write without a version, then one with
       {Kind::kBudgets,
        5000044284},  // an input fetched by all ranks, whose tensor is alive and written through a pointer
       {Kind::kBudgets, 5000053142},  // what a plan overwrote again passed for its old bytes

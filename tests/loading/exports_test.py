@@ -19,7 +19,7 @@ def exported(library):
     for line in lines:
         kind, name = re.match(r"\w+ (\w) (.*)", line).groups()
         name = re.sub(r"\[abi:\w+\]", "", name)
-        if not re.match(r"(?:(?:vtable|typeinfo|typeinfo name|VTT|guard variable) for )?refrain::", name):
+        if not re.match(r"(?:(?:vtable|typeinfo|typeinfo name|VTT|guard variable) for )?refrain::|refrain_\w+$", name):
             if kind not in "VWu":
                 foreign.add(name)
             continue

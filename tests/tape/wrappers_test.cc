@@ -696,7 +696,7 @@ TEST_F(Wrappers, ErrorsSayWhatToDo) {
   expect_in(message_of<InvalidArgument>([&] { apply_checkpointing(net, nullptr); }), {"empty predicate"});
   NetImpl stack;
   expect_in(message_of<InvalidArgument>([&] { apply_checkpointing(stack, all); }),
-            {"no std::shared_ptr", "\"\"", "NetImpl"});
+            {"expected a model that a std::shared_ptr owns", "\"\"", "NetImpl"});
   EXPECT_EQ(refrain::remove_checkpointing(stack), 0) << "a refused call marks nothing";
   const auto thrower = [](const std::string& name, const auto&) -> bool {
     return name.empty() ? true : throw std::runtime_error("mine");

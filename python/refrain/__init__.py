@@ -1,0 +1,44 @@
+"""Trains torch models in less memory, from Python: the engine of the C++ library Refrain.
+
+    y = refrain.checkpoint(block, x)                # for torch.utils.checkpoint.checkpoint; the function runs once
+    with refrain.MemoryCap("2GiB"): train()         # evicts and recomputes tensors to stay below a limit
+    with refrain.MemoryBudget(0.5): train()         # the same, by a plan of the whole step
+    refrain.patch_torch()                           # whatever calls torch.utils.checkpoint replays from now on
+
+Results are those without it, to the bit. Errors are Python's kinds: `torch.OutOfMemoryError` for a refused allocation, `ValueError` for bad input,
+`refrain.CheckpointError` where backward cannot recompute. Guide: docs/guide/python.md.
+"""
+
+from ._budget import Budget
+from ._errors import CheckpointError, FormatError, InternalError, OffloadError, UnsupportedError
+from ._library import library as _library
+from ._memory import (
+    CapThreadScope, MemoryBudget, MemoryBudgetStats, MemoryCap, MemoryCapStats, MemoryLimit, MemoryScope, MemoryStats, PinScope, TapeStats, format_bytes,
+    install_memory_tracking, memory_stats, pin, register_side_effect_op, release_free_memory, reset_peak_memory, reset_tape_counters, set_check_inputs,
+    tape_stats,
+)  # fmt: skip
+from ._offload import OffloadScope, OffloadStats, OffloadStore
+from ._plans import LeastLimit, LimitCost, StepPlan, StepTrace, least_limit, plan_step, profile
+from ._policies import (
+    CheckpointPolicy, Op, Policy, TensorInfo, and_then, checkpoint_name, dots_saveable, everything_saveable, nothing_saveable, offload_compute_intensive,
+    offload_larger_than, offload_only_these_names, offload_ops, save_any_names_but_these, save_compute_intensive, save_every_second_matmul, save_matmuls,
+    save_only_these_names, save_ops, save_random, set_policy,
+)  # fmt: skip
+from ._regions import (
+    checkpoint, checkpoint_sequential, is_checkpointing, is_recomputing, print_saved, region, saved_text, set_checkpointing_enabled,
+)  # fmt: skip
+from ._torch_patches import patch_torch, self_test, unpatch_torch
+
+__version__: str = _library.version
+
+__all__ = [
+    "Budget", "CapThreadScope", "CheckpointError", "CheckpointPolicy", "FormatError", "InternalError", "LeastLimit", "LimitCost", "MemoryBudget",
+    "MemoryBudgetStats", "MemoryCap", "MemoryCapStats", "MemoryLimit", "MemoryScope", "MemoryStats", "OffloadError", "OffloadScope", "OffloadStats",
+    "OffloadStore", "Op", "PinScope", "Policy", "StepPlan", "StepTrace", "TapeStats", "TensorInfo", "UnsupportedError", "and_then", "checkpoint",
+    "checkpoint_name", "checkpoint_sequential", "dots_saveable", "everything_saveable", "format_bytes", "install_memory_tracking", "is_checkpointing",
+    "is_recomputing", "least_limit", "memory_stats", "nothing_saveable", "offload_compute_intensive", "offload_larger_than", "offload_only_these_names",
+    "offload_ops", "patch_torch", "pin", "plan_step", "print_saved", "profile", "region", "register_side_effect_op", "release_free_memory",
+    "reset_peak_memory", "reset_tape_counters", "save_any_names_but_these", "save_compute_intensive", "save_every_second_matmul", "save_matmuls",
+    "save_only_these_names", "save_ops", "save_random", "saved_text", "self_test", "set_check_inputs", "set_checkpointing_enabled", "set_policy",
+    "tape_stats", "unpatch_torch",
+]  # fmt: skip

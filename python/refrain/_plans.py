@@ -1,0 +1,261 @@
+"""Steps that are traced, planned, and searched for their lowest limit."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass, field
+from typing import Any, Callable, Sequence
+
+import torch
+
+from . import _torch_patches
+from ._budget import Budget, Bytes, budget_of
+from ._errors import CALLBACK_FAILED, OUT_OF_MEMORY, raise_last
+from ._library import StepFunction, library
+
+__all__ = ["LeastLimit", "LimitCost", "StepPlan", "StepTrace", "least_limit", "plan_step", "profile"]
+
+Step = Callable[[], Any]
+
+
+class _Steps:
+    """Calls a Python step from C, and keeps what it raised."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self.error: BaseException | None = None
+        self.thunk = StepFunction(self._call)
+
+    def _call(self, _context: Any) -> int:
+        try:
+            self._step()
+        except torch.OutOfMemoryError:
+            return OUT_OF_MEMORY
+        except BaseException as error:
+            self.error = error
+            return CALLBACK_FAILED
+        return 0
+
+    def made(self, handle: int | None) -> int:
+        if handle:
+            return handle
+        if library.last_code() == CALLBACK_FAILED and self.error is not None:
+            raise self.error
+        raise_last(library)
+
+
+class StepTrace:
+    """One real step: its operators with times, its values with exact bytes and live ranges. Made by `profile` or `StepTrace.load`."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __del__(self) -> None:
+        handle, self._handle = getattr(self, "_handle", 0), 0
+        if handle and library is not None:
+            library.step_trace_close(handle)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> StepTrace:
+        """Reads a trace from a file that `save` wrote.
+
+        Raises:
+            ValueError: if the file cannot be read, or (`FormatError`) is no trace.
+        """
+        return StepTrace(library.made(library.step_trace_load(os.fsencode(path))))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the trace as JSON."""
+        library.check(library.step_trace_save(self._handle, os.fsencode(path)))
+
+    def _read(self) -> tuple[int, int, float]:
+        operators, peak, operators_ms = ctypes.c_int64(), ctypes.c_int64(), ctypes.c_double()
+        library.check(library.step_trace_read(self._handle, ctypes.byref(operators), ctypes.byref(peak), ctypes.byref(operators_ms)))
+        return operators.value, peak.value, operators_ms.value
+
+    @property
+    def operators(self) -> int:
+        """Number of operators."""
+        return self._read()[0]
+
+    @property
+    def peak(self) -> int:
+        """The baseline's peak, in bytes, absolute."""
+        return self._read()[1]
+
+    @property
+    def operators_ms(self) -> float:
+        """Time of all operators, each once."""
+        return self._read()[2]
+
+
+class StepPlan:
+    """What to evict and what to recompute in a step so that it keeps a budget. Run it with `MemoryBudget(plan)`."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __del__(self) -> None:
+        handle, self._handle = getattr(self, "_handle", 0), 0
+        if handle and library is not None:
+            library.step_plan_close(handle)
+
+    def __repr__(self) -> str:
+        return f"StepPlan({library.text(library.step_plan_report(self._handle, 0))})"
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> StepPlan:
+        """Reads a plan from a file that `save` or the tool wrote; raises as `StepTrace.load`."""
+        return StepPlan(library.made(library.step_plan_load(os.fsencode(path))))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan as JSON."""
+        library.check(library.step_plan_save(self._handle, os.fsencode(path)))
+
+    def report(self) -> str:
+        """A few lines: the plan, and each phase of the search."""
+        return library.text(library.step_plan_report(self._handle, 1))
+
+    def _read(self) -> tuple[bool, int, float, float]:
+        fits, peak, added, bound = ctypes.c_int32(), ctypes.c_int64(), ctypes.c_double(), ctypes.c_double()
+        library.check(library.step_plan_read(self._handle, ctypes.byref(fits), ctypes.byref(peak), ctypes.byref(added), ctypes.byref(bound)))
+        return bool(fits.value), peak.value, added.value, bound.value
+
+    @property
+    def fits(self) -> bool:
+        """False: infeasible, and this is the plan with the lowest peak that was found."""
+        return self._read()[0]
+
+    @property
+    def peak(self) -> int:
+        """Bytes, absolute."""
+        return self._read()[1]
+
+    @property
+    def added_ms(self) -> float:
+        """Time of the recomputed operators."""
+        return self._read()[2]
+
+    @property
+    def lower_bound_ms(self) -> float:
+        """No plan for the budget adds less."""
+        return self._read()[3]
+
+
+def profile(step: Step, *, runs: int = 1, model: str = "") -> StepTrace:
+    """Runs `step` and traces it to the end of its first backward.
+
+    Args:
+        step: a whole step; each run is a real one.
+        runs: how often; the trace has the shortest time of each operator.
+        model: free text for reports.
+
+    Raises:
+        ValueError: if `runs` is below 1, or inside of a budget or another profile; also what `step` raises.
+    """
+    steps = _Steps(step)
+    with _torch_patches.capped():
+        return StepTrace(steps.made(library.profile(steps.thunk, None, runs, model.encode())))
+
+
+def plan_step(trace: StepTrace, budget: float | Bytes | Budget, *, time_limit: float | None = None) -> StepPlan:
+    """Plans a traced step for a peak: what to evict and recompute, with the least added time that is found.
+
+    Args:
+        budget: as for `MemoryBudget`.
+        time_limit: seconds to search; a bound may take as long again. Default: 1.
+    """
+    given = budget_of(budget)
+    return StepPlan(library.made(library.plan_step(trace._handle, given._pointer, -1.0 if time_limit is None else time_limit)))
+
+
+class _LeastOptions(ctypes.Structure):
+    _fields_ = [
+        ("tolerance", ctypes.c_double),
+        ("multiples", ctypes.POINTER(ctypes.c_double)),
+        ("multiples_count", ctypes.c_size_t),
+        ("runs", ctypes.c_int32),
+        ("steps", ctypes.c_int32),
+        ("cap", ctypes.c_void_p),
+    ]
+
+
+class _LeastValues(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_double if name == "baseline_ms" else ctypes.c_int64) for name in ("limit", "refused", "level", "peak", "baseline_ms", "steps")]
+
+
+class _Cost(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_double if name in ("ms", "ratio") else ctypes.c_int64)
+        for name in ("limit", "peak", "ms", "ratio", "recomputes", "evictions", "holds")
+    ]
+
+
+@dataclass(frozen=True)
+class LimitCost:
+    """What a limit costs a step. If it does not hold, the other numbers are 0."""
+
+    limit: int
+    peak: int
+    ms: float
+    ratio: float  #: to the step without a limit
+    recomputes: int
+    evictions: int
+    holds: bool
+
+
+@dataclass(frozen=True)
+class LeastLimit:
+    """The result of `least_limit`. Bytes are absolute, as `memory_stats().current`."""
+
+    limit: int  #: the lowest limit that was seen to hold
+    refused: int  #: the highest below it that was refused
+    level: int  #: before a step
+    peak: int  #: without a limit, under a cap
+    baseline_ms: float
+    steps: int  #: times that the step was called
+    costs: list[LimitCost] = field(default_factory=list)
+    text: str = ""
+
+    def report(self) -> str:
+        """A table of a few lines."""
+        return self.text
+
+
+def least_limit(step: Step, *, tolerance: float = 0.01, multiples: Sequence[float] = (1.0, 1.1, 1.25, 1.5), runs: int = 3, steps: int = 2) -> LeastLimit:
+    """Finds the lowest limit of a `MemoryCap` under which `step` runs, by running it, and what a few limits above cost.
+
+        least = refrain.least_limit(lambda: (optimizer.zero_grad(), loss_of(batch).backward()))
+        with refrain.MemoryCap(least.costs[1].limit): ...      # a tenth above the lowest
+
+    Args:
+        step: a whole step that can be run again and again, also after a refusal stopped it half-way: it begins by dropping gradients, and lets
+            `torch.OutOfMemoryError` through. Nothing is put back: each call is a real step.
+        tolerance: ends the search; a fraction of what the step needs over the level before it.
+        multiples: of the lowest limit, to measure.
+        runs: timed steps at each of them.
+        steps: how many steps in a row a limit must hold.
+
+    Raises:
+        ValueError: if an option is out of range, under a cap or limit, or if `step` caught a `torch.OutOfMemoryError`; also what else `step` raises.
+
+    Cost: some 20 to 40 steps, or up to twice as many as in C++: the numbers of a refusal do not come through Python, so the search bisects without them.
+    """
+    numbers = (ctypes.c_double * len(multiples))(*multiples)
+    options = _LeastOptions(tolerance, numbers, len(multiples), runs, steps, None)
+    calls = _Steps(step)
+    with _torch_patches.capped():
+        handle = calls.made(library.least_limit(calls.thunk, None, ctypes.byref(options)))
+    try:
+        values = _LeastValues()
+        library.check(library.least_limit_read(handle, ctypes.byref(values), ctypes.sizeof(values)))
+        costs = []
+        for index in range(library.least_limit_costs(handle)):
+            cost = _Cost()
+            library.check(library.least_limit_cost(handle, index, ctypes.byref(cost), ctypes.sizeof(cost)))
+            costs.append(LimitCost(cost.limit, cost.peak, cost.ms, cost.ratio, cost.recomputes, cost.evictions, bool(cost.holds)))
+        text = library.text(library.least_limit_report(handle))
+        return LeastLimit(values.limit, values.refused, values.level, values.peak, values.baseline_ms, values.steps, costs, text)
+    finally:
+        library.least_limit_close(handle)

@@ -1,0 +1,221 @@
+#include <chrono>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "capi/errors.h"
+#include "capi/handles.h"
+#include "refrain/least_limit.h"
+#include "refrain/memory_budget.h"
+#include "refrain/torch_error.h"
+
+using namespace refrain;
+
+struct refrain_step_trace_t {
+  StepTrace trace;
+};
+struct refrain_step_plan_t {
+  StepPlan plan;
+};
+struct refrain_memory_budget_t {
+  template <typename T>
+  explicit refrain_memory_budget_t(const T& given) : budget(given) {}
+  MemoryBudget budget;
+};
+struct refrain_least_limit_t {
+  LeastLimit found;
+};
+
+namespace {
+
+// The numbers of a refusal do not come through the caller's language. A `min_limit` that says no more than the limit
+// lets `least_limit` go on with a bisection.
+std::function<void()> step_of(refrain_step_t step, void* context, const char* function) {
+  if (!step) throw InvalidArgument(std::string("[") + function + "] `step` is null, expected a function");
+  return [step, context] {
+    const auto code = step(context);
+    if (code == REFRAIN_OK) return;
+    if (code == REFRAIN_OUT_OF_MEMORY)
+      throw OutOfMemory("[refrain] the step met an OutOfMemory", OutOfMemoryReason::kMemoryCap, {});
+    throw capi::CallbackFailed("[refrain] the step failed");
+  };
+}
+
+LeastLimitOptions least_limit_options(const refrain_least_limit_options_t& given) {
+  LeastLimitOptions options;
+  if (given.tolerance != 0.0) options.tolerance(given.tolerance);
+  if (given.multiples) options.multiples(std::vector<double>(given.multiples, given.multiples + given.multiples_count));
+  if (given.runs != 0) options.runs(given.runs);
+  if (given.steps != 0) options.steps(given.steps);
+  if (given.cap) options.cap(capi::cap_options_of(given.cap));
+  return options;
+}
+
+}  // namespace
+
+refrain_step_trace_t* refrain_profile(refrain_step_t step, void* context, int32_t runs, const char* model) {
+  return capi::made([&] {
+    return new refrain_step_trace_t{
+        profile(step_of(step, context, "refrain_profile"), ProfileOptions().runs(runs).model(model ? model : ""))};
+  });
+}
+
+refrain_step_trace_t* refrain_step_trace_load(const char* path) {
+  return capi::made([&] {
+    capi::require(path, "refrain_step_trace_load", "path");
+    return new refrain_step_trace_t{StepTrace::load(path)};
+  });
+}
+
+int32_t refrain_step_trace_save(const refrain_step_trace_t* trace, const char* path) {
+  return capi::guarded([&] {
+    capi::require(trace, "refrain_step_trace_save", "trace");
+    capi::require(path, "refrain_step_trace_save", "path");
+    trace->trace.save(path);
+  });
+}
+
+int32_t refrain_step_trace_read(const refrain_step_trace_t* trace, int64_t* operators, int64_t* peak,
+                                double* operators_ms) {
+  return capi::guarded([&] {
+    capi::require(trace, "refrain_step_trace_read", "trace");
+    if (operators) *operators = trace->trace.operators();
+    if (peak) *peak = trace->trace.peak();
+    if (operators_ms) *operators_ms = trace->trace.operators_ms();
+  });
+}
+
+void refrain_step_trace_close(refrain_step_trace_t* trace) { delete trace; }
+
+refrain_step_plan_t* refrain_plan_step(const refrain_step_trace_t* trace, const refrain_budget_t* budget,
+                                       double time_limit_s) {
+  return capi::made([&] {
+    capi::require(trace, "refrain_plan_step", "trace");
+    PlanOptions options;
+    if (!(time_limit_s < 0.0)) options.time_limit(std::chrono::duration<double>(time_limit_s));
+    return new refrain_step_plan_t{plan_step(trace->trace, capi::budget_of(budget, "refrain_plan_step"), options)};
+  });
+}
+
+refrain_step_plan_t* refrain_step_plan_load(const char* path) {
+  return capi::made([&] {
+    capi::require(path, "refrain_step_plan_load", "path");
+    return new refrain_step_plan_t{StepPlan::load(path)};
+  });
+}
+
+int32_t refrain_step_plan_save(const refrain_step_plan_t* plan, const char* path) {
+  return capi::guarded([&] {
+    capi::require(plan, "refrain_step_plan_save", "plan");
+    capi::require(path, "refrain_step_plan_save", "path");
+    plan->plan.save(path);
+  });
+}
+
+int32_t refrain_step_plan_read(const refrain_step_plan_t* plan, int32_t* fits, int64_t* peak, double* added_ms,
+                               double* lower_bound_ms) {
+  return capi::guarded([&] {
+    capi::require(plan, "refrain_step_plan_read", "plan");
+    if (fits) *fits = plan->plan.fits() ? 1 : 0;
+    if (peak) *peak = plan->plan.peak();
+    if (added_ms) *added_ms = plan->plan.added_ms();
+    if (lower_bound_ms) *lower_bound_ms = plan->plan.lower_bound_ms();
+  });
+}
+
+char* refrain_step_plan_report(const refrain_step_plan_t* plan, int32_t is_whole) {
+  return capi::made([&] {
+    capi::require(plan, "refrain_step_plan_report", "plan");
+    return capi::owned_text(is_whole != 0 ? plan->plan.report() : plan->plan.brief());
+  });
+}
+
+void refrain_step_plan_close(refrain_step_plan_t* plan) { delete plan; }
+
+refrain_memory_budget_t* refrain_memory_budget_open(const refrain_budget_t* budget) {
+  return capi::made([&] { return new refrain_memory_budget_t(capi::budget_of(budget, "refrain_memory_budget_open")); });
+}
+
+refrain_memory_budget_t* refrain_memory_budget_open_plan(const refrain_step_plan_t* plan) {
+  return capi::made([&] {
+    capi::require(plan, "refrain_memory_budget_open_plan", "plan");
+    return new refrain_memory_budget_t(plan->plan);
+  });
+}
+
+int32_t refrain_memory_budget_stats(const refrain_memory_budget_t* budget, refrain_memory_budget_stats_t* stats,
+                                    size_t size, char** first_mismatch) {
+  return capi::guarded([&] {
+    capi::require(budget, "refrain_memory_budget_stats", "budget");
+    const auto now = budget->budget.stats();
+    const refrain_memory_budget_stats_t found{.traced_steps = now.traced_steps,
+                                              .planned_steps = now.planned_steps,
+                                              .mismatched_steps = now.mismatched_steps,
+                                              .planning_ms = now.planning_ms,
+                                              .replans = now.replans};
+    capi::fill(stats, size, &found, sizeof(found), "refrain_memory_budget_stats");
+    if (first_mismatch) *first_mismatch = capi::owned_text(now.first_mismatch);
+  });
+}
+
+char* refrain_memory_budget_report(const refrain_memory_budget_t* budget) {
+  return capi::made([&] {
+    capi::require(budget, "refrain_memory_budget_report", "budget");
+    return capi::owned_text(budget->budget.report());
+  });
+}
+
+void refrain_memory_budget_close(refrain_memory_budget_t* budget) { delete budget; }
+
+refrain_least_limit_t* refrain_least_limit(refrain_step_t step, void* context,
+                                           const refrain_least_limit_options_t* options) {
+  return capi::made([&] {
+    return new refrain_least_limit_t{least_limit(step_of(step, context, "refrain_least_limit"),
+                                                 options ? least_limit_options(*options) : LeastLimitOptions())};
+  });
+}
+
+int32_t refrain_least_limit_read(const refrain_least_limit_t* found, refrain_least_limit_values_t* values,
+                                 size_t size) {
+  return capi::guarded([&] {
+    capi::require(found, "refrain_least_limit_read", "found");
+    const auto& least = found->found;
+    const refrain_least_limit_values_t read{.limit = least.limit,
+                                            .refused = least.refused,
+                                            .level = least.level,
+                                            .peak = least.peak,
+                                            .baseline_ms = least.baseline_ms,
+                                            .steps = least.steps};
+    capi::fill(values, size, &read, sizeof(read), "refrain_least_limit_read");
+  });
+}
+
+size_t refrain_least_limit_costs(const refrain_least_limit_t* found) { return found ? found->found.costs.size() : 0; }
+
+int32_t refrain_least_limit_cost(const refrain_least_limit_t* found, size_t index, refrain_limit_cost_t* cost,
+                                 size_t size) {
+  return capi::guarded([&] {
+    capi::require(found, "refrain_least_limit_cost", "found");
+    if (index >= found->found.costs.size())
+      throw InvalidArgument("[refrain_least_limit_cost] `index` is " + std::to_string(index) + ", expected one below " +
+                            std::to_string(found->found.costs.size()));
+    const auto& one = found->found.costs[index];
+    const refrain_limit_cost_t read{.limit = one.limit,
+                                    .peak = one.peak,
+                                    .ms = one.ms,
+                                    .ratio = one.ratio,
+                                    .recomputes = one.recomputes,
+                                    .evictions = one.evictions,
+                                    .holds = one.holds ? 1 : 0};
+    capi::fill(cost, size, &read, sizeof(read), "refrain_least_limit_cost");
+  });
+}
+
+char* refrain_least_limit_report(const refrain_least_limit_t* found) {
+  return capi::made([&] {
+    capi::require(found, "refrain_least_limit_report", "found");
+    return capi::owned_text(found->found.report());
+  });
+}
+
+void refrain_least_limit_close(refrain_least_limit_t* found) { delete found; }

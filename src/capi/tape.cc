@@ -1,0 +1,81 @@
+#include "refrain/tape.h"
+
+#include "capi/errors.h"
+#include "capi/handles.h"
+#include "refrain/backward.h"
+#include "refrain/explain.h"
+
+using namespace refrain;
+
+struct refrain_backward_t {
+  refrain_backward_t(const std::vector<at::Tensor>& roots, bool accumulates) : run(roots, accumulates) {}
+  BackwardRun run;
+};
+struct refrain_saved_observer_t {
+  detail::SavedObserver observer;
+};
+
+refrain_backward_t* refrain_backward_begin(void* const* roots, size_t count, int32_t accumulates) {
+  return capi::made([&] {
+    return new refrain_backward_t(capi::tensors_of(roots, count, "refrain_backward_begin"), accumulates != 0);
+  });
+}
+
+int32_t refrain_backward_end(refrain_backward_t* run) {
+  return capi::guarded([&] {
+    capi::require(run, "refrain_backward_end", "run");
+    run->run.end();
+  });
+}
+
+void refrain_backward_close(refrain_backward_t* run) { delete run; }
+
+int32_t refrain_tape_stats(refrain_tape_stats_t* stats, size_t size) {
+  return capi::guarded([&] {
+    const auto now = tape_stats();
+    const refrain_tape_stats_t found{.live_ops = now.live_ops,
+                                     .live_values = now.live_values,
+                                     .live_slots = now.live_slots,
+                                     .live_regions = now.live_regions,
+                                     .recorded_ops = now.recorded_ops,
+                                     .replayed_ops = now.replayed_ops,
+                                     .replay_passes = now.replay_passes,
+                                     .reruns = now.reruns,
+                                     .leaf_copies = now.leaf_copies,
+                                     .leaf_copy_bytes = now.leaf_copy_bytes,
+                                     .recorded_ms = now.recorded_ms,
+                                     .replayed_forward_ms = now.replayed_forward_ms,
+                                     .replay_ms = now.replay_ms};
+    capi::fill(stats, size, &found, sizeof(found), "refrain_tape_stats");
+  });
+}
+
+int32_t refrain_reset_tape_counters(void) {
+  return capi::guarded([] { reset_tape_counters(); });
+}
+
+int32_t refrain_set_check_inputs(int32_t value) { return set_check_inputs(value != 0) ? 1 : 0; }
+
+int32_t refrain_register_side_effect_op(const char* op) {
+  return capi::guarded([&] {
+    capi::require(op, "refrain_register_side_effect_op", "op");
+    register_side_effect_op(op);
+  });
+}
+
+int32_t refrain_self_test(void) {
+  return capi::guarded([] { self_test(); });
+}
+
+refrain_saved_observer_t* refrain_saved_observer_open(void) {
+  return capi::made([] { return new refrain_saved_observer_t; });
+}
+
+char* refrain_saved_observer_text(const refrain_saved_observer_t* observer) {
+  return capi::made([&] {
+    capi::require(observer, "refrain_saved_observer_text", "observer");
+    return capi::owned_text(observer->observer.report().text());
+  });
+}
+
+void refrain_saved_observer_close(refrain_saved_observer_t* observer) { delete observer; }

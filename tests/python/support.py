@@ -1,0 +1,143 @@
+"""Models, and a training whose every bit is compared with the baseline's."""
+
+import contextlib
+import hashlib
+import warnings
+
+warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+import refrain  # noqa: E402
+
+try:
+    import numpy
+except ImportError:
+    numpy = None
+
+torch.set_num_threads(1)
+refrain.install_memory_tracking()
+
+
+class Program:
+    """A model, its blocks for `checkpoint`, and an input of a step."""
+
+    def __init__(self, model, blocks, batch):
+        self.model, self.blocks, self.batch = model, blocks, batch
+
+    def under(self, wrap):
+        """Calls each block as `wrap(block.forward, ...)`."""
+        for block in self.blocks:
+            forward = block.forward
+            block.forward = lambda *args, _forward=forward, **kwargs: wrap(_forward, *args, **kwargs)
+
+
+def mlp():
+    layers = [nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Dropout(0.1)) for _ in range(6)]
+    return Program(nn.Sequential(*layers), layers, lambda: torch.randn(128, 64))
+
+
+def encoder():
+    layer = nn.TransformerEncoderLayer(32, 4, 64, 0.1, batch_first=True)
+    model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    return Program(model, list(model.layers), lambda: torch.randn(4, 24, 32))
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.path = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return torch.relu_(self.path(x) + x)
+
+
+def resnet():
+    blocks = [ResidualBlock(8) for _ in range(4)]
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    return Program(model, blocks, lambda: torch.randn(4, 3, 24, 24))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(32, 48, 2, dropout=0.2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(96, 16)
+        self.body = nn.Module()
+        self.body.forward = self._body
+
+    def _body(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        y, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
+        return self.head(y)
+
+    def forward(self, x):
+        return self.body.forward(x, torch.arange(x.size(0)) + x.size(1) - x.size(0) + 1)
+
+
+def lstm():
+    model = Recurrent()
+    return Program(model, [model.body], lambda: torch.randn(6, 20, 32))
+
+
+PROGRAMS = {"mlp": mlp, "encoder": encoder, "resnet": resnet, "lstm": lstm}
+
+
+def digest(tensors):
+    """Of all their bytes."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(b"none" if tensor is None else bytes(tensor.detach().contiguous().flatten().view(torch.uint8).tolist()))
+    return found.hexdigest()
+
+
+def state_of(model):
+    return [*model.parameters(), *(p.grad for p in model.parameters()), *model.buffers(), torch.get_rng_state()]
+
+
+class Trained:
+    """What a training left."""
+
+    def __init__(self, bits, base, peak, handle):
+        self.bits, self.base, self.peak, self.handle = bits, base, peak, handle
+
+
+def train(make, wrap=None, scope=None, steps=3):
+    """Warms up with one step, then trains `steps` under `scope(level)`; the bits of losses, parameters, gradients, buffers and the generator are compared."""
+    torch.manual_seed(0)
+    program = make()
+    model = program.model
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    def step(number):
+        torch.manual_seed(100 + number)
+        loss = model(program.batch()).pow(2).mean()
+        loss.backward()
+        kept = loss.detach().clone()
+        del loss
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        return kept
+
+    losses = [step(0)]
+    if wrap is not None:
+        program.under(wrap)
+    base = refrain.memory_stats().current
+    with (scope(base) if scope else contextlib.nullcontext()) as handle, refrain.MemoryScope() as memory:
+        losses += [step(number) for number in range(1, steps + 1)]
+    # under the scope's end all is resident again
+    return Trained(digest([*losses, *state_of(model)]), base, memory.peak, handle)
+
+
+def unpatch_checkpoint():
+    """Undoes `patch_torch`, but for what the import of the package does."""
+    from refrain import _torch_patches
+
+    refrain.unpatch_torch()
+    _torch_patches._patch_engine()
+    _torch_patches._watch_inductor()
