@@ -387,6 +387,8 @@ void ProgramRun::move_leaves(Outcome& outcome) {
       notes_->leaf_got_history ||
       std::any_of(buffers_.begin(), buffers_.end(), [](const SlotPtr& buffer) { return buffer->t.requires_grad(); });
   if (!reaches_back) notes_->read_by_rerun.clear();
+  // the optimizer writes through `data()`, without a version
+  rerun_input_changed_ |= !notes_->read_by_rerun.empty();
   notes_->cut_unsafely.clear();
   notes_->made_by_rerun.clear();
   notes_->captured.clear();

@@ -234,6 +234,7 @@ TEST_F(RandomPrograms, ThatFailedOnceAreEqual) {
       {Kind::kRegions, 5200000786},     // a leaf that was given history, and a cycle through a rerun region's inputs
       {Kind::kRegions, 5200002533},     // the same, and a graph of an iteration before
       {Kind::kRegions, 8300003744},     // an operator that others need refers to what became a leaf, without a hold
+      {Kind::kRegions, 1359190032509},  // the gradient of a tensor that was overwritten without gradients
       {Kind::kRegions, 9000000011},     // a backward inside a rerun function meets what was overwritten since
       {Kind::kRegions, 1345221638570},  // a buffer with history: a backward goes on into the iteration before
       {Kind::kCaps, 1864970110255},     // what a graph has saved cannot be pinned

@@ -20,7 +20,7 @@ def exported(library):
         kind, name = re.match(r"\w+ (\w) (.*)", line).groups()
         name = re.sub(r"\[abi:\w+\]", "", name)
         if not re.match(r"(?:(?:vtable|typeinfo|typeinfo name|VTT|guard variable) for )?refrain::|refrain_\w+$", name):
-            if kind not in "VWu":
+            if kind not in "VWu" and name not in ("_edata", "_end", "__bss_start"):  # the linker's
                 foreign.add(name)
             continue
         if kind in "VWu" and "<" in name and "TorchError" not in name:
