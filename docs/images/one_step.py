@@ -31,14 +31,14 @@ def record(options):
 
 def levels(document):
     """[(ms, MiB)] of the allocator's level over the step."""
-    return [(event["t_us"] / 1e3 if "t_us" in event else event["time_us"] / 1e3, event["level_bytes"] / MIB) for event in document["events"]]
+    return [(t_us / 1e3, level / MIB) for t_us, level in document["points"]]
 
 
 def main():
     documents = {}
     for name, options, _ in WAYS:
         if options is None:
-            limit = round(0.6 * documents["without"]["peak_bytes"])
+            limit = round(0.6 * documents["without"]["peak"]["bytes"])
             options = ["--strategy", "auto", "--memory-limit", str(limit)]
         documents[name] = record(options)
     lines = {name: levels(document) for name, document in documents.items()}
