@@ -39,13 +39,13 @@ namespace {
 struct Highs {
   void* library = nullptr;
   std::string error;
-#define REFRAIN_HIGHS_FUNCTIONS(X)                                                                    \
-  X(Highs_create)                                                                                     \
-  X(Highs_destroy)                                                                                    \
-  X(Highs_setBoolOptionValue)                                                                         \
-  X(Highs_setIntOptionValue)                                                                          \
-  X(Highs_setDoubleOptionValue) X(Highs_passMip) X(Highs_passLp) X(Highs_run) X(Highs_getModelStatus) \
-      X(Highs_getSolution) X(Highs_getObjectiveValue) X(Highs_getDoubleInfoValue)
+// clang-format off
+#define REFRAIN_HIGHS_FUNCTIONS(X) \
+  X(Highs_create) X(Highs_destroy) X(Highs_setBoolOptionValue) \
+  X(Highs_setIntOptionValue) X(Highs_setDoubleOptionValue) X(Highs_passMip) \
+  X(Highs_passLp) X(Highs_run) X(Highs_getModelStatus) \
+  X(Highs_getSolution) X(Highs_getObjectiveValue) X(Highs_getDoubleInfoValue)
+// clang-format on
 #define REFRAIN_DECLARE(name) decltype(&::name) name = nullptr;
   REFRAIN_HIGHS_FUNCTIONS(REFRAIN_DECLARE)
 #undef REFRAIN_DECLARE
