@@ -22,6 +22,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+// NOLINTBEGIN(modernize-use-using): this is C
 
 /// Grows by one when a function or field of this header changes its meaning or goes. What is only added keeps it.
 #define REFRAIN_C_API_VERSION 1
@@ -364,6 +365,7 @@ REFRAIN_API refrain_saved_observer_t* refrain_saved_observer_open(void);
 REFRAIN_API char* refrain_saved_observer_text(const refrain_saved_observer_t* observer);
 REFRAIN_API void refrain_saved_observer_close(refrain_saved_observer_t* observer);
 
+// NOLINTEND(modernize-use-using)
 #ifdef __cplusplus
 }  // extern "C"
 #endif

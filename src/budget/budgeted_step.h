@@ -52,7 +52,7 @@ class BudgetedStep final : public tape::StepListener {
     uint64_t sizes = 0;    ///< of the tensors that the first operator reads, with its name
     int before = kNoKind;  ///< kind of the last step
     int row = 0;           ///< how many of that kind in a row, at most `kLongestRow`
-    auto operator<=>(const Situation&) const = default;
+    auto operator<=>(const Situation&) const = default;  // NOLINT(modernize-use-nullptr): clang-tidy 14
   };
   static constexpr int kNoKind = -1;
   static constexpr int kToTrace = -2;

@@ -60,6 +60,7 @@ void JointBuilder::backward(const Done& done) {
   op.workspace = done.layer.workspace;
   op.backward = true;
   std::vector<ValueId> made;
+  made.reserve(wanted.size());
   for (const ValueId v : wanted) made.push_back(builder_.output(builder_.value(v).bytes));
   for (size_t k = 0; k < wanted.size(); ++k) accumulate(wanted[k], made[k], done.scope);
 }
@@ -81,7 +82,7 @@ void JointBuilder::accumulate(ValueId of, ValueId grad, const std::string& scope
 
 namespace {
 
-constexpr int64_t kUnit = 64 * 1024;
+constexpr int64_t kUnit = int64_t{64} * 1024;
 
 /// Times and sizes of layers, each up to a half more.
 class Varied {
@@ -214,7 +215,7 @@ std::string family_name(Family family) {
 Graph make_transformer(int32_t layers, uint64_t seed) {
   JointBuilder net;
   Varied varied(seed);
-  ValueId x = net.parameter(4 * 8 * 128 * 256);
+  ValueId x = net.parameter(int64_t{4} * 8 * 128 * 256);
   for (int32_t i = 0; i < layers; ++i) {
     net.scope(fmt::format("blocks.{}", i));
     transformer_layer(net, varied, x);

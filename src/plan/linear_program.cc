@@ -46,7 +46,7 @@ struct Highs {
   X(Highs_passLp) X(Highs_run) X(Highs_getModelStatus) \
   X(Highs_getSolution) X(Highs_getObjectiveValue) X(Highs_getDoubleInfoValue)
 // clang-format on
-#define REFRAIN_DECLARE(name) decltype(&::name) name = nullptr;
+#define REFRAIN_DECLARE(name) decltype(&::name) name = nullptr;  // NOLINT(bugprone-macro-parentheses)
   REFRAIN_HIGHS_FUNCTIONS(REFRAIN_DECLARE)
 #undef REFRAIN_DECLARE
 
@@ -57,9 +57,11 @@ struct Highs {
       error = std::string("HiGHS cannot be loaded: ") + dlerror();
       return;
     }
+// NOLINTBEGIN(bugprone-macro-parentheses)
 #define REFRAIN_LOAD(name)                                                         \
   if ((name = reinterpret_cast<decltype(name)>(dlsym(library, #name))) == nullptr) \
     error = "HiGHS has no function " #name "; expected version 1.7 or later";
+    // NOLINTEND(bugprone-macro-parentheses)
     REFRAIN_HIGHS_FUNCTIONS(REFRAIN_LOAD)
 #undef REFRAIN_LOAD
 #undef REFRAIN_HIGHS_FUNCTIONS
