@@ -173,7 +173,7 @@ ValueId linear(JointBuilder& net, Varied& varied, ValueId x, int64_t tokens, int
 }
 
 void transformer_layer(JointBuilder& net, Varied& varied, ValueId& x) {
-  constexpr int64_t kTokens = 8 * 128, kWidth = 256, kHeads = 4;
+  constexpr int64_t kTokens = int64_t{8} * 128, kWidth = 256, kHeads = 4;
   constexpr int64_t kBytes = 4 * kTokens * kWidth;
   const auto norm = [&](ValueId v) {
     return net.layer(

@@ -10,7 +10,8 @@ namespace refrain::tape {
 
 std::string broken_invariant(const Value& value) {
   const auto* const slot = value.slots;
-  if (value.refs <= 0) return "nothing refers to it";
+  if (value.refs < 0) return "it was released too often";
+  if (value.refs == 0) return "";  // dies when this lock ends
   if (value.holds < 0 || value.pins < 0 || value.locks < 0 || value.writers < 0 || value.op_refs < 0 ||
       value.needed < 0)
     return "a count is negative";
