@@ -23,6 +23,8 @@ void raw_write(c10::StorageImpl* storage) {
   bool is_needed = false, copy_wanted = false;
   {
     TapeLock lock;
+    settle_writes(lock,
+                  ThreadState::get());  // what was saved of the bytes before an operator wrote them may be of these
     value = find_value(lock, storage);
     if (!value || !value->armed) return;
     retain(value);

@@ -26,6 +26,10 @@ class OffloadStore {
   virtual std::shared_ptr<Offloaded> store(const c10::Storage& bytes) = 0;
 };
 
+/// Has `store` take the bytes, after an operator or out of a hook: an error there comes when bytes are written already, or makes
+/// autograd keep what a custom function saves for good. @returns null where the store declines or finds no memory for a copy.
+std::shared_ptr<Offloaded> store_or_keep(OffloadStore& store, const c10::Storage& bytes);
+
 /// The default store: `refrain::set_offload_store` sets it, and src/offload a first one. Setting returns the old one.
 std::shared_ptr<OffloadStore> offload_store();
 std::shared_ptr<OffloadStore> set_offload_store(std::shared_ptr<OffloadStore> store);

@@ -167,7 +167,7 @@ at::Tensor set_policy(const at::Tensor& x, CheckpointPolicy policy) {
   std::shared_ptr<tape::Offloaded> offloaded;
   if (policy == CheckpointPolicy::kOffload && tape::has_plain_storage(x)) {
     const tape::Pinned bytes(x);
-    offloaded = region->offload->store(x.storage());
+    offloaded = tape::store_or_keep(*region->offload, x.storage());
   }
   tape::TapeLock lock;
   auto* value = tape::produced_value(lock, x);

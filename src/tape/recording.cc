@@ -152,7 +152,11 @@ void Recording::note_results(TapeLock& lock) {
 }
 
 void Recording::rethrow_failure() {
-  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+  if (!failure_) return;
+  // Autograd raises the version of what an operator wrote once it has returned. This one has written, and does not return.
+  for (auto& write : writes_)
+    if (!write.once && write.counter.enabled()) write.counter.bump();
+  std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
 Value* Recording::stay(Value* value) {
@@ -355,7 +359,7 @@ void Recording::offload_results() {
     if (!has_plain_storage(tensor)) return;
     auto* storage = tensor.storage().unsafeGetStorageImpl();
     if (find_offloaded(storage) != PointerIndex::kNone) return;
-    offloaded_.emplace_back(storage, op_->region->offload->store(tensor.storage()));
+    offloaded_.emplace_back(storage, store_or_keep(*op_->region->offload, tensor.storage()));
   });
 }
 

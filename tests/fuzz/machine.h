@@ -85,6 +85,9 @@ struct Watched {
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;
 };
 
+/// A view of something overwritten in place becomes what it is, `is_leaf` or not, when it is first asked.
+void settle_history(const Tensor& t);
+
 /// The regions that are open around a step.
 struct Enclosing {
   bool replay = false;
@@ -97,6 +100,9 @@ struct Notes {
   uint64_t picks = 0;
   std::vector<int> failed_steps;
   bool made_cycle = false;
+  /// Writes to what requires a gradient. What autograd saved of it before is the tensor itself, whose history then leads to what it
+  /// saved: a cycle until a backward comes by, which none does where the step ends with an error.
+  int64_t histories_written = 0;
   /// A leaf was overwritten by what requires a gradient. Autograd saves leaves as they are, so what was saved before has that history too: a
   /// backward goes on into an iteration before, and a rerun region, which keeps the graph of its inputs, may be part of a cycle.
   bool leaf_got_history = false;

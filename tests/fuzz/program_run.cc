@@ -53,6 +53,8 @@ class ProgramRun : public Machine {
   Before before_step();
   bool is_as(const Before& before);
   void run_or_be_refused(const Step& step, Outcome& outcome);
+  /// In place of a step: it may have asked for some histories before it was refused.
+  void leave_out();
   /// Forward, loss and backwards.
   void iterate(Outcome& outcome);
   /// What an iteration left, before the next one.
@@ -128,18 +130,26 @@ void ProgramRun::run_or_be_refused(const Step& step, Outcome& outcome) {
   Before before = before_step();
   try {
     run_step(step);
-  } catch (const c10::OutOfMemoryError&) {
+  } catch (const c10::OutOfMemoryError& error) {
     lift();
     const bool has_unsafe_views = !notes_->cut_unsafely.empty();  // they have versions of their own
     if (has_unsafe_views || may_write_unseen(step) || !is_as(before)) throw;
     outcome.refused_steps.emplace_back(iteration_, step.number);
     pool_ = std::move(before.pool);
     given_ = std::move(before.given);
+    const bool made_cycle = notes_->made_cycle || notes_->histories_written > before.notes.histories_written;
     *notes_ = std::move(before.notes);
+    notes_->made_cycle |= made_cycle;
     enclosing_ = before.enclosing;
     indent_ = before.indent;
-    line("step " + std::to_string(step.number) + " was refused memory");
+    leave_out();
+    line("step " + std::to_string(step.number) + " was refused memory: " + error.what_without_backtrace());
   }
+}
+
+void ProgramRun::leave_out() {
+  for (const SlotPtr& slot : pool_) settle_history(slot->t);
+  for (const auto& [name, slot] : given_) settle_history(slot->t);
 }
 
 void ProgramRun::add_input(const std::string& name, at::IntArrayRef sizes, at::ScalarType type, bool grad,
@@ -336,8 +346,10 @@ void ProgramRun::iterate(Outcome& outcome) {
   outcome.forward_ended = false;
   for (const Step& step : program_.steps) {
     const auto& left_out = program_.left_out;
-    if (std::find(left_out.begin(), left_out.end(), std::pair(iteration_, step.number)) != left_out.end()) continue;
-    surroundings_ == nullptr ? run_step(step) : run_or_be_refused(step, outcome);
+    if (std::find(left_out.begin(), left_out.end(), std::pair(iteration_, step.number)) != left_out.end())
+      leave_out();
+    else
+      surroundings_ == nullptr ? run_step(step) : run_or_be_refused(step, outcome);
   }
   const std::vector<Tensor> made =
       program_.loss_in_region ? call(program_.loss_options, [&] { return outputs(); }) : outputs();

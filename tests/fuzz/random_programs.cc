@@ -127,14 +127,15 @@ Judgement failed(std::string why) {
   return judgement;
 }
 
-Judgement judge_refused(const Program& program, const Outcome& baseline, const Outcome& ours) {
+/// `cycles`: what the program may leave behind by itself is known already.
+Judgement judge_refused(const Program& program, const Outcome& baseline, const Outcome& ours, bool cycles = false) {
   Judgement judgement;
   judgement.verdict = Verdict::kBaselineRefuses;
   judgement.refused_too = !ours.error.empty();
   // A refused backward may leave a cycle of LibTorch's own behind; it may also have come before the cycle. What a rerun region keeps
   // of its inputs' graph may keep a tensor that was overwritten by what was computed from the region's results.
   judgement.cycles =
-      baseline.leaked_bytes != 0 || (ours.made_cycle && !baseline.made_cycle) || ours.has_rerun ||
+      cycles || baseline.leaked_bytes != 0 || (ours.made_cycle && !baseline.made_cycle) || ours.has_rerun ||
       ours.records.size() > baseline.records.size();  // it came to iterations whose cycles LibTorch would make too
   if (!judgement.cycles && !leak(ours).empty()) {
     return failed("LibTorch refuses this program (" + baseline.error + ");\nours " + leak(ours));
@@ -173,7 +174,7 @@ constexpr Refusal kRefusals[] = {
 };
 
 /// The baseline has a result and we threw.
-Judgement judge_thrown(const Outcome& baseline, const Outcome& ours) {
+Judgement judge_thrown(const Outcome& baseline, const Outcome& ours, bool cycles = false) {
   for (const Refusal& refusal : kRefusals) {
     if (ours.error.find(refusal.says) == std::string::npos || !refusal.may(ours)) continue;
     if (refusal.is_ours && ours.error.find("[refrain::") == std::string::npos) continue;
@@ -181,7 +182,7 @@ Judgement judge_thrown(const Outcome& baseline, const Outcome& ours) {
     judgement.verdict = Verdict::kRefusedByName;
     judgement.why = refusal.name;
     // a rerun region keeps the argument that was overwritten, perhaps by what was computed from the region's result
-    judgement.cycles = baseline.leaked_bytes != 0 || (ours.has_rerun && ours.rerun_input_changed);
+    judgement.cycles = cycles || baseline.leaked_bytes != 0 || (ours.has_rerun && ours.rerun_input_changed);
     if (!judgement.cycles && !leak(ours).empty()) return failed("after " + ours.error + "\nours " + leak(ours));
     return judgement;
   }
@@ -200,11 +201,15 @@ Judgement judge_out_of_memory(const Program& program, const Outcome& ours) {
   // a step that was refused in the middle may have made a cycle by then that LibTorch makes too
   judgement.cycles = baseline.leaked_bytes != 0 || ours.made_cycle || (ours.has_rerun && ours.leaf_got_history) ||
                      run(program, Mode::kPlain).leaked_bytes != 0;
-  if (!ours.ran_out && !baseline.error.empty()) return judge_refused(same, baseline, ours);
-  if (!ours.ran_out && !ours.error.empty()) return judge_thrown(baseline, ours);
+  if (!ours.ran_out && !baseline.error.empty()) return judge_refused(same, baseline, ours, judgement.cycles);
+  if (!ours.ran_out && !ours.error.empty()) return judge_thrown(baseline, ours, judgement.cycles);
   const bool comparable = !ours.ran_out || ours.forward_ended;
   const std::string differs = comparable ? difference(baseline, ours, ours.ran_out) : "";
-  if (!differs.empty()) return failed("after a refusal of memory: " + differs);
+  if (!differs.empty()) {
+    std::string text;
+    run(same, Mode::kPlain, &text);
+    return failed("after a refusal of memory: " + differs + "\nthe baseline, without what was refused\n" + text);
+  }
   if (!judgement.cycles && !leak(ours).empty()) return failed("after a refusal of memory, ours " + leak(ours));
   coverage().leaks_compared += !judgement.cycles;
   return judgement;
@@ -238,7 +243,8 @@ Judgement judge_once(const Program& program, Kind kind) {
   if (!differs.empty()) return failed(differs);
   Judgement judgement;
   judgement.cycles =
-      baseline.leaked_bytes != 0 || (surroundings && ours.made_cycle) || (ours.has_rerun && ours.leaf_got_history);
+      baseline.leaked_bytes != 0 || (surroundings && ours.made_cycle) ||
+      (ours.has_rerun && (ours.leaf_got_history || ours.rerun_input_changed));  // docs/design/recompute_modes.md
   if (!judgement.cycles && !leak(ours).empty()) return failed("ours " + leak(ours));
   coverage().leaks_compared += !judgement.cycles;
   if (!baseline.has_loss) judgement.verdict = Verdict::kNoGradient;

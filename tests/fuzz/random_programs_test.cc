@@ -237,6 +237,10 @@ TEST_F(RandomPrograms, ThatFailedOnceAreEqual) {
       {Kind::kRegions, 1359190032509},  // the gradient of a tensor that was overwritten without gradients
       {Kind::kRegions, 9000000011},     // a backward inside a rerun function meets what was overwritten since
       {Kind::kRegions, 1345221638570},  // a buffer with history: a backward goes on into the iteration before
+      {Kind::kRegions, 9000017313},     // an argument of a rerun region was overwritten by its result: a cycle
+      {Kind::kCaps, 1675298666871},     // a step that was refused memory had made a cycle
+      {Kind::kCaps, 9100027451},        // such a step had asked for the history of a view
+      {Kind::kCaps, 9100036519},        // a raw write into noise that was saved before it was drawn
       {Kind::kCaps, 1864970110255},     // what a graph has saved cannot be pinned
       {Kind::kCaps, 1864970110578},     // what could not be evicted lost its barrier
       {Kind::kCaps, 1917035974101},     // a parked input whose memory was freed while another thread fetched it
@@ -246,6 +250,9 @@ TEST_F(RandomPrograms, ThatFailedOnceAreEqual) {
       {Kind::kBudgets, 5000023099},     // a write without a version, then one with
       {Kind::kBudgets,
        5000044284},  // an input fetched by all ranks, whose tensor is alive and written through a pointer
+      {Kind::kBudgets, 9000033514},  // such a step had asked for the history of a view
+      {Kind::kBudgets, 5000516275},  // a step that was refused memory had overwritten what was saved
+      {Kind::kBudgets, 9100028968},  // no memory to store what an operator had overwritten
       {Kind::kBudgets, 5000053142},  // what a plan overwrote again passed for its old bytes
       {Kind::kBudgets, 5000066243},  // a batch norm of its own running variance
       {Kind::kBudgets, 5000538696},  // a result without history that is overwritten

@@ -39,14 +39,6 @@ class Autocast {
   bool was_enabled_;
 };
 
-/// A view of something overwritten in place becomes what it is, `is_leaf` or not, when it is first asked. Rerun asks.
-void settle_history(const Tensor& t) {
-  try {
-    t.grad_fn();
-  } catch (const c10::Error&) {  // autograd allows no use of it
-  }
-}
-
 }  // namespace
 
 const OffloadStore& scope_store() {
@@ -82,10 +74,18 @@ class BudgetBlock {
 
 }  // namespace
 
+void settle_history(const Tensor& t) {
+  try {
+    t.grad_fn();
+  } catch (const c10::Error&) {  // autograd allows no use of it
+  }
+}
+
 void Notes::add(const Notes& other) {
   const auto append = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
   picks = mix(picks, other.picks);
   made_cycle |= other.made_cycle;
+  histories_written += other.histories_written;
   leaf_got_history |= other.leaf_got_history;
   unpinned |= other.unpinned;
   append(failed_steps, other.failed_steps);

@@ -169,6 +169,28 @@ TEST_F(OffloadRegion, WhatLeavesMemoryIsWhatWasOffloadedToTheByte) {
   EXPECT_EQ(left, plain - stored);
 }
 
+/// Has memory for no copy.
+struct FullStore : refrain::tape::OffloadStore {
+  std::shared_ptr<refrain::tape::Offloaded> store(const c10::Storage&) override {
+    ++asked;
+    TORCH_CHECK_WITH(OutOfMemoryError, false, "no memory");
+  }
+  int asked = 0;
+};
+
+TEST_F(OffloadRegion, WhatAStoreHasNoMemoryForIsKept) {
+  const auto full = std::make_shared<FullStore>();
+  const auto before = refrain::tape::set_offload_store(full);
+  expect_same(
+      [](Trial& run) {
+        auto x = run.param({4, 4});
+        return run.region([=] { return x.mm(x).add_(1).mul_(x).exp(); }).sum();
+      },
+      CheckpointOptions().policy(everything()));
+  refrain::tape::set_offload_store(before);
+  EXPECT_GT(full->asked, 0);
+}
+
 TEST_F(OffloadRegion, AnExceptionInForwardLeavesNothingBehind) {
   auto x = torch::randn({32, 32}).requires_grad_();
   EXPECT_THROW(refrain::checkpoint(to(store),

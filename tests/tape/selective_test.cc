@@ -417,5 +417,20 @@ TEST_F(Selective, AWriteWhosePolicyThrowsHasHappened) {
   expect_bit_equal(expected, x.grad());
 }
 
+// What autograd saved of it before must not be read as if nothing had been written.
+TEST_F(Selective, AWriteWhosePolicyThrowsHasANewVersion) {
+  auto x = torch::randn({4}).requires_grad_();
+  const refrain::Policy policy = [](const refrain::OpContext& op) {
+    if (op.name() == "aten::add_") throw std::runtime_error("no");
+    return refrain::CheckpointPolicy::kPreferRecompute;
+  };
+  auto y = x.exp();  // saves its result
+  const auto version = y._version();
+  EXPECT_THROW(refrain::checkpoint(CheckpointOptions().policy(policy), [&] { return y.add_(1).sin(); }),
+               std::runtime_error);
+  EXPECT_EQ(y._version(), version + 1);
+  EXPECT_THROW(y.sum().backward(), c10::Error) << "the gradient of exp read what add_ has written";
+}
+
 }  // namespace
 }  // namespace refrain_test

@@ -398,6 +398,36 @@ TEST_F(UnknownBytes, RawWriteAfterItWasSaved) {  // plain reads the new bytes
   });
 }
 
+// Autograd saves the noise before the operator draws it. Nothing runs between that and the pointer.
+TEST_F(UnknownBytes, RawWriteOfNoiseThatWasSavedBeforeItWasDrawn) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({8});
+    return run
+        .region([&] {
+          Tensor noise = torch::empty({8});
+          Tensor y = at::rrelu_with_noise(x.sin(), noise, 0.1, 0.4, true);
+          fill_raw(noise, 1);
+          return y;
+        })
+        .sum();
+  });
+}
+
+TEST_F(UnknownBytes, RawWriteAfterAWriteWithoutAVersion) {
+  expect_same([](Trial& run) {
+    Tensor x = run.param({8});
+    return run
+        .region([&] {
+          Tensor t = x.detach().exp();
+          Tensor y = x * t;
+          t.data().mul_(2);
+          fill_raw(t, 1);
+          return y;
+        })
+        .sum();
+  });
+}
+
 TEST_F(UnknownBytes, RawWriteAfterTheRegion) {
   expect_same([](Trial& run) {
     Tensor x = run.param({8});
