@@ -35,6 +35,10 @@ plan::Budget budget_of(const std::string& strategy) {
   return parse_budget(strategy.substr(kPrefix.size()), fmt::format("strategy '{}': budget", strategy));
 }
 
+Budget as_budget(const plan::Budget& budget, Bytes level) {
+  return budget.fraction < 0 ? Budget::bytes(level + budget.bytes) : Budget::fraction(budget.fraction);
+}
+
 void set_model_strategy(models::TrainableModel& model, const std::string& strategy) {
   if (is_budget(strategy)) budget_of(strategy);
   model.set_strategy(is_budget(strategy) ? "none" : strategy);
@@ -44,9 +48,7 @@ PlannedBudget plan_budget(const std::string& strategy, const std::function<void(
   const auto budget = budget_of(strategy);
   const Bytes level = memory_stats().current;
   const auto traced = profile(step, ProfileOptions().model(model));
-  PlannedBudget planned{
-      plan_step(traced, budget.fraction < 0 ? Budget::bytes(level + budget.bytes) : Budget::fraction(budget.fraction)),
-      level};
+  PlannedBudget planned{plan_step(traced, as_budget(budget, level)), level};
   if (!planned.plan.fits())
     throw InvalidArgument(
         fmt::format("strategy '{}' for model {}: does not fit; the lowest peak found is {} ({} bytes) over "

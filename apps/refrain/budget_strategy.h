@@ -20,6 +20,9 @@ bool is_budget(const std::string& strategy);
 /// The budget after the colon. @throws InvalidArgument
 plan::Budget budget_of(const std::string& strategy);
 
+/// The same as the library takes it. @param level  added to bytes: 0 if they are absolute
+Budget as_budget(const plan::Budget& budget, Bytes level = 0);
+
 /// What `strategy` asks of the model itself. @throws InvalidArgument on an unknown one, or a budget that is none.
 void set_model_strategy(models::TrainableModel& model, const std::string& strategy);
 

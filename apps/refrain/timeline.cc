@@ -85,10 +85,7 @@ int run_timeline(const TimelineArgs& args) {
   std::optional<MemoryCap> cap;
   if (is_auto) cap.emplace(parse_bytes(args.memory_limit));
   std::optional<MemoryBudget> budget;
-  if (is_budget(args.strategy)) {
-    const auto asked = budget_of(args.strategy);
-    budget.emplace(asked.fraction < 0 ? Budget::bytes(asked.bytes) : Budget::fraction(asked.fraction));
-  }
+  if (is_budget(args.strategy)) budget.emplace(as_budget(budget_of(args.strategy)));
   const auto watched = watch(*model, batch, *optimizer, args);
   const auto& report = watched.report;
 

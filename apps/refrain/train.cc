@@ -187,11 +187,7 @@ void train(Run& run) {
   std::optional<MemoryLimit> limit;
   std::optional<MemoryCap> cap;  // a limit of its own, which it lifts to recompute what was evicted
   std::unique_ptr<MemoryBudget> budget;
-  if (is_budget(run.args.strategy)) {
-    const auto asked = budget_of(run.args.strategy);
-    budget = asked.fraction < 0 ? std::make_unique<MemoryBudget>(Budget::bytes(asked.bytes))
-                                : std::make_unique<MemoryBudget>(Budget::fraction(asked.fraction));
-  }
+  if (is_budget(run.args.strategy)) budget = std::make_unique<MemoryBudget>(as_budget(budget_of(run.args.strategy)));
   if (run.is_auto()) {
     cap.emplace(*run.limit);
   } else if (run.limit) {

@@ -14,7 +14,6 @@ from ._errors import raise_last
 API_VERSION = 1
 _HERE = Path(__file__).resolve().parent
 
-Handle = ctypes.c_void_p
 _int32, _int64, _size, _double, _text = ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t, ctypes.c_double, ctypes.c_char_p
 _pointer = ctypes.c_void_p
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import math
 from dataclasses import dataclass
-from typing import Any, Iterable, TypeVar
+from typing import Any, Iterable
 
 import torch
 
 from . import _torch_patches
 from ._budget import Budget, Bytes, budget_of, limit_of
+from ._handles import Scope, read, struct_of
 from ._library import impls, library
 from ._plans import StepPlan
 
@@ -19,8 +20,6 @@ __all__ = [
     "TapeStats", "format_bytes", "install_memory_tracking", "memory_stats", "pin", "register_side_effect_op", "release_free_memory", "reset_peak_memory",
     "reset_tape_counters", "set_check_inputs", "tape_stats",
 ]  # fmt: skip
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -81,21 +80,8 @@ class TapeStats:
     replay_ms: float
 
 
-def _struct(of: type, leave: Iterable[str] = ()) -> Any:
-    """A C struct with the fields of a dataclass: its floats are doubles, all others int64."""
-    kinds = {"float": ctypes.c_double, "int": ctypes.c_int64}
-    fields = [(name, kinds[kind]) for name, kind in of.__annotations__.items() if name not in leave]
-    return type("_" + of.__name__, (ctypes.Structure,), {"_fields_": fields})
-
-
-_MEMORY, _CAP, _TAPE = _struct(MemoryStats), _struct(MemoryCapStats), _struct(TapeStats)
-_BUDGET = _struct(MemoryBudgetStats, {"first_mismatch"})
-
-
-def _read(of: type[_T], struct: Any, function: Any, *arguments: Any, **more: Any) -> _T:
-    found = struct()
-    library.check(function(*arguments, ctypes.byref(found), ctypes.sizeof(found)))
-    return of(**{name: getattr(found, name) for name, _ in found._fields_}, **more)
+_MEMORY, _CAP, _TAPE = struct_of(MemoryStats), struct_of(MemoryCapStats), struct_of(TapeStats)
+_BUDGET = struct_of(MemoryBudgetStats, {"first_mismatch"})
 
 
 def install_memory_tracking() -> None:
@@ -105,7 +91,7 @@ def install_memory_tracking() -> None:
 
 def memory_stats() -> MemoryStats:
     """Reads the byte counts; all are 0 before `install_memory_tracking`. Cost: 20 us."""
-    return _read(MemoryStats, _MEMORY, library.memory_stats)
+    return read(MemoryStats, _MEMORY, library.memory_stats)
 
 
 def reset_peak_memory() -> None:
@@ -120,7 +106,7 @@ def release_free_memory() -> None:
 
 def tape_stats() -> TapeStats:
     """Reads the tape's counters."""
-    return _read(TapeStats, _TAPE, library.tape_stats)
+    return read(TapeStats, _TAPE, library.tape_stats)
 
 
 def reset_tape_counters() -> None:
@@ -182,7 +168,7 @@ class MemoryScope:
         return self._read()[2]
 
 
-class MemoryLimit:
+class MemoryLimit(Scope):
     """A `with` block in which allocations above a limit are refused with `torch.OutOfMemoryError`, in the whole process.
 
     Args:
@@ -192,17 +178,14 @@ class MemoryLimit:
         ValueError: for anything else.
     """
 
+    _close = "memory_limit_close"
+
     def __init__(self, limit: Bytes | Budget) -> None:
         self._budget = limit_of(limit, "MemoryLimit")
-        self._handle = 0
 
-    def __enter__(self) -> MemoryLimit:
-        self._handle = library.made(library.memory_limit_open(self._budget._pointer))
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        handle, self._handle = self._handle, 0
-        library.memory_limit_close(handle)
+    def _open(self) -> int | None:
+        handle: int | None = library.memory_limit_open(self._budget._pointer)
+        return handle
 
 
 class _CapOptions(ctypes.Structure):
@@ -268,7 +251,7 @@ class MemoryCap:
     def stats(self) -> MemoryCapStats:
         """What caps did so far; after the `with`, what they had done at its end."""
         if self._handle:
-            return _read(MemoryCapStats, _CAP, library.memory_cap_stats, self._handle)
+            return read(MemoryCapStats, _CAP, library.memory_cap_stats, self._handle)
         if self._last is None:
             raise RuntimeError("refrain.MemoryCap: not open yet; use it in a `with`")
         return self._last
@@ -325,10 +308,7 @@ class MemoryBudget:
     def stats(self) -> MemoryBudgetStats:
         """What it did so far; after the `with`, what it did in all."""
         if self._handle:
-            mismatch = ctypes.c_void_p()
-            found = _BUDGET()
-            library.check(library.memory_budget_stats(self._handle, ctypes.byref(found), ctypes.sizeof(found), ctypes.byref(mismatch)))
-            return MemoryBudgetStats(**{name: getattr(found, name) for name, _ in found._fields_}, first_mismatch=library.text(mismatch.value))
+            return read(MemoryBudgetStats, _BUDGET, library.memory_budget_stats, self._handle, text="first_mismatch")
         return self._closed()[0]
 
     def report(self) -> str:
@@ -343,26 +323,23 @@ class MemoryBudget:
         return self._last
 
 
-class PinScope:
+class PinScope(Scope):
     """A `with` block in which the bytes of tensors stay resident and in place, so that raw pointers to them stay valid. Without a cap it does nothing.
 
     Raises:
         What an operator would that reads the tensors.
     """
 
+    _close = "pin_close"
+
     def __init__(self, *tensors: torch.Tensor | Iterable[torch.Tensor]) -> None:
         self._tensors: list[torch.Tensor] = []
         for given in tensors:
             self._tensors.extend([given] if isinstance(given, torch.Tensor) else given)
-        self._handle = 0
 
-    def __enter__(self) -> PinScope:
-        self._handle = library.made(library.pin_open(impls(self._tensors), len(self._tensors)))
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        handle, self._handle = self._handle, 0
-        library.pin_close(handle)
+    def _open(self) -> int | None:
+        handle: int | None = library.pin_open(impls(self._tensors), len(self._tensors))
+        return handle
 
 
 def pin(*tensors: torch.Tensor | Iterable[torch.Tensor]) -> PinScope:
@@ -370,16 +347,11 @@ def pin(*tensors: torch.Tensor | Iterable[torch.Tensor]) -> PinScope:
     return PinScope(*tensors)
 
 
-class CapThreadScope:
+class CapThreadScope(Scope):
     """A `with` block for worker threads: their operators run under the caps that are open, as those of the thread that opened these."""
 
-    def __init__(self) -> None:
-        self._handle = 0
+    _close = "cap_thread_close"
 
-    def __enter__(self) -> CapThreadScope:
-        self._handle = library.made(library.cap_thread_open())
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        handle, self._handle = self._handle, 0
-        library.cap_thread_close(handle)
+    def _open(self) -> int | None:
+        handle: int | None = library.cap_thread_open()
+        return handle

@@ -7,24 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._budget import Bytes, parse_bytes
+from ._handles import Owned, Scope, read, struct_of
 from ._library import library
 
 __all__ = ["OffloadScope", "OffloadStats", "OffloadStore"]
-
-_COUNTS = (
-    "values", "value_bytes", "refused", "refused_bytes", "written_bytes", "read_bytes", "fetches", "prefetched", "store_stalls", "store_stall_ms",
-    "fetch_stalls", "fetch_stall_ms", "in_flight_bytes", "stored_bytes", "file_bytes",
-)  # fmt: skip
-
 
 class _Options(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int32) for name in ("to", "compress", "has_compress", "strict", "pin_memory", "unused")] + [
         (name, ctypes.c_int64) for name in ("prefetch", "min_bytes", "max_in_flight", "capacity")
     ] + [("directory", ctypes.c_char_p)]
-
-
-class _Stats(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_double if name.endswith("_ms") else ctypes.c_int64) for name in _COUNTS]
 
 
 @dataclass(frozen=True)
@@ -49,13 +40,16 @@ class OffloadStats:
     problem: str
 
 
+_STATS = struct_of(OffloadStats, {"problem"})
+
+
 def _bytes_or_default(value: Bytes | None, name: str) -> int:
     if value is None:
         return -1
     return value if isinstance(value, int) else parse_bytes(value, name)
 
 
-class OffloadStore:
+class OffloadStore(Owned):
     """A place for bytes, for `checkpoint(policy=offload_..., store=...)` and `OffloadScope`.
 
     Args:
@@ -68,6 +62,8 @@ class OffloadStore:
     Raises:
         ValueError: for a folder in which no file can be made, or a number out of range.
     """
+
+    _close = "offload_store_close"
 
     def __init__(
         self,
@@ -91,36 +87,26 @@ class OffloadStore:
         )  # fmt: skip
         self._handle = library.made(library.offload_store_open(ctypes.byref(options)))
 
-    def __del__(self) -> None:
-        handle, self._handle = getattr(self, "_handle", 0), 0
-        if handle and library is not None:
-            library.offload_store_close(handle)
-
     def flush(self) -> None:
         """Waits until nothing is in flight."""
         library.check(library.offload_store_flush(self._handle))
 
     def stats(self) -> OffloadStats:
         """What it did so far."""
-        found, problem = _Stats(), ctypes.c_void_p()
-        library.check(library.offload_store_stats(self._handle, ctypes.byref(found), ctypes.sizeof(found), ctypes.byref(problem)))
-        return OffloadStats(**{name: getattr(found, name) for name in _COUNTS}, problem=library.text(problem.value))
+        return read(OffloadStats, _STATS, library.offload_store_stats, self._handle, text="problem")
 
 
-class OffloadScope:
+class OffloadScope(Scope):
     """A `with` block in which what autograd saves outside of regions goes to a store, and is fetched when backward reads it.
 
     The counterpart of `torch.autograd.graph.save_on_cpu`. Parameters and their views are never stored.
     """
 
+    _close = "offload_scope_close"
+
     def __init__(self, store: OffloadStore) -> None:
         self._store = store
-        self._scope = 0
 
-    def __enter__(self) -> OffloadScope:
-        self._scope = library.made(library.offload_scope_open(self._store._handle))
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        scope, self._scope = self._scope, 0
-        library.offload_scope_close(scope)
+    def _open(self) -> int | None:
+        handle: int | None = library.offload_scope_open(self._store._handle)
+        return handle

@@ -12,6 +12,7 @@ import torch
 from . import _torch_patches
 from ._budget import Budget, Bytes, budget_of
 from ._errors import CALLBACK_FAILED, OUT_OF_MEMORY, raise_last
+from ._handles import Owned
 from ._library import StepFunction, library
 
 __all__ = ["LeastLimit", "LimitCost", "StepPlan", "StepTrace", "least_limit", "plan_step", "profile"]
@@ -45,16 +46,13 @@ class _Steps:
         raise_last(library)
 
 
-class StepTrace:
+class StepTrace(Owned):
     """One real step: its operators with times, its values with exact bytes and live ranges. Made by `profile` or `StepTrace.load`."""
+
+    _close = "step_trace_close"
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
-
-    def __del__(self) -> None:
-        handle, self._handle = getattr(self, "_handle", 0), 0
-        if handle and library is not None:
-            library.step_trace_close(handle)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> StepTrace:
@@ -90,16 +88,13 @@ class StepTrace:
         return self._read()[2]
 
 
-class StepPlan:
+class StepPlan(Owned):
     """What to evict and what to recompute in a step so that it keeps a budget. Run it with `MemoryBudget(plan)`."""
+
+    _close = "step_plan_close"
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
-
-    def __del__(self) -> None:
-        handle, self._handle = getattr(self, "_handle", 0), 0
-        if handle and library is not None:
-            library.step_plan_close(handle)
 
     def __repr__(self) -> str:
         return f"StepPlan({library.text(library.step_plan_report(self._handle, 0))})"

@@ -10,6 +10,7 @@ from typing import Any, Callable, NamedTuple, Sequence, Union
 import torch
 
 from ._budget import Bytes, parse_bytes
+from ._handles import Owned
 from ._library import DecideFunction, library
 
 __all__ = [
@@ -116,16 +117,13 @@ class Op:
         return found
 
 
-class Policy:
+class Policy(Owned):
     """A policy of the library. The functions of this module make one; a plain callable serves wherever one is taken."""
+
+    _close = "policy_close"
 
     def __init__(self, handle: int | None) -> None:
         self._handle = library.made(handle)
-
-    def __del__(self) -> None:
-        handle, self._handle = getattr(self, "_handle", 0), 0
-        if handle and library is not None:
-            library.policy_close(handle)
 
 
 class CallablePolicy(Policy):

@@ -1,7 +1,5 @@
 #include "refrain/memory_cap.h"
 
-#include <fmt/format.h>
-
 #include "evict/cap_state.h"
 #include "evict/evict.h"
 #include "evict/open_cap.h"
@@ -40,11 +38,7 @@ MemoryCap::MemoryCap(Bytes limit, const MemoryCapOptions& options)
     : MemoryCap(Budget::bytes(checked(limit, "limit")), options) {}
 
 MemoryCap::MemoryCap(Budget budget, const MemoryCapOptions& options) {
-  if (budget.kind() == Budget::Kind::kFraction)
-    throw InvalidArgument(fmt::format(
-        "[refrain::MemoryCap] found Budget::fraction({}), expected bytes, or Budget::process or available; a fraction is of the "
-        "peak of a step that MemoryBudget plans",
-        budget.fraction()));
+  refuse_fraction(budget, "MemoryCap");
   checked(options.min_bytes(), "min_bytes");
   if (!(options.max_overhead() > 0.0))
     throw InvalidArgument("[refrain::MemoryCap] `max_overhead` is " + std::to_string(options.max_overhead()) +

@@ -151,6 +151,14 @@ void set_relief(LimitingAllocator::Relief* relief) {
 
 Bytes resident_before() { return stack().resident_before; }
 
+void refuse_fraction(const Budget& budget, const char* who) {
+  if (budget.kind() != Budget::Kind::kFraction) return;
+  throw InvalidArgument(fmt::format(
+      "[refrain::{}] found Budget::fraction({}), expected Budget::bytes, process or available; a fraction is of the peak "
+      "of a step that MemoryBudget plans",
+      who, budget.fraction()));
+}
+
 bool is_tracked(const at::DataPtr& data) {
   return data.get() && data.get_context() == data.get() && data.get_deleter() == stack().torch.raw_deleter();
 }
@@ -223,11 +231,7 @@ void keep_heap() {
 }
 
 MemoryLimit::MemoryLimit(Budget budget) : kind_(budget.kind()) {
-  if (kind_ == Budget::Kind::kFraction)
-    throw InvalidArgument(fmt::format(
-        "[refrain::MemoryLimit] found Budget::fraction({}), expected Budget::bytes, process or available; a fraction is of the peak "
-        "of a step that MemoryBudget plans",
-        budget.fraction()));
+  refuse_fraction(budget, "MemoryLimit");
   if (kind_ == Budget::Kind::kProcess) check_process_limit(budget.bytes());
   id_ = stack().limits.add(budget);
 }

@@ -228,8 +228,7 @@ void install_bytes(TapeLock& lock, Value* value, const c10::Storage& bytes) {
   if (value->key) unmap_value(lock, value);
   if (value->armed) disarm_alive(value);
   value->storage = bytes.getWeakStorageImpl();
-  if (value->residency == Residency::kOverwritten) value->residency = Residency::kResident;
-  if (value->residency == Residency::kInStoreOnly) value->residency = Residency::kInStore;
+  value->note_restored();
   value->counter = c10::VariableVersion(c10::VariableVersion::DISABLED);
   map_value(lock, value, bytes.unsafeGetStorageImpl(), false);
 }

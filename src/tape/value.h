@@ -115,6 +115,11 @@ struct Value {
     if (residency == Residency::kResident) residency = Residency::kOverwritten;
     if (residency == Residency::kInStore) residency = Residency::kInStoreOnly;
   }
+  /// Its storage has its bytes again.
+  void note_restored() {
+    if (residency == Residency::kOverwritten) residency = Residency::kResident;
+    if (residency == Residency::kInStoreOnly) residency = Residency::kInStore;
+  }
   bool version_moved() const { return counter.enabled() && counter.current_version() - version > metadata_bumps; }
 };
 
