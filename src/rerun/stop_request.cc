@@ -45,9 +45,8 @@ void StopRequest::before(const OpTraits& op, const torch::jit::Stack& stack) {
       if (!has_plain_storage(tensor) || !write_trait(op, position, args)) return;
       const auto* storage = tensor.storage().unsafeGetStorageImpl();
       writes_saved |= contains(arguments, storage) || contains(raw, storage);
-      if (!covers_storage(tensor)) return;
-      forget(fresh, storage);
-      forget(raw, storage);
+      forget(fresh, storage);  // filled in parts, it is whole when it is saved
+      if (covers_storage(tensor)) forget(raw, storage);
     });
   }
   if (!due) return;

@@ -35,7 +35,7 @@ void mark_replayed_by_others(TapeLock& lock, const Region* region) {
 }
 
 // An operator of this region that others still need may refer to a new leaf, as a bound and without a hold: nothing
-// recomputes it.
+// recomputes it. Under a cap the leaf may have no hold at all, but its bytes are there.
 void hold_new_leaves(TapeLock& lock, const Region* region) {
   const uint64_t number = ++lock.tape().plan_number;
   for (auto* value : region->values) {
@@ -43,7 +43,8 @@ void hold_new_leaves(TapeLock& lock, const Region* region) {
     if (!op || op->mark == number) continue;  // an operator may have thousands of results
     op->mark = number;
     for (auto& ref : op->refs_in) {
-      if (!ref.value || ref.holds || !ref.value->is_leaf() || ref.value->holds == 0) continue;
+      if (!ref.value || ref.holds || !ref.value->is_leaf()) continue;
+      if (ref.value->holds == 0 && !is_there(*ref.value)) continue;
       ref.holds = true;
       hold(lock, ref.value);
     }
@@ -62,12 +63,12 @@ void end_values(TapeLock& lock, Region* region, bool in_cap, uint64_t marked) {
     }
     disown(lock, value);
   }
-  if (!in_cap) hold_new_leaves(lock, region);
+  hold_new_leaves(lock, region);
   release_marked(lock, region);
   release_bound_holds(lock, region);
   for (auto& bound : std::exchange(region->bounds, {})) lock.release(bound.value);
   for (auto* child : region->children) end_values(lock, child, in_cap, marked);
-  if (!in_cap) hold_new_leaves(lock, region);  // leaves of the children
+  if (!region->children.empty()) hold_new_leaves(lock, region);  // leaves of the children
 }
 
 }  // namespace

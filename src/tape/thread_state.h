@@ -2,6 +2,7 @@
 
 #include <ATen/core/stack.h>
 
+#include <memory>
 #include <vector>
 
 #include "tape/lifetime.h"
@@ -30,11 +31,13 @@ struct ThreadState {
   bool recomputing = false;               ///< a replay pass or a rerun is running on this thread
   int disabled = 0;                       ///< `NoCheckpointGuard`s
   GuardedValue<bool> early_stop, debug;
-  std::vector<OpenScope>
-      open;  ///< in order of opening; `region`, `saver`, `trace`, `draws` and `open_reruns` follow from it
+  /// In order of opening; `region`, `saver`, `trace`, `draws` and `open_reruns` follow from it.
+  std::vector<OpenScope> open;
   std::vector<Unsettled> unsettled;
-  std::vector<Value*> unknown_slots;            ///< owned and held: packed while unknown, decided at the next operator
-  std::vector<torch::jit::Stack> spare_stacks;  ///< of `typed_ops.cc`
+  std::vector<Value*> unknown_slots;  ///< owned and held: packed while unknown, decided at the next operator
+  /// Of the operators that run, one in the other, and spare ones.
+  std::vector<std::unique_ptr<torch::jit::Stack>> stacks;
+  size_t stacks_in_use = 0;
   ThreadState() = default;
   ~ThreadState();
   ThreadState(const ThreadState&) = delete;

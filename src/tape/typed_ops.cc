@@ -21,25 +21,24 @@ namespace {
 /// An empty stack whose memory the next operator of this thread reuses.
 class StackLease {
  public:
-  StackLease() {
-    auto& spare = ThreadState::get().spare_stacks;
-    if (spare.empty()) {
-      stack_.reserve(16);
-    } else {
-      stack_ = std::move(spare.back());
-      spare.pop_back();
+  StackLease() : thread_(ThreadState::get()) {
+    if (thread_.stacks_in_use == thread_.stacks.size()) {
+      thread_.stacks.push_back(std::make_unique<torch::jit::Stack>());
+      thread_.stacks.back()->reserve(16);
     }
+    stack_ = thread_.stacks[thread_.stacks_in_use++].get();
   }
   ~StackLease() {
-    stack_.clear();
-    ThreadState::get().spare_stacks.push_back(std::move(stack_));
+    stack_->clear();
+    --thread_.stacks_in_use;
   }
   StackLease(const StackLease&) = delete;
   StackLease& operator=(const StackLease&) = delete;
-  torch::jit::Stack& operator*() { return stack_; }
+  torch::jit::Stack& operator*() { return *stack_; }
 
  private:
-  torch::jit::Stack stack_;
+  ThreadState& thread_;
+  torch::jit::Stack* stack_;
 };
 
 template <typename R>

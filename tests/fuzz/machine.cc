@@ -62,6 +62,8 @@ Tensor& Machine::writable(const SlotPtr& slot) {
       if (other != slot && other->t.defined() && share_storage(other->t, t)) return t;
     }
   }
+  for (const Watched& cut : notes_->cut_unsafely)
+    if (cut.shares_memory(t)) return t;  // autograd reads the new bytes through a view with a version of its own
   at::AutoGradMode grad(true);
   replaced_.emplace_back(slot, t);
   t = at::empty_strided(t.sizes(), t.strides(), t.options().requires_grad(false)).copy_(t);
@@ -173,6 +175,7 @@ void Machine::run_step(const Step& step) {
   detail_.clear();
   if (surroundings_ != nullptr) surroundings_->before_step();
   replaced_.clear();
+  is_leaf_written_ = false;
   std::optional<ModuleScope> scope;
   if (mode_ == Mode::kCheckpoint) scope.emplace(step.number % 2 == 1 ? "odd" : "even");
   try {

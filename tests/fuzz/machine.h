@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/SequenceNumber.h>
 #include <torch/torch.h>
 
 #include <cmath>
@@ -88,6 +89,16 @@ struct Watched {
 /// A view of something overwritten in place becomes what it is, `is_leaf` or not, when it is first asked.
 void settle_history(const Tensor& t);
 
+/// Autograd numbers nodes on each thread from zero, and adds up gradients in the order of those numbers. A rerun makes nodes too, so a
+/// thread that makes nodes gets numbers apart from those of the others: docs/guide/pitfalls.md.
+struct NodeNumbers {
+  static constexpr uint64_t kRange = 2000;  ///< more than a program makes on a thread
+  static uint64_t next() { return at::sequence_number::peek(); }
+  static void skip_to(uint64_t number) {
+    while (next() < number) at::sequence_number::get_and_increment();
+  }
+};
+
 /// The regions that are open around a step.
 struct Enclosing {
   bool replay = false;
@@ -106,7 +117,8 @@ struct Notes {
   /// A leaf was overwritten by what requires a gradient. Autograd saves leaves as they are, so what was saved before has that history too: a
   /// backward goes on into an iteration before, and a rerun region, which keeps the graph of its inputs, may be part of a cycle.
   bool leaf_got_history = false;
-  bool unpinned = false;  ///< there were two threads, and what the other one reads was not pinned
+  bool nests_deep = false;  ///< a backward in a backward, deeper than LibTorch keeps on one thread
+  bool unpinned = false;    ///< there were two threads, and what the other one reads was not pinned
   std::vector<Watched> read_by_rerun;
   std::vector<Watched> cut_unsafely;
   std::vector<Watched> made_by_rerun;  ///< what those regions returned
@@ -204,6 +216,7 @@ class Machine {
   /// The number of threads is another than before.
   void threads_changed() { *threads_changed_ = true; }
   /// A tensor with gradients is an argument of its own overwriting: plain autograd makes a cycle.
+  void nests_deep() { notes_->nests_deep = true; }
   void made_cycle() { notes_->made_cycle = true; }
   template <typename... T>
   void detail(const T&... parts) {

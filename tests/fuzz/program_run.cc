@@ -368,7 +368,9 @@ void ProgramRun::iterate(Outcome& outcome) {
     coverage().elsewhere += uses_library();
     outcome.unpinned = true;
     std::exception_ptr thrown;
+    const uint64_t first = NodeNumbers::next();
     std::thread([&] {
+      NodeNumbers::skip_to(first);
       at::get_num_threads();  // without it the thread's first convolution may run with OpenMP's own number: docs/guide/pitfalls.md
       try {
         backward(made, i, outcome);
@@ -376,6 +378,7 @@ void ProgramRun::iterate(Outcome& outcome) {
         thrown = std::current_exception();
       }
     }).join();
+    NodeNumbers::skip_to(first + NodeNumbers::kRange);
     if (thrown) std::rethrow_exception(thrown);
   }
 }
@@ -411,7 +414,9 @@ void ProgramRun::move_leaves(Outcome& outcome) {
   pool_ = inputs_;
   given_ = all_given_;
   if (last.defined()) given_["carried"]->t = last;
-  if (program_.optimizer == Optimizer::kNone) return;
+  // It writes through `data()`, and nobody sees that a rerun region would read the new numbers.
+  const bool may_be_rerun = reaches_back && !notes_->read_by_rerun.empty();
+  if (program_.optimizer == Optimizer::kNone || may_be_rerun) return;
   moving_ = true;
   if (!optimizer_) {
     std::vector<Tensor> moved;
@@ -460,6 +465,7 @@ void ProgramRun::run(Outcome& outcome) {
   outcome.leaf_got_history = notes_->leaf_got_history;
   outcome.threads_changed = *threads_changed_;
   outcome.unpinned |= notes_->unpinned;
+  outcome.nests_deep = notes_->nests_deep;
   outcome.has_rerun |= !notes_->read_by_rerun.empty();
   outcome.rerun_input_changed =
       rerun_input_changed_ || std::any_of(notes_->read_by_rerun.begin(), notes_->read_by_rerun.end(),

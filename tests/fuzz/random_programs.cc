@@ -170,6 +170,8 @@ constexpr Refusal kRefusals[] = {
        return ours.has_rerun && ours.error.find("modified by an inplace operation") != std::string::npos;
      },
      false},
+    {"a rerun function's backward is nested deeper than LibTorch keeps on one thread",
+     "the function did something else", [](const Outcome& ours) { return ours.has_rerun && ours.nests_deep; }},
     {"the number of threads was changed", "threads", [](const Outcome& ours) { return ours.threads_changed; }},
 };
 

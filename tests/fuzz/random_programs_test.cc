@@ -237,10 +237,19 @@ TEST_F(RandomPrograms, ThatFailedOnceAreEqual) {
       {Kind::kRegions, 1359190032509},  // the gradient of a tensor that was overwritten without gradients
       {Kind::kRegions, 9000000011},     // a backward inside a rerun function meets what was overwritten since
       {Kind::kRegions, 1345221638570},  // a buffer with history: a backward goes on into the iteration before
+      {Kind::kRegions, 9300007997},     // nodes of three threads, whose numbers a rerun had moved
+      {Kind::kRegions, 9300050607},     // a backward in a rerun function, deeper than LibTorch keeps on one thread
+      {Kind::kRegions, 9300072909},     // an optimizer wrote what a rerun of the iteration before reads
+      {Kind::kRegions, 9400034189},     // an unsafe view of what the twin had copied
       {Kind::kRegions, 9000017313},     // an argument of a rerun region was overwritten by its result: a cycle
       {Kind::kCaps, 1675298666871},     // a step that was refused memory had made a cycle
       {Kind::kCaps, 9100027451},        // such a step had asked for the history of a view
       {Kind::kCaps, 9100036519},        // a raw write into noise that was saved before it was drawn
+      {Kind::kCaps, 9300027247},        // the same by another way
+      {Kind::kCaps, 9400069610},        // and another
+      {Kind::kCaps, 9300067710},        // a step that was refused memory was about to write a leaf
+      {Kind::kCaps, 9400022104},        // a rerun ran on and overwrote what had been filled in parts
+      {Kind::kCaps, 9400010661},        // the end of a region left what others recompute with without a hold
       {Kind::kCaps, 1864970110255},     // what a graph has saved cannot be pinned
       {Kind::kCaps, 1864970110578},     // what could not be evicted lost its barrier
       {Kind::kCaps, 1917035974101},     // a parked input whose memory was freed while another thread fetched it

@@ -130,7 +130,10 @@ void nest(Machine& m, int64_t depth) {
 void step_nest(Machine& m) { nest(m, m.rng.below(4)); }
 
 /// LibTorch goes on in another thread from 60 on.
-void step_deep_nest(Machine& m) { nest(m, 62 + m.rng.below(10)); }
+void step_deep_nest(Machine& m) {
+  nest(m, 62 + m.rng.below(10));
+  m.nests_deep();
+}
 
 void step_saves_first(Machine& m) {
   auto x = m.pick([](const Tensor& t) { return is_float(t) && t.requires_grad(); });

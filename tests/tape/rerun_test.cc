@@ -959,6 +959,19 @@ TEST_F(Rerun, AnErrorOfTheSecondCallSaysWhereItComesFrom) {
   flush_engine();
 }
 
+// The function must not be rerun beyond the backward inside it: what it saved before is overwritten there.
+TEST_F(Rerun, ABackwardInsideReadsWhatWasFilledInPartsBeforeItIsOverwritten) {
+  const auto fn = [](const Tensor& a) {
+    auto filled = torch::empty_like(a.detach());
+    for (int64_t i = 0; i < a.size(0); ++i) filled.select(0, i).copy_(a.select(0, i) * 0.5);
+    const auto slope = torch::autograd::grad({torch::atan2(filled, a.cos()).sum()}, {a})[0];
+    filled.select(0, 1).add_(slope.select(0, 1));
+    return slope * a.exp();
+  };
+  const auto expected = fn(x).detach();
+  expect_bit_equal(expected, refrain::checkpoint(rerun, fn, x).detach());
+}
+
 // ---- Scopes that end in another order ---------------------------------------------------------------------------------------
 
 using refrain::detail::RegionScope;
