@@ -3,6 +3,7 @@
 #include <ATen/SequenceNumber.h>
 #include <torch/torch.h>
 
+#include <atomic>
 #include <cmath>
 #include <exception>
 #include <functional>
@@ -89,14 +90,24 @@ struct Watched {
 /// A view of something overwritten in place becomes what it is, `is_leaf` or not, when it is first asked.
 void settle_history(const Tensor& t);
 
-/// Autograd numbers nodes on each thread from zero, and adds up gradients in the order of those numbers. A rerun makes nodes too, so a
-/// thread that makes nodes gets numbers apart from those of the others: docs/guide/pitfalls.md.
-struct NodeNumbers {
-  static constexpr uint64_t kRange = 2000;  ///< more than a program makes on a thread
-  static uint64_t next() { return at::sequence_number::peek(); }
-  static void skip_to(uint64_t number) {
-    while (next() < number) at::sequence_number::get_and_increment();
+/// Autograd numbers nodes on each thread from zero, and adds up gradients in the order of those numbers. A rerun makes nodes too, so each
+/// thread of a program has a range of its own, below those of the thread that runs it: docs/guide/pitfalls.md.
+class NodeNumbers {
+ public:
+  /// On the thread that runs a program, before it does.
+  static void begin_program() {
+    skip_to(kThreads * kRange);
+    threads_ = 0;
   }
+  /// First on a thread that the program starts.
+  static void begin_thread() { skip_to(kRange * (threads_++ % kThreads)); }
+
+ private:
+  static constexpr uint64_t kRange = 2000, kThreads = 100;
+  static void skip_to(uint64_t number) {
+    while (at::sequence_number::peek() < number) at::sequence_number::get_and_increment();
+  }
+  static inline std::atomic<uint64_t> threads_{0};
 };
 
 /// The regions that are open around a step.

@@ -368,9 +368,8 @@ void ProgramRun::iterate(Outcome& outcome) {
     coverage().elsewhere += uses_library();
     outcome.unpinned = true;
     std::exception_ptr thrown;
-    const uint64_t first = NodeNumbers::next();
     std::thread([&] {
-      NodeNumbers::skip_to(first);
+      NodeNumbers::begin_thread();
       at::get_num_threads();  // without it the thread's first convolution may run with OpenMP's own number: docs/guide/pitfalls.md
       try {
         backward(made, i, outcome);
@@ -378,7 +377,6 @@ void ProgramRun::iterate(Outcome& outcome) {
         thrown = std::current_exception();
       }
     }).join();
-    NodeNumbers::skip_to(first + NodeNumbers::kRange);
     if (thrown) std::rethrow_exception(thrown);
   }
 }
@@ -483,6 +481,7 @@ void ProgramRun::run(Outcome& outcome) {
 
 Outcome run(const Program& program, Mode mode, std::string* text, Surroundings* surroundings) {
   Outcome outcome;
+  NodeNumbers::begin_program();
   scope_store().flush();  // what its threads hold still
   const TapeStats before = tape_stats();
   const MemoryScope memory;

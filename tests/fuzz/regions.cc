@@ -254,15 +254,13 @@ void Machine::run_two_threads(const Step& step) {
   std::exception_ptr thrown[2];
   Machine here(*this, turns, 0), there(*this, turns, 1);
   const uint64_t first_serial = serial_;
-  const uint64_t first_node = NodeNumbers::next();
   std::thread other([&] {
-    NodeNumbers::skip_to(first_node + NodeNumbers::kRange);
+    NodeNumbers::begin_thread();
     at::get_num_threads();  // as in `ProgramRun::iterate`
     there.run_half(step, joins, thrown[1]);
   });
   here.run_half(step, false, thrown[0]);
   other.join();
-  NodeNumbers::skip_to(first_node + 2 * NodeNumbers::kRange);
   for (const Machine* machine : {&here, &there}) {
     for (const SlotPtr& slot : machine->pool_)
       if (const auto born = machine->born_.find(slot->id); born != machine->born_.end() && born->second >= first_serial)
