@@ -186,8 +186,8 @@ MUTATIONS = [
     m(11, "a storage overwritten since serves the old value",
       (TAPE, "  if (value.is_overwritten()) return {};\n", ""), tests=["inplace_test", "regions_test"]),
     m(11, "a map entry keeps a value for ever",
-      (REGION, "    disown(lock, value);\n  }\n  if (!in_cap)",
-       "  }\n  if (!in_cap)"), tests=["lifetime_test", "regions_test"]),
+      (REGION, "    disown(lock, value);\n  }\n  hold_new_leaves(lock, region);",
+       "  }\n  hold_new_leaves(lock, region);"), tests=["lifetime_test", "regions_test"]),
 
     m(12, "teardown recurses",
       (TAPE_H, "if (--value->refs == 0) let_go().dead_values.push_back(value);", "if (--value->refs == 0) destroy(value);"),
@@ -461,4 +461,12 @@ MUTATIONS = [
     m("offload", "a result without history is stored before its version says that it was overwritten",
       (RECORDER, "thread.offloads->returned(!traits.writes.empty());", "thread.offloads->returned(false);"), tests=["offload_test"]),
     m(4, "a batch norm of its own running statistics is replayed", (RECORDER, "  if (!traits.moves_once) return false;\n", "  return false;\n"), tests=["hidden_state_test"]),
+    m("policy", "a write whose policy throws keeps its version",
+      (RECORDER, "if (!write.once && write.counter.enabled()) write.counter.bump();", ";"), tests=["selective_test"]),
+    m("offload", "a store without memory for a copy throws",
+      ("tape/offload.cc", "  } catch (const c10::OutOfMemoryError&) {\n    return nullptr;", "  } catch (const c10::OutOfMemoryError&) {\n    throw;"), tests=["offload_test"]),
+    m(8, "a pointer right after an operator is followed by no slot",
+      ("tape/barrier.cc", "settle_writes(lock, ThreadState::get());  // what", "// what"), tests=["unknown_bytes_test"]),
+    m("rerun", "a tensor filled in parts lets the function run on",
+      ("rerun/stop_request.cc", "forget(fresh, storage);  // filled", "// filled"), tests=["rerun_test"]),
 ]
