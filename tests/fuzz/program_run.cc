@@ -414,7 +414,9 @@ void ProgramRun::move_leaves(Outcome& outcome) {
   if (last.defined()) given_["carried"]->t = last;
   // It writes through `data()`, and nobody sees that a rerun region would read the new numbers.
   const bool may_be_rerun = reaches_back && !notes_->read_by_rerun.empty();
-  if (program_.optimizer == Optimizer::kNone || may_be_rerun) return;
+  if (program_.optimizer == Optimizer::kNone) return;
+  outcome.optimizer_skipped |= may_be_rerun;
+  if (may_be_rerun) return;
   moving_ = true;
   if (!optimizer_) {
     std::vector<Tensor> moved;

@@ -142,6 +142,7 @@ Judgement judge_refused(const Program& program, const Outcome& baseline, const O
   }
   if (judgement.refused_too) return judgement;
   const Outcome twin = run(program, Mode::kTwin);
+  if (twin.optimizer_skipped != ours.optimizer_skipped) return judgement;
   // A clone is no view, so a step may choose otherwise.
   if (!twin.error.empty() || twin.picks != ours.picks || twin.failed_steps != ours.failed_steps) return judgement;
   const std::string difference = twin_difference(twin, ours);

@@ -118,6 +118,7 @@ struct Outcome {
   bool has_rerun = false;            ///< a rerun region kept the graph of its inputs
   bool threads_changed = false;      ///< the number of threads that an operator may use
   bool leaf_got_history = false;     ///< see `Notes`
+  bool optimizer_skipped = false;    ///< it would have written what a rerun of an earlier iteration reads
   bool nests_deep = false;           ///< a backward in a backward, deeper than LibTorch keeps on one thread
   bool unpinned = false;             ///< a part of it ran on another thread, and what that reads was not pinned
   int64_t leaked_bytes = 0;          ///< over the level before the run, after every handle was dropped
