@@ -12,6 +12,7 @@ from ._library import library
 
 __all__ = ["OffloadScope", "OffloadStats", "OffloadStore"]
 
+
 class _Options(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int32) for name in ("to", "compress", "has_compress", "strict", "pin_memory", "unused")] + [
         (name, ctypes.c_int64) for name in ("prefetch", "min_bytes", "max_in_flight", "capacity")

@@ -58,9 +58,7 @@ Value* stored(const at::Tensor& tensor, RegionWork& work, const Region* region) 
   std::shared_ptr<Offloaded> bytes;
   try {
     work.add_input(value->nbytes);
-    if (!in_store) bytes = work.store(tensor.storage());
-  } catch (const c10::OutOfMemoryError&) {
-    // no memory for the copy: declined
+    if (!in_store) bytes = store_or_keep(work, tensor.storage());
   } catch (...) {
     TapeLock lock;
     lock.release(value);

@@ -22,8 +22,8 @@ struct StopRequest final : OpWatch {
   /// Tensors saved before their operator ran, as `rrelu` saves the noise that it has yet to draw: the last operator's,
   /// by its number; and tensors saved as they came from `empty`.
   std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> arguments, raw;
-  std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>>
-      fresh;                      ///< from `empty`, and no operator has written any of it
+  /// From `empty`, and no operator has written any of it.
+  std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> fresh;
   uint64_t node = 0;              ///< of `arguments`
   std::function<void()> runs_on;  ///< or null; called if the function cannot be stopped once all is saved
 

@@ -23,8 +23,8 @@ void raw_write(c10::StorageImpl* storage) {
   bool is_needed = false, copy_wanted = false;
   {
     TapeLock lock;
-    settle_writes(lock,
-                  ThreadState::get());  // what was saved of the bytes before an operator wrote them may be of these
+    // What was saved before the last operator wrote it may be of these bytes.
+    settle_writes(lock, ThreadState::get());
     value = find_value(lock, storage);
     if (!value || !value->armed) return;
     retain(value);

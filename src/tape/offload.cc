@@ -1,7 +1,5 @@
 #include "tape/offload.h"
 
-#include <c10/util/Exception.h>
-
 #include <atomic>
 
 namespace refrain::tape {
@@ -13,14 +11,6 @@ std::atomic<std::shared_ptr<OffloadStore>>& current() {
 }
 
 }  // namespace
-
-std::shared_ptr<Offloaded> store_or_keep(OffloadStore& store, const c10::Storage& bytes) {
-  try {
-    return store.store(bytes);
-  } catch (const c10::OutOfMemoryError&) {
-    return nullptr;
-  }
-}
 
 std::shared_ptr<OffloadStore> offload_store() { return current().load(); }
 

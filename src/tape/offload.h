@@ -1,6 +1,7 @@
 #pragma once
 
 #include <c10/core/Storage.h>
+#include <c10/util/Exception.h>
 
 #include <memory>
 
@@ -26,9 +27,16 @@ class OffloadStore {
   virtual std::shared_ptr<Offloaded> store(const c10::Storage& bytes) = 0;
 };
 
-/// Has `store` take the bytes, after an operator or out of a hook: an error there comes when bytes are written already, or makes
-/// autograd keep what a custom function saves for good. @returns null where the store declines or finds no memory for a copy.
-std::shared_ptr<Offloaded> store_or_keep(OffloadStore& store, const c10::Storage& bytes);
+/// Has `store`, an `OffloadStore` or `RegionWork`, take the bytes after an operator or out of a hook. An error there comes when bytes are
+/// written already, or makes autograd keep what a custom function saves. @returns null if it declines, or has no memory for a copy.
+template <typename Store>
+std::shared_ptr<Offloaded> store_or_keep(Store& store, const c10::Storage& bytes) {
+  try {
+    return store.store(bytes);
+  } catch (const c10::OutOfMemoryError&) {
+    return nullptr;
+  }
+}
 
 /// The default store: `refrain::set_offload_store` sets it, and src/offload a first one. Setting returns the old one.
 std::shared_ptr<OffloadStore> offload_store();

@@ -226,8 +226,8 @@ class Machine {
   bool checkpoints() const { return mode_ == Mode::kCheckpoint; }
   /// The number of threads is another than before.
   void threads_changed() { *threads_changed_ = true; }
-  /// A tensor with gradients is an argument of its own overwriting: plain autograd makes a cycle.
   void nests_deep() { notes_->nests_deep = true; }
+  /// A tensor with gradients is an argument of its own overwriting: plain autograd makes a cycle.
   void made_cycle() { notes_->made_cycle = true; }
   template <typename... T>
   void detail(const T&... parts) {

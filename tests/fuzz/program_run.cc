@@ -412,11 +412,12 @@ void ProgramRun::move_leaves(Outcome& outcome) {
   pool_ = inputs_;
   given_ = all_given_;
   if (last.defined()) given_["carried"]->t = last;
-  // It writes through `data()`, and nobody sees that a rerun region would read the new numbers.
-  const bool may_be_rerun = reaches_back && !notes_->read_by_rerun.empty();
   if (program_.optimizer == Optimizer::kNone) return;
-  outcome.optimizer_skipped |= may_be_rerun;
-  if (may_be_rerun) return;
+  if (reaches_back && !notes_->read_by_rerun.empty()) {
+    outcome.optimizer_skipped =
+        true;  // it writes through `data()`: nobody would see that a rerun reads the new numbers
+    return;
+  }
   moving_ = true;
   if (!optimizer_) {
     std::vector<Tensor> moved;

@@ -247,7 +247,7 @@ Judgement judge_once(const Program& program, Kind kind) {
   Judgement judgement;
   judgement.cycles =
       baseline.leaked_bytes != 0 || (surroundings && ours.made_cycle) ||
-      (ours.has_rerun && (ours.leaf_got_history || ours.rerun_input_changed));  // docs/design/recompute_modes.md
+      (ours.has_rerun && (ours.leaf_got_history || ours.rerun_input_changed));  // its result may be in it
   if (!judgement.cycles && !leak(ours).empty()) return failed("ours " + leak(ours));
   coverage().leaks_compared += !judgement.cycles;
   if (!baseline.has_loss) judgement.verdict = Verdict::kNoGradient;

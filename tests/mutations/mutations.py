@@ -464,9 +464,9 @@ MUTATIONS = [
     m("policy", "a write whose policy throws keeps its version",
       (RECORDER, "if (!write.once && write.counter.enabled()) write.counter.bump();", ";"), tests=["selective_test"]),
     m("offload", "a store without memory for a copy throws",
-      ("tape/offload.cc", "  } catch (const c10::OutOfMemoryError&) {\n    return nullptr;", "  } catch (const c10::OutOfMemoryError&) {\n    throw;"), tests=["offload_test"]),
+      ("tape/offload.h", "  } catch (const c10::OutOfMemoryError&) {\n    return nullptr;", "  } catch (const c10::OutOfMemoryError&) {\n    throw;"), tests=["offload_test"]),
     m(8, "a pointer right after an operator is followed by no slot",
-      ("tape/barrier.cc", "settle_writes(lock, ThreadState::get());  // what", "// what"), tests=["unknown_bytes_test"]),
+      ("tape/barrier.cc", "settle_writes(lock, ThreadState::get());", ""), tests=["unknown_bytes_test"]),
     m("rerun", "a tensor filled in parts lets the function run on",
       ("rerun/stop_request.cc", "forget(fresh, storage);  // filled", "// filled"), tests=["rerun_test"]),
 ]
