@@ -58,8 +58,9 @@ void raw_write(c10::StorageImpl* storage) {
     auto& thread = ThreadState::get();
     overwritten(lock, value, std::move(copy), nullptr, thread.unsettled);
     settle(lock, thread);
+  } else {
+    lock.discard(std::move(copy));
   }
-  lock.discard(std::move(copy));
   lock.release(value);
 }
 

@@ -31,6 +31,7 @@ void overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* afte
     before->unknown = false;
     if (before->private_copy || before->is_in_store() || before->exposed) {
       // The tape has bytes of its own, or a hash of them.
+      lock.discard(std::move(copy));
     } else if (copy) {
       lock.discard(std::exchange(before->held, std::move(copy)));
       before->private_copy = true;
@@ -62,7 +63,7 @@ void overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* afte
     retain(before);
     retain(after);
     // Its tensor may die before the bump is known.
-    const bool holds = after->is_leaf();
+    const bool holds = after->is_leaf() || after->saved;
     if (holds) hold(lock, after);
     unsettled.push_back({before, after, holds});
   }

@@ -130,11 +130,10 @@ Value* value_of(TapeLock& lock, const at::Tensor& tensor) {
 }
 
 void hold(TapeLock&, Value* value) {
-  if (value->holds++ == 0 && !value->held && !value->is_in_store()) {
-    if (!value->is_overwritten()) {
-      if (auto strong = value->storage.lock()) value->held = c10::Storage(std::move(strong));
-    }
-  }
+  ++value->holds;
+  // it may have had holds and nothing to hold: overwritten, and recomputed since
+  if (value->held || value->is_in_store() || value->is_overwritten()) return;
+  if (auto strong = value->storage.lock()) value->held = c10::Storage(std::move(strong));
 }
 
 void unhold(TapeLock& lock, Value* value) {

@@ -59,6 +59,21 @@ TEST_F(Selective, WhatIsKeptIsNotReplayed) {
   EXPECT_EQ(replays(everything_must(CheckpointPolicy::kMustRecompute)), none);
 }
 
+// Autograd saves rrelu's noise before the kernel draws it, and nothing else refers to it.
+TEST_F(Selective, WhatIsSavedBeforeItIsWrittenIsKept) {
+  const auto noise_kept = [](const Policy& policy) {
+    return expect_same([policy](Trial& run) {
+             Tensor x = run.param({kSide, kSide});
+             return run.region_with(with(policy), [](const Tensor& a) { return torch::rrelu(a, 0.1, 0.4, true); }, x)
+                 .sum();
+           })
+               .replayed == 0;
+  };
+  EXPECT_TRUE(noise_kept(refrain::everything_saveable()));
+  EXPECT_TRUE(noise_kept(refrain::save_ops({"aten::rrelu_with_noise"})));
+  EXPECT_FALSE(noise_kept(refrain::nothing_saveable()));
+}
+
 TEST_F(Selective, WhatNothingNeedsIsNotKept) {
   Trial run(true);
   Tensor x = run.param({kSide, kSide});
