@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 
 namespace refrain::tape {
@@ -17,6 +18,14 @@ class Version {
     if (tensor.is_inference()) return;
     counter_ = tensor.unsafeGetTensorImpl()->version_counter();
     version_ = counter_.current_version();
+  }
+  /// Whether an operator that overwrites `tensor` will move it; through `data()`, which has a counter of its own, none does.
+  bool moves_with(const at::Tensor& tensor) const {
+    if (!counter_.enabled() || tensor.is_inference()) return false;
+    // one counter, shared, behind a pointer that LibTorch does not show
+    static_assert(sizeof(c10::VariableVersion) == sizeof(void*));
+    const auto& other = tensor.unsafeGetTensorImpl()->version_counter();
+    return std::memcmp(static_cast<const void*>(&counter_), static_cast<const void*>(&other), sizeof counter_) == 0;
   }
   bool moved() const { return counter_.enabled() && counter_.current_version() != version_; }
   std::string text() const {

@@ -59,7 +59,10 @@ class Refilling final : public Saver {
       : stops_early(rerun.early_stop_ || rerun.open), rerun_(rerun), last_needed_(last_needed), trace_(trace) {
     stop.graph_task = graph_task;
     hook_depth = rerun.hook_depth;  // forward's hooks are set for the rerun
-    if (open_) stop.runs_on = [this] { copy_filled(); };
+    if (open_) {
+      stop.runs_on = [this] { copy_filled(); };
+      stop.overwrites = [this](const at::Tensor& tensor) { copy_filled(&tensor); };
+    }
     std::lock_guard lock(rerun_.mutex_);
     wanted_.reserve(rerun_.expected_.size());
     for (const auto& expected : rerun_.expected_)
@@ -134,11 +137,13 @@ class Refilling final : public Saver {
                                       wanted_.size(), expected->text(), describe(tensor))));
   }
 
-  // Copies them: the first call has not yet reached the operators that would overwrite them.
-  void copy_filled() {
+  // Copies them, or those that move their version with `written`: the first call has not yet reached the operators that
+  // would overwrite them.
+  void copy_filled(const at::Tensor* written = nullptr) {
     const BelowTape below;
     for (auto& entry : filled.entries) {
       if (!entry.tensor.defined() || !has_plain_storage(entry.tensor)) continue;
+      if (entry.version.moved() || (written && !entry.version.moves_with(*written))) continue;
       TensorMeta meta;
       meta.assign(entry.tensor);
       entry.tensor = meta.build(clone_storage(entry.tensor.storage()));

@@ -30,7 +30,7 @@ void forget(WeakStorages& storages, const c10::StorageImpl* storage) {
 void StopRequest::saved(const at::Tensor& tensor, bool argument) {
   if (!has_plain_storage(tensor)) return;
   const auto* storage = tensor.storage().unsafeGetStorageImpl();
-  if (contains(fresh, storage)) raw.push_back(tensor.storage().getWeakStorageImpl());
+  if (contains(fresh, storage)) raw.push_back({tensor.storage().getWeakStorageImpl(), Version(tensor)});
   const auto newest = at::sequence_number::peek();
   if (std::exchange(node, newest) != newest) arguments.clear();
   if (argument) arguments.push_back(tensor.storage().getWeakStorageImpl());
@@ -40,13 +40,19 @@ void StopRequest::before(const OpTraits& op, const torch::jit::Stack& stack) {
   if (torch::autograd::get_current_graph_task_id() != graph_task) return;
   const auto* args = stack.data() + (stack.size() - op.num_args);
   bool writes_saved = false;
-  if (!op.writes.empty() && !(fresh.empty() && arguments.empty())) {
+  if (!op.writes.empty() && !(fresh.empty() && arguments.empty() && !due)) {
     for_each_tensor(args, op.num_args, [&](const at::Tensor& tensor, size_t position, int32_t) {
       if (!has_plain_storage(tensor) || !write_trait(op, position, args)) return;
       const auto* storage = tensor.storage().unsafeGetStorageImpl();
-      writes_saved |= contains(arguments, storage) || contains(raw, storage);
+      const bool fills_argument = contains(arguments, storage);
+      const bool fills_raw = std::any_of(raw.begin(), raw.end(), [&](const Raw& known) {
+        return known.storage._unsafe_get_target() == storage && !known.version.moves_with(tensor);
+      });
+      writes_saved |= fills_argument || fills_raw;
       forget(fresh, storage);  // filled in parts, it is whole when it is saved
-      if (covers_storage(tensor)) forget(raw, storage);
+      if (!fills_raw || covers_storage(tensor))
+        std::erase_if(raw, [&](const Raw& known) { return known.storage._unsafe_get_target() == storage; });
+      if (due && overwrites && !fills_argument) overwrites(tensor);
     });
   }
   if (!due) return;

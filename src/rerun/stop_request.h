@@ -5,6 +5,7 @@
 #include <functional>
 #include <vector>
 
+#include "intercept/version.h"
 #include "tape/op_watch.h"
 
 namespace refrain::tape {
@@ -20,12 +21,21 @@ struct StopRequest final : OpWatch {
   int32_t graph_task = -1;      ///< of the backward that reruns the function
   const void* frame = nullptr;  ///< an address in the stack frame that an exception must reach
   /// Tensors saved before their operator ran, as `rrelu` saves the noise that it has yet to draw: the last operator's,
-  /// by its number; and tensors saved as they came from `empty`.
-  std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> arguments, raw;
+  /// by its number.
+  std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> arguments;
+  struct Raw {
+    c10::weak_intrusive_ptr<c10::StorageImpl> storage;
+    Version version;
+  };
+  /// Saved as they came from `empty`, and perhaps filled later in a way that moves no version. An operator that does
+  /// move it finds them filled: autograd would not read what it writes.
+  std::vector<Raw> raw;
   /// From `empty`, and no operator has written any of it.
   std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> fresh;
   uint64_t node = 0;              ///< of `arguments`
   std::function<void()> runs_on;  ///< or null; called if the function cannot be stopped once all is saved
+  /// Or null; called once all is saved, before an operator overwrites the tensor and moves its version.
+  std::function<void(const at::Tensor&)> overwrites;
 
   /// Called for each operator of the function. Throws `EarlyStop` through the function once all is saved, unless the
   /// operator may write a tensor saved before it ran, a backward inside the function is running (the engine would not

@@ -96,7 +96,7 @@ bool needs_hold(TapeLock&, Value* value, Region* region) {
   if (value->region && value->region->cap) return !value->unknown;
   if (value->is_leaf() || value->saved) return true;
   if (value->unknown) return false;
-  if (!region) return true;  // of an `OffloadScope`: nothing is replayed for it
+  if (!region || !value->region) return true;  // of an `OffloadScope`: nothing is replayed for it
   if (value->region->top != region->top) {
     if (value->discard) {
       add_bound(region->top, value);

@@ -691,6 +691,48 @@ TEST_F(Rerun, AFunctionThatFillsWhatWasSavedIsNotStoppedBefore) {
   }
 }
 
+// A backward inside calls the function again while the first call has not come to the write. What was filled by pointer
+// and saved was whole then: an operator that moves its version, as autograd sees, does not fill it.
+TEST_F(Rerun, ABackwardInsideReadsWhatTheFunctionOverwritesLater) {
+  const std::vector<std::function<void(Tensor&)>> writes = {[](Tensor& t) { t.add_(t, 0.5); },
+                                                            [](Tensor& t) { t.zero_(); },
+                                                            [](Tensor& t) {
+                                                              t.copy_(at::ones({3, 4}));
+                                                            },
+                                                            [](Tensor& t) { t[1].fill_(3); }};
+  const auto filled = [](double value) {
+    auto buffer = at::empty({3, 4});
+    auto* p = buffer.mutable_data_ptr<float>();
+    for (int i = 0; i < 12; ++i) p[i] = static_cast<float>(value * i);
+    return buffer;
+  };
+  for (const auto& write : writes) {
+    const auto of_pointer = [&](const Tensor& a) {
+      auto buffer = filled(0.1);
+      const auto slope = torch::autograd::grad({(a * buffer).sum()}, {a})[0];
+      write(buffer);
+      return a * slope + buffer;
+    };
+    const auto beside_pointer = [&](const Tensor& a) {
+      auto y = a.exp();
+      auto z = (y * filled(0.1)).sum();
+      const auto slope = torch::autograd::grad({z}, {a})[0];
+      auto data = y.detach();
+      write(data);
+      return a * slope + data;
+    };
+    for (const std::function<Tensor(const Tensor&)>& fn :
+         {std::function<Tensor(const Tensor&)>(of_pointer), {beside_pointer}}) {
+      const auto expected = fn(x).detach();
+      const auto gradient = torch::autograd::grad({fn(x).sum()}, {x})[0];
+      auto y = refrain::checkpoint(rerun, fn, x);
+      poison_heap();
+      expect_bit_equal(expected, y.detach());
+      expect_bit_equal(gradient, torch::autograd::grad({y.sum()}, {x})[0]);
+    }
+  }
+}
+
 // What a function may capture and find otherwise the second time; sizes of what is saved are the same. @param between  forward and
 // backward.
 struct Capture {

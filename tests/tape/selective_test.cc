@@ -64,10 +64,11 @@ TEST_F(Selective, WhatIsSavedBeforeItIsWrittenIsKept) {
   const auto noise_kept = [](const Policy& policy) {
     return expect_same([policy](Trial& run) {
              Tensor x = run.param({kSide, kSide});
-             return run.region_with(with(policy), [](const Tensor& a) { return torch::rrelu(a, 0.1, 0.4, true); }, x)
+             return run
+                 .region_with(
+                     with(policy), [](const Tensor& a) { return torch::rrelu(a, 0.1, 0.4, true); }, x)
                  .sum();
-           })
-               .replayed == 0;
+           }).replayed == 0;
   };
   EXPECT_TRUE(noise_kept(refrain::everything_saveable()));
   EXPECT_TRUE(noise_kept(refrain::save_ops({"aten::rrelu_with_noise"})));
