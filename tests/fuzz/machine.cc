@@ -64,6 +64,7 @@ Tensor& Machine::writable(const SlotPtr& slot) {
   }
   for (const Watched& cut : notes_->cut_unsafely)
     if (cut.shares_memory(t)) return t;  // autograd reads the new bytes through a view with a version of its own
+  slot->overwritten_without_grad |= t.requires_grad() && !at::GradMode::is_enabled();
   at::AutoGradMode grad(true);
   replaced_.emplace_back(slot, t);
   t = at::empty_strided(t.sizes(), t.strides(), t.options().requires_grad(false)).copy_(t);

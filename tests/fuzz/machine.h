@@ -49,6 +49,8 @@ struct Slot {
   std::string name;
   Tensor t;
   bool buffer = false;
+  /// In the twin: a clone that was overwritten without gradients. What read the tensor before does not depend on it.
+  bool overwritten_without_grad = false;
 };
 using SlotPtr = std::shared_ptr<Slot>;
 using Operands = std::initializer_list<SlotPtr>;

@@ -324,6 +324,8 @@ void ProgramRun::backward(const std::vector<Tensor>& outputs, size_t number, Out
   // Not a leaf: what a region returned, say.
   const SlotPtr inner = pick_if_any([](const Tensor& t) { return t.requires_grad() && !t.is_leaf() && is_numeric(t); });
   if (inner && rng.chance(0.6)) {
+    if (inner->overwritten_without_grad)
+      throw std::runtime_error("the twin's gradient by a clone is of later readers alone");
     some.push_back(inner->t);
     names += " " + inner->name;
   }

@@ -237,6 +237,7 @@ TEST_F(RandomPrograms, ThatFailedOnceAreEqual) {
       {Kind::kRegions, 1359190032509},  // the gradient of a tensor that was overwritten without gradients
       {Kind::kRegions, 9000000011},     // a backward inside a rerun function meets what was overwritten since
       {Kind::kRegions, 1345221638570},  // a buffer with history: a backward goes on into the iteration before
+      {Kind::kRegions, 9700021231},     // the same, and the loss depends on the clone too
       {Kind::kRegions, 9300007997},     // nodes of three threads, whose numbers a rerun had moved
       {Kind::kRegions, 9300050607},     // a backward in a rerun function, deeper than LibTorch keeps on one thread
       {Kind::kRegions, 9300072909},     // an optimizer wrote what a rerun of the iteration before reads
