@@ -185,7 +185,7 @@ Judgement judge_thrown(const Outcome& baseline, const Outcome& ours, bool cycles
     judgement.verdict = Verdict::kRefusedByName;
     judgement.why = refusal.name;
     // a rerun region keeps the argument that was overwritten, perhaps by what was computed from the region's result
-    judgement.cycles = cycles || baseline.leaked_bytes != 0 || (ours.has_rerun && ours.rerun_input_changed);
+    judgement.cycles = cycles || baseline.leaked_bytes != 0 || ours.may_hold_itself();
     if (!judgement.cycles && !leak(ours).empty()) return failed("after " + ours.error + "\nours " + leak(ours));
     return judgement;
   }
@@ -202,7 +202,7 @@ Judgement judge_out_of_memory(const Program& program, const Outcome& ours) {
   Judgement judgement;
   judgement.verdict = Verdict::kEqualWhereItRan;
   // a step that was refused in the middle may have made a cycle by then that LibTorch makes too
-  judgement.cycles = baseline.leaked_bytes != 0 || ours.made_cycle || (ours.has_rerun && ours.leaf_got_history) ||
+  judgement.cycles = baseline.leaked_bytes != 0 || ours.made_cycle || ours.may_hold_itself() ||
                      run(program, Mode::kPlain).leaked_bytes != 0;
   if (!ours.ran_out && !baseline.error.empty()) return judge_refused(same, baseline, ours, judgement.cycles);
   if (!ours.ran_out && !ours.error.empty()) return judge_thrown(baseline, ours, judgement.cycles);
@@ -245,9 +245,7 @@ Judgement judge_once(const Program& program, Kind kind) {
   const std::string differs = difference(baseline, ours);
   if (!differs.empty()) return failed(differs);
   Judgement judgement;
-  judgement.cycles =
-      baseline.leaked_bytes != 0 || (surroundings && ours.made_cycle) ||
-      (ours.has_rerun && (ours.leaf_got_history || ours.rerun_input_changed));  // its result may be in it
+  judgement.cycles = baseline.leaked_bytes != 0 || (surroundings && ours.made_cycle) || ours.may_hold_itself();
   if (!judgement.cycles && !leak(ours).empty()) return failed("ours " + leak(ours));
   coverage().leaks_compared += !judgement.cycles;
   if (!baseline.has_loss) judgement.verdict = Verdict::kNoGradient;

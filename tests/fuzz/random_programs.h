@@ -118,11 +118,16 @@ struct Outcome {
   bool has_rerun = false;            ///< a rerun region kept the graph of its inputs
   bool threads_changed = false;      ///< the number of threads that an operator may use
   bool leaf_got_history = false;     ///< see `Notes`
+  bool history_written = false;      ///< a write to what requires a gradient
   bool optimizer_skipped = false;    ///< it would have written what a rerun of an earlier iteration reads
   bool nests_deep = false;           ///< a backward in a backward, deeper than LibTorch keeps on one thread
   bool unpinned = false;             ///< a part of it ran on another thread, and what that reads was not pinned
   int64_t leaked_bytes = 0;          ///< over the level before the run, after every handle was dropped
   int64_t leaked_ops = 0, leaked_values = 0, leaked_slots = 0, leaked_regions = 0;  ///< from `tape_stats`
+
+  /// The graph of a rerun region's inputs, which the region keeps, may have saved what got history since: with a result of the region
+  /// in it that is a cycle.
+  bool may_hold_itself() const { return has_rerun && (leaf_got_history || rerun_input_changed || history_written); }
 };
 
 /// One run from fresh inputs and generator states. Never throws on account of the program.

@@ -242,6 +242,7 @@ TEST_F(RandomPrograms, ThatFailedOnceAreEqual) {
       {Kind::kRegions, 9300050607},     // a backward in a rerun function, deeper than LibTorch keeps on one thread
       {Kind::kRegions, 9300072909},     // an optimizer wrote what a rerun of the iteration before reads
       {Kind::kRegions, 9400034189},     // an unsafe view of what the twin had copied
+      {Kind::kRegions, 9802006199},     // what the graph of a rerun region's input had saved was: another cycle
       {Kind::kRegions, 9800018911},     // a rerun inside forward overwrote what was filled by pointer
       {Kind::kRegions, 9000017313},     // an argument of a rerun region was overwritten by its result: a cycle
       {Kind::kCaps, 1675298666871},     // a step that was refused memory had made a cycle
