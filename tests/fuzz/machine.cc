@@ -118,6 +118,7 @@ void Machine::emit_some(const char* op, Operands operands, const std::vector<Ten
 
 void Machine::wrote(const char* op, const SlotPtr& target, Operands operands) {
   notes_->histories_written += target->t.requires_grad();
+  notes_->history_written_after_rerun |= target->t.requires_grad() && !notes_->made_by_rerun.empty();
   notes_->leaf_got_history |= is_leaf_written_ && !target->t.is_leaf();
   if (text_ == nullptr) return;
   std::string args;

@@ -130,6 +130,8 @@ struct Notes {
   /// A leaf was overwritten by what requires a gradient. Autograd saves leaves as they are, so what was saved before has that history too: a
   /// backward goes on into an iteration before, and a rerun region, which keeps the graph of its inputs, may be part of a cycle.
   bool leaf_got_history = false;
+  /// A write to what requires a gradient after a rerun region returned: a result of the region may be in it.
+  bool history_written_after_rerun = false;
   bool nests_deep = false;  ///< a backward in a backward, deeper than LibTorch keeps on one thread
   bool unpinned = false;    ///< there were two threads, and what the other one reads was not pinned
   std::vector<Watched> read_by_rerun;

@@ -466,7 +466,7 @@ void ProgramRun::run(Outcome& outcome) {
   outcome.picks = notes_->picks;
   outcome.made_cycle = notes_->made_cycle;
   outcome.leaf_got_history = notes_->leaf_got_history;
-  outcome.history_written = notes_->histories_written > 0;
+  outcome.history_written_after_rerun = notes_->history_written_after_rerun;
   outcome.threads_changed = *threads_changed_;
   outcome.unpinned |= notes_->unpinned;
   outcome.nests_deep = notes_->nests_deep;

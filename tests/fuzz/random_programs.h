@@ -114,20 +114,22 @@ struct Outcome {
   uint64_t picks = 0;          ///< which operands the steps chose: runs that differ here were other programs
   bool has_loss = false;       ///< something required a gradient
   bool made_cycle = false;     ///< in the graph, as plain autograd would: memory may stay
-  bool rerun_input_changed = false;  ///< what a rerun region read from outside was written in place later on
-  bool has_rerun = false;            ///< a rerun region kept the graph of its inputs
-  bool threads_changed = false;      ///< the number of threads that an operator may use
-  bool leaf_got_history = false;     ///< see `Notes`
-  bool history_written = false;      ///< a write to what requires a gradient
-  bool optimizer_skipped = false;    ///< it would have written what a rerun of an earlier iteration reads
-  bool nests_deep = false;           ///< a backward in a backward, deeper than LibTorch keeps on one thread
-  bool unpinned = false;             ///< a part of it ran on another thread, and what that reads was not pinned
-  int64_t leaked_bytes = 0;          ///< over the level before the run, after every handle was dropped
+  bool rerun_input_changed = false;          ///< what a rerun region read from outside was written in place later on
+  bool has_rerun = false;                    ///< a rerun region kept the graph of its inputs
+  bool threads_changed = false;              ///< the number of threads that an operator may use
+  bool leaf_got_history = false;             ///< see `Notes`
+  bool history_written_after_rerun = false;  ///< likewise
+  bool optimizer_skipped = false;            ///< it would have written what a rerun of an earlier iteration reads
+  bool nests_deep = false;                   ///< a backward in a backward, deeper than LibTorch keeps on one thread
+  bool unpinned = false;                     ///< a part of it ran on another thread, and what that reads was not pinned
+  int64_t leaked_bytes = 0;                  ///< over the level before the run, after every handle was dropped
   int64_t leaked_ops = 0, leaked_values = 0, leaked_slots = 0, leaked_regions = 0;  ///< from `tape_stats`
 
   /// The graph of a rerun region's inputs, which the region keeps, may have saved what got history since: with a result of the region
   /// in it that is a cycle.
-  bool may_hold_itself() const { return has_rerun && (leaf_got_history || rerun_input_changed || history_written); }
+  bool may_hold_itself() const {
+    return has_rerun && (leaf_got_history || rerun_input_changed || history_written_after_rerun);
+  }
 };
 
 /// One run from fresh inputs and generator states. Never throws on account of the program.

@@ -87,6 +87,7 @@ void Notes::add(const Notes& other) {
   made_cycle |= other.made_cycle;
   histories_written += other.histories_written;
   leaf_got_history |= other.leaf_got_history;
+  history_written_after_rerun |= other.history_written_after_rerun;
   nests_deep |= other.nests_deep;
   unpinned |= other.unpinned;
   append(failed_steps, other.failed_steps);
