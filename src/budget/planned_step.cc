@@ -8,6 +8,16 @@
 #include "trace/step_tracer.h"
 
 namespace refrain::tape {
+namespace {
+
+// Autograd adds up gradients in place where nothing else refers to their bytes. The tape does while it may recompute an
+// evicted tensor from them, and a step that is traced evicts nothing.
+bool add_up(std::string_view a, std::string_view b) {
+  constexpr std::string_view kInPlace = "aten::add_.Tensor", kOutOfPlace = "aten::add.Tensor";
+  return (a == kInPlace && b == kOutOfPlace) || (a == kOutOfPlace && b == kInPlace);
+}
+
+}  // namespace
 
 PlannedStep::PlannedStep(const graph::Graph& graph, const graph::Schedule& schedule)
     : graph_(graph),
@@ -42,8 +52,9 @@ void PlannedStep::mismatch(std::string what) {
 bool PlannedStep::is_next(const OpTraits& traits) {
   const auto at = static_cast<size_t>(place_);
   if (at >= names_.size()) return false;
-  if (names_[at]) return names_[at] == &traits;
-  if (graph_.ops[at].name != traits.name()) return false;
+  if (names_[at] == &traits) return true;
+  const auto& planned = graph_.ops[at].name;
+  if (planned != traits.name() && !add_up(planned, traits.name())) return false;
   names_[at] = &traits;
   return true;
 }

@@ -50,7 +50,7 @@ class PlannedStep final : public StepListener {
 
   const graph::Graph& graph_;
   const graph::Schedule& schedule_;
-  std::vector<const OpTraits*> names_;  ///< as first seen at each place
+  std::vector<const OpTraits*> names_;  ///< as last seen at each place
   graph::OpId place_ = 0;
   bool acted_ = false;   ///< in this step
   bool lost_ = false;    ///< this step has diverged
