@@ -246,6 +246,12 @@ REFRAIN_API void refrain_memory_cap_close(refrain_memory_cap_t* cap);
 REFRAIN_API refrain_pin_t* refrain_pin_open(void* const* tensors, size_t count);
 REFRAIN_API void refrain_pin_close(refrain_pin_t* pin);
 
+/// Opens an `OpaqueScope`.
+typedef struct refrain_opaque_scope_t refrain_opaque_scope_t;
+REFRAIN_API refrain_opaque_scope_t* refrain_opaque_scope_open(void* const* reads, size_t read_count,
+                                                              void* const* writes, size_t write_count);
+REFRAIN_API void refrain_opaque_scope_close(refrain_opaque_scope_t* scope);
+
 /// Opens a `CapThreadScope`.
 REFRAIN_API refrain_cap_thread_t* refrain_cap_thread_open(void);
 REFRAIN_API void refrain_cap_thread_close(refrain_cap_thread_t* scope);

@@ -20,6 +20,7 @@
 #include "refrain/memory_tracker.h"
 #include "refrain/nn.h"
 #include "refrain/offload.h"
+#include "refrain/opaque_scope.h"
 #include "refrain/selective.h"
 #include "refrain/sequential.h"
 #include "refrain/tape.h"

@@ -13,8 +13,8 @@ from ._budget import Budget
 from ._errors import CheckpointError, FormatError, InternalError, OffloadError, UnsupportedError
 from ._library import library as _library
 from ._memory import (
-    CapThreadScope, MemoryBudget, MemoryBudgetStats, MemoryCap, MemoryCapStats, MemoryLimit, MemoryScope, MemoryStats, PinScope, TapeStats, format_bytes,
-    install_memory_tracking, memory_stats, pin, register_side_effect_op, release_free_memory, reset_peak_memory, reset_tape_counters, set_check_inputs,
+    CapThreadScope, MemoryBudget, MemoryBudgetStats, MemoryCap, MemoryCapStats, MemoryLimit, MemoryScope, MemoryStats, OpaqueScope, PinScope, TapeStats,
+    format_bytes, install_memory_tracking, memory_stats, pin, register_side_effect_op, release_free_memory, reset_peak_memory, reset_tape_counters, set_check_inputs,
     tape_stats,
 )  # fmt: skip
 from ._offload import OffloadScope, OffloadStats, OffloadStore
@@ -34,7 +34,7 @@ __version__: str = _library.version
 __all__ = [
     "Budget", "CapThreadScope", "CheckpointError", "CheckpointPolicy", "FormatError", "InternalError", "LeastLimit", "LimitCost", "MemoryBudget",
     "MemoryBudgetStats", "MemoryCap", "MemoryCapStats", "MemoryLimit", "MemoryScope", "MemoryStats", "OffloadError", "OffloadScope", "OffloadStats",
-    "OffloadStore", "Op", "PinScope", "Policy", "StepPlan", "StepTrace", "TapeStats", "TensorInfo", "UnsupportedError", "and_then", "checkpoint",
+    "OffloadStore", "Op", "OpaqueScope", "PinScope", "Policy", "StepPlan", "StepTrace", "TapeStats", "TensorInfo", "UnsupportedError", "and_then", "checkpoint",
     "checkpoint_name", "checkpoint_sequential", "dots_saveable", "everything_saveable", "format_bytes", "install_memory_tracking", "is_checkpointing",
     "is_recomputing", "least_limit", "memory_stats", "nothing_saveable", "offload_compute_intensive", "offload_larger_than", "offload_only_these_names",
     "offload_ops", "patch_torch", "pin", "plan_step", "print_saved", "profile", "region", "register_side_effect_op", "release_free_memory",

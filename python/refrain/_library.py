@@ -137,6 +137,8 @@ class Library:
         self.memory_cap_close = f("memory_cap_close", None, _pointer)
         self.pin_open = f("pin_open", _pointer, _pointer, _size)
         self.pin_close = f("pin_close", None, _pointer)
+        self.opaque_scope_open = f("opaque_scope_open", _pointer, _pointer, _size, _pointer, _size)
+        self.opaque_scope_close = f("opaque_scope_close", None, _pointer)
         self.cap_thread_open = f("cap_thread_open", _pointer)
         self.cap_thread_close = f("cap_thread_close", None, _pointer)
 

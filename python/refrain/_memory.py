@@ -16,7 +16,7 @@ from ._library import impls, library
 from ._plans import StepPlan
 
 __all__ = [
-    "CapThreadScope", "MemoryBudget", "MemoryBudgetStats", "MemoryCap", "MemoryCapStats", "MemoryLimit", "MemoryScope", "MemoryStats", "PinScope",
+    "CapThreadScope", "MemoryBudget", "MemoryBudgetStats", "MemoryCap", "MemoryCapStats", "MemoryLimit", "MemoryScope", "MemoryStats", "OpaqueScope", "PinScope",
     "TapeStats", "format_bytes", "install_memory_tracking", "memory_stats", "pin", "register_side_effect_op", "release_free_memory", "reset_peak_memory",
     "reset_tape_counters", "set_check_inputs", "tape_stats",
 ]  # fmt: skip
@@ -345,6 +345,29 @@ class PinScope(Scope):
 def pin(*tensors: torch.Tensor | Iterable[torch.Tensor]) -> PinScope:
     """`with refrain.pin(x, model.parameters()): ...`: see `PinScope`."""
     return PinScope(*tensors)
+
+
+class OpaqueScope(Scope):
+    """A `with` block for code that reads and writes tensors through raw pointers: kernels of Triton or Numba, libraries called by ctypes.
+
+        with refrain.OpaqueScope(reads=[x, weight], writes=[state]):
+            y = kernel(x, weight, state)
+
+    Inside of a region, under a cap or in a budget: `reads` and `writes` are resident and stay in place, what `writes` held before is kept where backward needs it,
+    and operators called inside are not recorded. What is made inside is kept for backward and never recomputed. Graphs that torch.compile made do this themselves.
+    A tensor that is overwritten and not among `writes` may give wrong gradients.
+
+    Raises:
+        What an operator would that reads the tensors.
+    """
+
+    _close = "opaque_scope_close"
+
+    def __init__(self, reads: Iterable[torch.Tensor] = (), writes: Iterable[torch.Tensor] = ()) -> None:
+        self._reads, self._writes = list(reads), list(writes)
+
+    def _open(self) -> int | None:
+        return _torch_patches.opaque_open(self._reads, self._writes)
 
 
 class CapThreadScope(Scope):

@@ -3,7 +3,7 @@
 1. `torch.autograd.Variable._execution_engine`, when the package is imported: Python's backward calls its engine past LibTorch's default one, so a cap would hear
    of no step's end, and `CheckpointError` would arrive as a plain RuntimeError.
 2. Methods of `torch.Tensor` that read bytes by pointer, while a cap or budget is open: they make evicted bytes resident first.
-3. `CompiledFxGraph.__call__` of torch._inductor, once that is imported: refused in a region or under a cap, where its writes through raw pointers would go unseen.
+3. `CompiledFxGraph.__call__` of torch._inductor, once that is imported: its kernels read and write through raw pointers, so it runs in an `OpaqueScope`.
 4. `torch.utils.checkpoint`, by `patch_torch`.
 
 Of ours, what opens a region is marked for torch.compile: it is run as it is, and all inside of it uncompiled.
@@ -18,7 +18,7 @@ import importlib.machinery
 import sys
 import threading
 import types
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch.autograd import Variable
@@ -160,17 +160,27 @@ _INDUCTOR = "torch._inductor.output_code"
 _compiled_before: dict[type, Any] = {}
 
 
-def _refuse_compiled(inner: Callable[..., Any]) -> Callable[..., Any]:
+def _opaque(inner: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(inner)
     def call(self: Any, inputs: Any) -> Any:
-        if library.is_checkpointing() or getattr(_thread, "caps", 0) > 0:
-            raise RuntimeError(
-                "refrain: a graph compiled by inductor runs inside of a region, cap or budget. It writes through raw pointers, which are not recorded, so "
-                "gradients could be wrong. Open the region inside of what is compiled, or run it uncompiled: torch.compiler.set_stance('force_eager')."
-            )
-        return inner(self, inputs)
+        written = getattr(self, "mutated_input_idxs", None)
+        if written is None:  # of another kind of graph: any of them
+            written = range(len(inputs))
+        if not written and _open_caps == 0 and not library.is_checkpointing():
+            return inner(self, inputs)
+        scope = opaque_open(inputs, (inputs[i] for i in written))
+        try:
+            return inner(self, inputs)  # which empties `inputs`, and so lets go of what it has read
+        finally:
+            library.opaque_scope_close(scope)
 
     return call
+
+
+def opaque_open(reads: Iterable[Any], writes: Iterable[Any]) -> int:
+    """Opens an `OpaqueScope` of those that are tensors."""
+    given = [[tensor for tensor in tensors if isinstance(tensor, torch.Tensor)] for tensors in (reads, writes)]
+    return library.made(library.opaque_scope_open(impls(given[0]), len(given[0]), impls(given[1]), len(given[1])))
 
 
 def _patch_inductor(module: types.ModuleType) -> None:
@@ -178,7 +188,7 @@ def _patch_inductor(module: types.ModuleType) -> None:
         cls = getattr(module, name, None)
         if cls is not None and cls not in _compiled_before:
             _compiled_before[cls] = cls.__call__
-            setattr(cls, "__call__", _refuse_compiled(_compiled_before[cls]))
+            setattr(cls, "__call__", _opaque(_compiled_before[cls]))
 
 
 def _unpatch_inductor() -> None:
@@ -271,7 +281,7 @@ def patch_torch() -> None:
 def unpatch_torch() -> None:
     """Gives torch back all that this package changed in it: `torch.utils.checkpoint` and the engine. `patch_torch` puts it back.
 
-    Until then a backward raises RuntimeError where it would raise `CheckpointError`, and compiled code in a region is no longer refused.
+    Until then a backward raises RuntimeError where it would raise `CheckpointError`, and what compiled code writes is not seen: use `OpaqueScope`.
 
     Raises:
         RuntimeError: while a cap or budget is open, which need it.
@@ -338,7 +348,7 @@ def run_uncompiled(*functions: types.FunctionType) -> None:
             function._torchdynamo_disable = True  # type: ignore[attr-defined]
             function._torchdynamo_disable_msg = "refrain: a region is not compiled"  # type: ignore[attr-defined]
     except (ImportError, AttributeError):
-        pass  # of another torch: a compiled graph in a region is refused, by name
+        pass  # of another torch: it may be compiled, and a region inside of compiled code records nothing
 
 
 _patch_engine()

@@ -3,6 +3,7 @@
 #include "capi/errors.h"
 #include "capi/handles.h"
 #include "refrain/memory_cap.h"
+#include "refrain/opaque_scope.h"
 
 using namespace refrain;
 
@@ -20,6 +21,11 @@ struct refrain_memory_cap_t {
 struct refrain_pin_t {
   explicit refrain_pin_t(std::vector<at::Tensor> tensors) : pin(std::move(tensors)) {}
   PinScope pin;
+};
+struct refrain_opaque_scope_t {
+  refrain_opaque_scope_t(std::vector<at::Tensor> reads, std::vector<at::Tensor> writes)
+      : scope(std::move(reads), std::move(writes)) {}
+  OpaqueScope scope;
 };
 struct refrain_cap_thread_t {
   CapThreadScope scope;
@@ -110,6 +116,16 @@ refrain_pin_t* refrain_pin_open(void* const* tensors, size_t count) {
 }
 
 void refrain_pin_close(refrain_pin_t* pin) { delete pin; }
+
+refrain_opaque_scope_t* refrain_opaque_scope_open(void* const* reads, size_t read_count, void* const* writes,
+                                                  size_t write_count) {
+  return capi::made([&] {
+    return new refrain_opaque_scope_t(capi::tensors_of(reads, read_count, "refrain_opaque_scope_open"),
+                                      capi::tensors_of(writes, write_count, "refrain_opaque_scope_open"));
+  });
+}
+
+void refrain_opaque_scope_close(refrain_opaque_scope_t* scope) { delete scope; }
 
 refrain_cap_thread_t* refrain_cap_thread_open(void) {
   return capi::made([] { return new refrain_cap_thread_t; });
