@@ -363,6 +363,8 @@ REFRAIN_API int32_t refrain_reset_tape_counters(void);
 /// Sets it for the process. @return the old setting.
 REFRAIN_API int32_t refrain_set_check_inputs(int32_t value);
 REFRAIN_API int32_t refrain_register_side_effect_op(const char* op);
+/// `note_storage_resized`. @param storage  a `c10::StorageImpl*`, in Python `UntypedStorage._cdata`.
+REFRAIN_API int32_t refrain_note_storage_resized(void* storage);
 REFRAIN_API int32_t refrain_self_test(void);
 
 typedef struct refrain_saved_observer_t refrain_saved_observer_t;

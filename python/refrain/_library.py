@@ -115,6 +115,7 @@ class Library:
         self.tape_stats = f("tape_stats", _int32, _pointer, _size)
         self.reset_tape_counters = f("reset_tape_counters", _int32)
         self.set_check_inputs = f("set_check_inputs", _int32, _int32)
+        self.note_storage_resized = f("note_storage_resized", _int32, _pointer)
         self.register_side_effect_op = f("register_side_effect_op", _int32, _text)
         self.self_test = f("self_test", _int32)
         self.saved_observer_open = f("saved_observer_open", _pointer)

@@ -5,6 +5,7 @@
 2. Methods of `torch.Tensor` that read bytes by pointer, while a cap or budget is open: they make evicted bytes resident first.
 3. `CompiledFxGraph.__call__` of torch._inductor, once that is imported: its kernels read and write through raw pointers, so it runs in an `OpaqueScope`.
 4. `torch.utils.checkpoint`, by `patch_torch`.
+5. `torch.UntypedStorage.resize_`, when the package is imported: FSDP2 frees and fills parameters with it, which no operator shows.
 
 Of ours, what opens a region is marked for torch.compile: it is run as it is, and all inside of it uncompiled.
 """
@@ -270,6 +271,7 @@ def patch_torch() -> None:
     with _lock:
         _patch_engine()
         _watch_inductor()
+        _patch_resize()
         if _theirs:
             return
         for name in ("checkpoint", "checkpoint_sequential"):
@@ -295,6 +297,36 @@ def unpatch_torch() -> None:
         _ours.clear()
         _unpatch_engine()
         _unwatch_inductor()
+        _unpatch_resize()
+
+
+# ---- 5. Storages that are resized
+
+_resize_before: Any = None
+
+
+def _resizer(inner: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(inner)
+    def resize_(self: torch.UntypedStorage, size: int) -> Any:
+        result = inner(self, size)
+        library.check(library.note_storage_resized(self._cdata))
+        return result
+
+    return resize_
+
+
+def _patch_resize() -> None:
+    global _resize_before
+    if _resize_before is None:
+        _resize_before = torch.UntypedStorage.resize_
+        torch.UntypedStorage.resize_ = _resizer(_resize_before)  # type: ignore[method-assign]
+
+
+def _unpatch_resize() -> None:
+    global _resize_before
+    if _resize_before is not None:
+        del torch.UntypedStorage.resize_  # it was the base class's
+        _resize_before = None
 
 
 # ---- Checks
@@ -353,3 +385,4 @@ def run_uncompiled(*functions: types.FunctionType) -> None:
 
 _patch_engine()
 _watch_inductor()
+_patch_resize()

@@ -56,6 +56,14 @@ int32_t refrain_reset_tape_counters(void) {
 
 int32_t refrain_set_check_inputs(int32_t value) { return set_check_inputs(value != 0) ? 1 : 0; }
 
+int32_t refrain_note_storage_resized(void* storage) {
+  return capi::guarded([&] {
+    capi::require(storage, "refrain_note_storage_resized", "storage");
+    note_storage_resized(
+        c10::Storage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(static_cast<c10::StorageImpl*>(storage))));
+  });
+}
+
 int32_t refrain_register_side_effect_op(const char* op) {
   return capi::guarded([&] {
     capi::require(op, "refrain_register_side_effect_op", "op");

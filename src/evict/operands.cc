@@ -78,6 +78,7 @@ bool begin_operands(TapeLock& lock, const OpTraits& traits, Arguments& arguments
     value->last_use = now;
     history.note_use(*value);
     touch(lock, value);
+    value->fixed |= traits.collective;
     operands.values.push_back(value);
     if (value->is_evicted() && !traits.only_metadata) {
       retain(value);

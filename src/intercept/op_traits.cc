@@ -58,8 +58,8 @@ const NameSet& effect_ops() {
   return set;
 }
 
-const NameSet& effect_namespaces() {
-  static const NameSet set{"c10d", "_c10d_functional", "_c10d_functional_autograd", "symm_mem", "profiler"};
+const NameSet& collective_namespaces() {
+  static const NameSet set{"c10d", "_c10d_functional", "_c10d_functional_autograd", "symm_mem"};
   return set;
 }
 
@@ -228,9 +228,10 @@ OpTraits::OpTraits(const c10::OperatorHandle& op)
   });
   random = op.hasTag(at::Tag::nondeterministic_seeded);
   maybe_random = !random && space != "aten" && space != "prims" && space != "prim";
+  collective = collective_namespaces().count(space) > 0;
   {
     std::lock_guard guard(extra_effects_mutex());
-    effect = effect_ops().count(qualified) || effect_namespaces().count(space) || extra_effects().count(qualified) ||
+    effect = effect_ops().count(qualified) || collective || space == "profiler" || extra_effects().count(qualified) ||
              opaque_args;
   }
   uninitialized = uninitialized_ops().count(qualified) && writes.empty();

@@ -41,6 +41,7 @@ struct OpTraits {
   bool random = false;             ///< tagged as drawing from a generator
   bool maybe_random = false;       ///< not from LibTorch, so it may draw without the tag: compared around the call
   bool effect = false;             ///< runs once, outputs kept
+  bool collective = false;         ///< other threads read and write its arguments, also after it has returned
   bool uninitialized = false;      ///< outputs are raw memory (`empty` and kin)
   bool only_metadata = false;      ///< reads the shape of argument 0 and none of its bytes
   bool full_overwrite = false;     ///< writes argument 0 everywhere without reading it

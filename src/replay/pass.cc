@@ -224,6 +224,7 @@ void Pass::add_input(const Op& op, const ArgRef& ref, std::vector<int32_t>& todo
     if (value->hashed) throw_refilled(op, ref);
     throw_lost(*value, &op);
   }
+  if (bytes && value->resized && bytes.nbytes() < value->nbytes) throw_freed(op, ref, bytes.nbytes());
   auto& planned = entry(value);
   planned.bytes = std::move(bytes);
   planned.unchecked = value->hashed && value->is_leaf() && !value->private_copy && planned.bytes;

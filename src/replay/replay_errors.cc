@@ -36,6 +36,14 @@ void throw_refilled(const Op& op, const ArgRef& ref) {
       op.traits->name(), ref.arg, c10::toString(ref.meta.dtype.toScalarType()), c10::str(sizes)));
 }
 
+void throw_freed(const Op& op, const ArgRef& ref, size_t nbytes) {
+  throw CheckpointError(fmt::format(
+      "[refrain::checkpoint] `{}` must be replayed, but the storage of its argument {} was resized since forward: it "
+      "has {} of {} bytes. FSDP frees parameters after their module's forward and gathers them before its backward: open "
+      "the region inside of each module that `fully_shard` was called on, or set `reshard_after_forward=False`.",
+      op.traits->name(), ref.arg, nbytes, ref.value->nbytes));
+}
+
 void throw_lost(const Value& value, const Op* op) {
   const auto* region = op ? op->region : value.region;
   const bool cap = is_cap(region);

@@ -19,6 +19,7 @@ void make_leaf(TapeLock& lock, Value* value) {
 }
 
 void overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* after, std::vector<Unsettled>& unsettled) {
+  if (before->resized && before->is_leaf()) return lock.discard(std::move(copy));  // its bytes are filled in again
   auto* storage = before->key;
   if (before->armed && storage) disarm(before, storage);
   for (auto* slot = before->slots; slot; slot = slot->in_value.next)
@@ -84,7 +85,8 @@ void add_bound(Region* region, Value* value) {
 
 bool should_copy(TapeLock& lock, const Value& value, int32_t own_refs) {
   const bool from_outside = value.is_leaf() || (value.region && value.region->cap && value.producer);
-  if (!from_outside || value.op_refs <= own_refs || value.is_lost() || value.is_in_store() || value.private_copy)
+  if (!from_outside || value.op_refs <= own_refs || value.is_lost() || value.is_in_store() || value.private_copy ||
+      value.resized)
     return false;
   auto& tape = lock.tape();
   return tape.leaf_write_policy == LeafWritePolicy::kCopy &&

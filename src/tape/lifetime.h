@@ -18,7 +18,7 @@ struct Unsettled {
 void make_leaf(TapeLock& lock, Value* value);
 /// Notes that the storage of `before` was overwritten; `after` is its new value, or null. @param copy bytes saved
 /// beforehand for a leaf that ops still need. @param unsettled  of this thread: writes that wait for a version bump are
-/// added.
+/// added. Nothing if it is a leaf whose storage was resized.
 void overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* after, std::vector<Unsettled>& unsettled);
 /// Makes everything outside its region recompute `value` rather than hold it, from now on.
 void let_discard(Value* value);

@@ -1,6 +1,9 @@
 #include "intercept/op_traits.h"
 #include "refrain/error.h"
+#include "tape/lifetime.h"
+#include "tape/slots.h"
 #include "tape/tape.h"
+#include "tape/thread_state.h"
 
 namespace refrain {
 
@@ -33,6 +36,20 @@ void register_side_effect_op(const std::string& op) {
     throw InvalidArgument("[refrain::register_side_effect_op] found `" + op +
                           "`, expected \"namespace::name\", for example \"aten::copy_\".");
   tape::mark_effect_op(op);
+}
+
+void note_storage_resized(const c10::Storage& storage) {
+  using namespace tape;
+  if (!storage) return;
+  auto& thread = ThreadState::get();
+  TapeLock lock;
+  settle(lock, thread);
+  auto* value = find_value(lock, storage.unsafeGetStorageImpl());
+  if (!value || value->private_copy) return;
+  if (value->is_leaf())
+    value->resized = true;
+  else
+    overwritten(lock, value, {}, nullptr, thread.unsettled);
 }
 
 }  // namespace refrain

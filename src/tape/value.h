@@ -67,6 +67,7 @@ struct Value {
   bool discard = false;       ///< other regions and autograd outside of regions recompute it rather than hold it
   bool armed = false;         ///< a raw-pointer barrier is set on the storage
   bool exposed = false;       ///< a leaf: a writable pointer was given without a copy; `hash` tells whether it was used
+  bool resized = false;       ///< a leaf: its storage got other memory, so its bytes are those that are there
   bool hashed = false;        ///< `hash` is of what recorded operators read; compared before a replay reads it
   bool tagged = false;        ///< the map's reference is released when its memory is freed; under a cap only
   bool owed = false;          ///< it has other bytes now; the map's reference ends with the former ones

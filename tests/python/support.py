@@ -141,3 +141,4 @@ def unpatch_checkpoint():
     refrain.unpatch_torch()
     _torch_patches._patch_engine()
     _torch_patches._watch_inductor()
+    _torch_patches._patch_resize()
