@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 
 #include "refrain/torch_error.h"
 #include "replay/pass.h"
@@ -126,9 +127,13 @@ void hold_bounds_of_children(TapeLock& lock, const Region* region) {
 
 // Replays what `want_all` finds. @param output  to recompute as well, or null: its storage is returned.
 c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t task, Value* output = nullptr) {
-  Pass pass(lock);
-  if (output) pass.want(output);
-  const bool any = want_all(pass, region, asked, task);
+  std::optional<Pass> pass;
+  const auto want = [&](int32_t of_task) {
+    pass.emplace(lock);
+    if (output) pass->want(output);
+    return want_all(*pass, region, asked, of_task);
+  };
+  const bool any = want(task);
   if (!any && !output) {
     keep_bounds_read(lock, region, asked, task);
     return {};
@@ -138,24 +143,31 @@ c10::Storage fill_region(TapeLock& lock, Region* region, Slot* asked, int32_t ta
   const auto start = std::chrono::steady_clock::now();
   std::exception_ptr failure;
   try {
-    pass.close(lock);
-    pass.lock_inputs();
+    try {
+      pass->close(lock);
+    } catch (const CheckpointError&) {
+      if (!asked || task < 0) throw;
+      pass->clear(lock);  // what cannot be recomputed may be another slot's, which backward need not read
+      want(-1);
+      pass->close(lock);
+    }
+    pass->lock_inputs();
     lock.raw().unlock();
     const RecomputeScope recompute(region->work.get());
     at::ThreadLocalStateGuard state(*region->thread_state);
-    pass.run();
+    pass->run();
   } catch (...) {
     failure = std::current_exception();
   }
   if (!lock.raw().owns_lock()) lock.raw().lock();
   if (!failure) {
-    brought = hand_out(lock, pass, region, asked, task, output);
+    brought = hand_out(lock, *pass, region, asked, task, output);
     hold_bounds_of_children(lock, region);
     keep_bounds_read(lock, region, asked, task);
     lock.tape().stats.replay_ms +=
         std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   }
-  pass.clear(lock);
+  pass->clear(lock);
   filling.finish(lock);
   if (failure) std::rethrow_exception(failure);
   return brought;

@@ -28,12 +28,14 @@ void raw_write(c10::StorageImpl* storage) {
     value = find_value(lock, storage);
     if (!value || !value->armed) return;
     retain(value);
+    ++value->writers;  // to copy it may take room: what depends on it is not evicted for that
     is_needed = value->needed > 0 && !ThreadState::get().recomputing;  // one pass at a time
   }
   try {
     if (is_needed) cap_hooks().materialize_dependents(value);
   } catch (...) {
     TapeLock lock;
+    --value->writers;
     lock.release(value);
     throw;  // nothing is written
   }
@@ -61,6 +63,7 @@ void raw_write(c10::StorageImpl* storage) {
   } else {
     lock.discard(std::move(copy));
   }
+  --value->writers;
   lock.release(value);
 }
 

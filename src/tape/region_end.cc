@@ -21,7 +21,7 @@ void mark_replayed_by_others(TapeLock& lock, const Region* region) {
   for (size_t i = 0; i < regions.size(); ++i) {
     regions.insert(regions.end(), regions[i]->children.begin(), regions[i]->children.end());
     for (auto* value : regions[i]->values) {
-      const bool is_bound = value->storage.expired() && value->producer && value->producer->traits->cast;
+      const bool is_bound = value->producer && value->producer->traits->cast;  // held by nobody
       if (value->op_refs > 0 && (value->replaced || is_bound)) mark(value);
     }
   }

@@ -37,7 +37,8 @@ Engine& current_engine() { return *current; }
 
 /// Never destroyed, as engines are not.
 ForeignEngine& put_on(Engine& inner) {
-  current = new ForeignEngine(inner);
+  static auto& all = *new std::vector<ForeignEngine*>;  // reachable, for the leak check
+  current = all.emplace_back(new ForeignEngine(inner));
   torch::autograd::set_default_engine_stub(&current_engine);
   return *current;
 }

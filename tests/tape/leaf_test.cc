@@ -250,6 +250,27 @@ TEST_F(Leaf, PolicyErrorIsOnlyForWhatBackwardNeeds) {
   });
 }
 
+// One replay fills all that a region has saved; what of it backward does not read need not be there.
+TEST_F(Leaf, WhatBackwardDoesNotReadIsNoError) {
+  refrain::set_leaf_write_policy(LeafWritePolicy::kError);
+  const auto program = [](bool reads_it) {
+    return [reads_it](Trial& run) {
+      Tensor x = run.param({4, 4});
+      Tensor w = run.input({4, 4});
+      Tensor lost;
+      Tensor loss = run.region([&] {
+                         lost = (x.exp() + w).sin();
+                         return x.exp().neg().cos();
+                       })
+                        .sum();
+      w.add_(1);
+      return reads_it ? loss + lost.sum() : loss;
+    };
+  };
+  expect_same(program(false));
+  EXPECT_THROW(execute(program(true), true), CheckpointError);
+}
+
 TEST_F(Leaf, BeyondTheBoundIsAnError) {
   refrain::set_leaf_write_policy(LeafWritePolicy::kCopy, 63);
   EXPECT_THROW(execute(changing([](Tensor& w) { w.add_(1); }), true), CheckpointError);
