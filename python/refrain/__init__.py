@@ -28,17 +28,20 @@ from ._regions import (
     checkpoint, checkpoint_sequential, is_checkpointing, is_recomputing, print_saved, region, saved_text, set_checkpointing_enabled,
 )  # fmt: skip
 from ._torch_patches import patch_torch, self_test, unpatch_torch
+from ._verify import VerifiedTensor, VerifyReport, verify_checkpoint
+from ._wrappers import apply_activation_checkpointing, remove_activation_checkpointing
 
 __version__: str = _library.version
 
 __all__ = [
     "Budget", "CapThreadScope", "CheckpointError", "CheckpointPolicy", "FormatError", "InternalError", "LeastLimit", "LimitCost", "MemoryBudget",
     "MemoryBudgetStats", "MemoryCap", "MemoryCapStats", "MemoryLimit", "MemoryScope", "MemoryStats", "OffloadError", "OffloadScope", "OffloadStats",
-    "OffloadStore", "Op", "OpaqueScope", "PinScope", "Policy", "StepPlan", "StepTrace", "TapeStats", "TensorInfo", "UnsupportedError", "and_then", "checkpoint",
-    "checkpoint_name", "checkpoint_sequential", "dots_saveable", "everything_saveable", "format_bytes", "install_memory_tracking", "is_checkpointing",
-    "is_recomputing", "least_limit", "memory_stats", "nothing_saveable", "offload_compute_intensive", "offload_larger_than", "offload_only_these_names",
-    "offload_ops", "patch_torch", "pin", "plan_step", "print_saved", "profile", "region", "register_side_effect_op", "release_free_memory",
-    "reset_peak_memory", "reset_tape_counters", "save_any_names_but_these", "save_compute_intensive", "save_every_second_matmul", "save_matmuls",
-    "save_only_these_names", "save_ops", "save_random", "saved_text", "self_test", "set_check_inputs", "set_checkpointing_enabled", "set_policy",
-    "tape_stats", "unpatch_torch",
+    "OffloadStore", "Op", "OpaqueScope", "PinScope", "Policy", "StepPlan", "StepTrace", "TapeStats", "TensorInfo", "UnsupportedError", "VerifiedTensor",
+    "VerifyReport", "and_then", "apply_activation_checkpointing", "checkpoint", "checkpoint_name", "checkpoint_sequential", "dots_saveable",
+    "everything_saveable", "format_bytes", "install_memory_tracking", "is_checkpointing", "is_recomputing", "least_limit", "memory_stats",
+    "nothing_saveable", "offload_compute_intensive", "offload_larger_than", "offload_only_these_names", "offload_ops", "patch_torch", "pin", "plan_step",
+    "print_saved", "profile", "region", "register_side_effect_op", "release_free_memory", "remove_activation_checkpointing", "reset_peak_memory",
+    "reset_tape_counters", "save_any_names_but_these", "save_compute_intensive", "save_every_second_matmul", "save_matmuls", "save_only_these_names",
+    "save_ops", "save_random", "saved_text", "self_test", "set_check_inputs", "set_checkpointing_enabled", "set_policy", "tape_stats", "unpatch_torch",
+    "verify_checkpoint",
 ]  # fmt: skip
