@@ -71,7 +71,6 @@ class _Checkpointed:
     def __init__(self, inner: Callable[..., Any], policy: Policy | None, store: OffloadStore | None) -> None:
         self.inner, self.policy, self.store = inner, policy, store
         functools.update_wrapper(self, inner)
-        del self.__wrapped__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.policy is None and self.store is None:
@@ -82,7 +81,7 @@ class _Checkpointed:
 def _wrap(module: torch.nn.Module, policy: AnyPolicy | None, store: OffloadStore | None) -> None:
     before = module.forward
     inner = before.inner if isinstance(before, _Checkpointed) else before
-    module.forward = _Checkpointed(inner, None if policy is None else policy_of(policy), store)  # type: ignore[method-assign]
+    module.forward = _Checkpointed(inner, None if policy is None else policy_of(policy), store)
 
 
 def remove_activation_checkpointing(model: torch.nn.Module) -> int:
@@ -96,5 +95,5 @@ def remove_activation_checkpointing(model: torch.nn.Module) -> int:
         if getattr(forward.inner, "__func__", None) is type(module).forward:
             del module.forward  # it was the class's
         else:
-            module.forward = forward.inner  # type: ignore[method-assign]
+            module.forward = forward.inner
     return found

@@ -1,6 +1,7 @@
 """Modules chosen by class and name, and `verify_checkpoint`."""
 
 import copy
+import inspect
 import unittest
 
 import refrain
@@ -36,6 +37,7 @@ class Wrappers(unittest.TestCase):
         refrain.apply_activation_checkpointing(model, names="layers.*")
         refrain.apply_activation_checkpointing(model, names="layers.*")  # once more does not nest
         self.assertEqual(list(model.state_dict()), keys)
+        self.assertEqual(inspect.signature(model.layers[0].forward), inspect.signature(forward))  # trainers look at it
         self.assertEqual(refrain.remove_activation_checkpointing(model), 3)
         self.assertEqual(model.layers[0].forward, forward)
         self.assertEqual(refrain.remove_activation_checkpointing(model), 0)
