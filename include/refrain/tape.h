@@ -1,5 +1,7 @@
 #pragma once
 
+#include <c10/core/Storage.h>
+
 #include <cstdint>
 #include <string>
 

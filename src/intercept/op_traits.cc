@@ -133,7 +133,7 @@ class Cache {
   Cache();
 
   const OpTraits& find(const c10::OperatorHandle& op) {
-    const auto key = op.operator_name();
+    const auto& key = op.operator_name();
     std::lock_guard guard(mutex_);
     auto& entry = table_[key];
     if (!entry) entry = std::make_unique<OpTraits>(op);

@@ -34,7 +34,7 @@ struct OpaqueScope::State {
   std::unique_ptr<UnseenScope> unseen;
 };
 
-OpaqueScope::OpaqueScope(std::vector<at::Tensor> reads, std::vector<at::Tensor> writes)
+OpaqueScope::OpaqueScope(std::vector<at::Tensor> reads, const std::vector<at::Tensor>& writes)
     : state_(std::make_unique<State>()) {
   state_->pin(std::move(reads));
   state_->pin(std::vector<at::Tensor>(writes));
