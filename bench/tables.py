@@ -189,12 +189,27 @@ def resident_limits(result):
 
 # All of them ---------------------------------------------------------------------------------------------------------
 
+def python_rows(result):
+    """Milliseconds with the ratio to torch's checkpoint, and peaks, of each mode."""
+    rows = []
+    for model in result["models"]:
+        by_mode = {r["mode"]: r for r in model["rows"]}
+        cells = [f"{by_mode['baseline']['ms']:.0f} ({mib(by_mode['baseline']['peak_bytes'], 0)})", f"{by_mode['torch']['ms']:.0f} ({mib(by_mode['torch']['peak_bytes'], 0)})"]
+        for mode in ("region", "cap", "budget"):
+            found = by_mode[mode]
+            cells.append(f"{found['ms']:.0f} ({mib(found['peak_bytes'], 0)}), {found['over_torch']:.2f}" + ("" if found["same_bits"] else ", other bits"))
+        rows.append([model["model"], *cells])
+    header = ["model", "baseline", "torch.utils.checkpoint", "region", "cap at its peak", "budget at its peak"]
+    return table(header, ("model",), rows)
+
+
 TABLES = {  # name: document, file under bench/results, what makes it
     "peers": ("README.md", "peers", peers),
     "peak_budgets": ("README.md", "peers_budget", peak_budgets),
     "limits": ("docs/peers.md", "limits", limits),
     "budgets": ("docs/peers.md", "peers_budget", compared_budgets),
     "budget_losses": ("docs/peers.md", "peers_budget", budget_losses),
+    "python": ("docs/guide/python.md", "python", python_rows),
     "resident": ("docs/design/memory.md", "resident", resident),
     "resident_limits": ("docs/design/memory.md", "resident_limits", resident_limits),
 }
