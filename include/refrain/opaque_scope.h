@@ -30,7 +30,7 @@ class REFRAIN_API OpaqueScope {
  public:
   /// Undefined tensors, and those without a plain storage, are ignored.
   /// @throws  as an operator would that reads the tensors.
-  [[nodiscard]] explicit OpaqueScope(std::vector<at::Tensor> reads, const std::vector<at::Tensor>& writes = {});
+  [[nodiscard]] explicit OpaqueScope(const std::vector<at::Tensor>& reads, const std::vector<at::Tensor>& writes = {});
   ~OpaqueScope();
   OpaqueScope(const OpaqueScope&) = delete;
   OpaqueScope& operator=(const OpaqueScope&) = delete;

@@ -72,8 +72,8 @@ REFRAIN_API bool set_check_inputs(bool on);
 /// Threads: any.
 REFRAIN_API void register_side_effect_op(const std::string& op);
 
-/// Tells the tape that `storage` has been given other memory by `resize_`, which is no operator: FSDP frees parameters so,
-/// and fills them again before their backward. Call it after the change; the Python package does.
+/// Tells the tape that `storage` has been given other memory by `resize_`, which is no operator: FSDP frees parameters
+/// so, and fills them again before their backward. Call it after the change; the Python package does.
 ///
 /// - What was read from outside is read anew by a replay, as autograd reads it. A replay that comes while the storage
 ///   is too small is a `CheckpointError`.

@@ -88,7 +88,6 @@ _READERS = ("numpy", "tolist", "data_ptr", "untyped_storage", "__dlpack__", "__a
 _KEPT = ("untyped_storage",)
 _before: dict[str, Any] = {}
 _open_caps = 0
-_thread = threading.local()
 
 
 def _keep(tensor: torch.Tensor) -> None:
@@ -118,7 +117,6 @@ def _reader(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
 def cap_opened() -> None:
     """A cap or budget is open from now on."""
     global _open_caps
-    _thread.caps = getattr(_thread, "caps", 0) + 1
     with _lock:
         _open_caps += 1
         _patch_engine()
@@ -132,7 +130,6 @@ def cap_opened() -> None:
 def cap_closed() -> None:
     """One of those that `cap_opened` told of has closed."""
     global _open_caps
-    _thread.caps = getattr(_thread, "caps", 1) - 1
     with _lock:
         _open_caps -= 1
         if _open_caps > 0:
@@ -269,15 +266,20 @@ def patch_torch() -> None:
     from . import _regions
 
     with _lock:
-        _patch_engine()
-        _watch_inductor()
-        _patch_resize()
+        patch_on_import()
         if _theirs:
             return
         for name in ("checkpoint", "checkpoint_sequential"):
             _theirs[name] = getattr(module, name)
             _ours[name] = _copy_of(getattr(_regions, name))
             _replace_everywhere(_theirs[name], _ours[name])
+
+
+def patch_on_import() -> None:
+    """Changes what the import of the package does: all but `torch.utils.checkpoint`. Once more does no harm."""
+    _patch_engine()
+    _watch_inductor()
+    _patch_resize()
 
 
 def unpatch_torch() -> None:
@@ -383,6 +385,4 @@ def run_uncompiled(*functions: types.FunctionType) -> None:
         pass  # of another torch: it may be compiled, and a region inside of compiled code records nothing
 
 
-_patch_engine()
-_watch_inductor()
-_patch_resize()
+patch_on_import()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterator
@@ -111,16 +112,16 @@ def verify_checkpoint(
     before = {name: buffer.detach().clone() for name, buffer in buffers.items()}
     generator = torch.get_rng_state()
 
-    def run(in_region: bool) -> dict[str, torch.Tensor | None]:
+    def restore() -> None:
         torch.set_rng_state(generator)
         with torch.no_grad():
             for name, buffer in buffers.items():
                 buffer.copy_(before[name])
+
+    def run(in_region: bool) -> dict[str, torch.Tensor | None]:
+        restore()
         given, named = _copy(args), _copy(kwargs)
-        if in_region:
-            with region(policy=policy, store=store):
-                result = function(*given, **named)
-        else:
+        with region(policy=policy, store=store) if in_region else contextlib.nullcontext():
             result = function(*given, **named)
         outputs = list(_tensors_in(result))
         found: dict[str, torch.Tensor | None] = {f"output {i}": output.detach().clone() for i, output in enumerate(outputs)}
@@ -135,7 +136,6 @@ def verify_checkpoint(
         found["generator cpu"] = torch.get_rng_state()
         return found
 
-    checked = False
     try:
         baseline = run(False)
         checked = set_check_inputs(True)
@@ -146,9 +146,6 @@ def verify_checkpoint(
         finally:
             set_check_inputs(checked)
     finally:
-        torch.set_rng_state(generator)
-        with torch.no_grad():
-            for name, buffer in buffers.items():
-                buffer.copy_(before[name])
+        restore()
     names = list(dict.fromkeys([*baseline, *found]))
     return VerifyReport([_compared(name, baseline.get(name), found.get(name)) for name in names])

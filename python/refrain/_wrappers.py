@@ -14,6 +14,7 @@ from ._regions import checkpoint
 
 __all__ = ["apply_activation_checkpointing", "remove_activation_checkpointing"]
 
+
 def apply_activation_checkpointing(
     model: torch.nn.Module,
     check_fn: Callable[[torch.nn.Module], bool] | None = None,
@@ -73,8 +74,7 @@ class _Checkpointed:
         functools.update_wrapper(self, inner)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.policy is None and self.store is None:
-            return checkpoint(self.inner, *args, **kwargs)
+        # bound, as the forward may have arguments that are named like those of `checkpoint`
         return checkpoint(functools.partial(self.inner, *args, **kwargs), policy=self.policy, store=self.store)
 
 

@@ -23,8 +23,8 @@ struct refrain_pin_t {
   PinScope pin;
 };
 struct refrain_opaque_scope_t {
-  refrain_opaque_scope_t(std::vector<at::Tensor> reads, const std::vector<at::Tensor>& writes)
-      : scope(std::move(reads), writes) {}
+  refrain_opaque_scope_t(const std::vector<at::Tensor>& reads, const std::vector<at::Tensor>& writes)
+      : scope(reads, writes) {}
   OpaqueScope scope;
 };
 struct refrain_cap_thread_t {

@@ -45,13 +45,13 @@ void StopRequest::before(const OpTraits& op, const torch::jit::Stack& stack) {
       if (!has_plain_storage(tensor) || !write_trait(op, position, args)) return;
       const auto* storage = tensor.storage().unsafeGetStorageImpl();
       const bool fills_argument = contains(arguments, storage);
+      const auto is_same = [&](const Raw& known) { return known.storage._unsafe_get_target() == storage; };
       const bool fills_raw = std::any_of(raw.begin(), raw.end(), [&](const Raw& known) {
-        return known.storage._unsafe_get_target() == storage && !known.version.moves_with(tensor);
+        return is_same(known) && !known.version.moves_with(tensor);
       });
       writes_saved |= fills_argument || fills_raw;
       forget(fresh, storage);  // filled in parts, it is whole when it is saved
-      if (!fills_raw || covers_storage(tensor))
-        std::erase_if(raw, [&](const Raw& known) { return known.storage._unsafe_get_target() == storage; });
+      if (!fills_raw || covers_storage(tensor)) std::erase_if(raw, is_same);
       if (due && overwrites && !fills_argument) overwrites(tensor);
     });
   }

@@ -380,6 +380,11 @@ def hooks() -> Program:
     return made
 
 
+def _stack(block: Callable[[], nn.Module], rows: int, width: int) -> Program:
+    model = nn.Sequential(*(block() for _ in range(12)))
+    return Program(model, lambda: model(torch.randn(rows, width)).pow(2).mean(), list(model))
+
+
 class _Swish(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, options: dict[str, float]) -> torch.Tensor:
@@ -405,15 +410,7 @@ class _SwishBlock(nn.Module):
 
 @program("training")
 def autograd_function() -> Program:
-    blocks = nn.ModuleList(_SwishBlock() for _ in range(12))
-
-    def loss() -> torch.Tensor:
-        x = torch.randn(64, 48)
-        for block in blocks:
-            x = block(x)
-        return x.pow(2).mean()
-
-    return Program(blocks, loss, list(blocks))
+    return _stack(_SwishBlock, 64, 48)
 
 
 class _Vmapped(nn.Module):
@@ -430,15 +427,7 @@ class _Vmapped(nn.Module):
 
 @program("training")
 def func_inside() -> Program:
-    blocks = nn.ModuleList(_Vmapped() for _ in range(12))
-
-    def loss() -> torch.Tensor:
-        x = torch.randn(32, 24)
-        for block in blocks:
-            x = block(x)
-        return x.pow(2).mean()
-
-    return Program(blocks, loss, list(blocks))
+    return _stack(_Vmapped, 32, 24)
 
 
 @program("training")
