@@ -63,8 +63,8 @@ void overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* afte
   if (after && (before->slots || after->producer)) {
     retain(before);
     retain(after);
-    // Its tensor may die before the bump is known.
-    const bool holds = after->is_leaf() || after->saved;
+    // Its tensor may die before the bump is known, and a slot that moves to it may have to hold it.
+    const bool holds = after->is_leaf() || after->saved || before->slots;
     if (holds) hold(lock, after);
     unsettled.push_back({before, after, holds});
   }

@@ -256,6 +256,7 @@ TEST_F(RandomPrograms, ThatFailedOnceAreEqual) {
       {Kind::kCaps, 9400041719},        // a policy's value that lost its bytes, and was recomputed without a hold
       {Kind::kCaps, 9704022720},        // the end of a region dropped a cast that others compute with
       {Kind::kCaps, 9804020451},        // what another tensor of the region was computed from is gone
+      {Kind::kCaps, 9705015453},        // what a saved tensor's write made died before the slot moved to it
       {Kind::kCaps, 1864970110255},     // what a graph has saved cannot be pinned
       {Kind::kCaps, 1864970110578},     // what could not be evicted lost its barrier
       {Kind::kCaps, 1917035974101},     // a parked input whose memory was freed while another thread fetched it
