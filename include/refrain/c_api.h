@@ -350,6 +350,24 @@ REFRAIN_API int32_t refrain_backward_end(refrain_backward_t* run);
 REFRAIN_API void refrain_backward_close(refrain_backward_t* run);
 
 // ---- The tape: refrain/tape.h, refrain/explain.h
+// ---- Plans for steps of other compilers: docs/design/compile.md
+
+/// Plans for a step that the caller describes and runs: no operator of LibTorch is involved.
+typedef struct refrain_graph_planner_t refrain_graph_planner_t;
+/// Reads a trace, JSON as `refrain_step_trace_save` writes it. The search is done by the first call that asks for its
+/// result, and answers all budgets after that. @param time_limit_s  seconds; negative for the default.
+REFRAIN_API refrain_graph_planner_t* refrain_graph_planner_open(const char* trace, double time_limit_s);
+/// Says the peak of the step as it is, and the lowest that a plan reaches, in bytes.
+REFRAIN_API int32_t refrain_graph_planner_read(refrain_graph_planner_t* planner, int64_t* plain, int64_t* least);
+/// Returns the fastest plan that was found for a budget on the peak: `bytes`, or a `fraction` from least to plain unless
+/// that is negative. JSON: {fits, peak_bytes, plain_peak_bytes, least_bytes, floor_bytes, added_ns, step_ns,
+/// recomputed_ops, solver, timed_out, schedule: {places: [[place, "drop" | "recompute", id, ...]]},
+/// in_use: bytes at the start of each operator and the end, peaks: the same of each}.
+REFRAIN_API char* refrain_graph_planner_plan(refrain_graph_planner_t* planner, int64_t bytes, double fraction);
+/// Returns an array of such plans, for `points` budgets from the lowest peak to that of the step as it is.
+REFRAIN_API char* refrain_graph_planner_pareto(refrain_graph_planner_t* planner, int32_t points);
+REFRAIN_API void refrain_graph_planner_close(refrain_graph_planner_t* planner);
+
 
 /// `TapeStats`, in its order.
 typedef struct refrain_tape_stats_t {

@@ -164,6 +164,11 @@ class Library:
         self.least_limit_read = f("least_limit_read", _int32, _pointer, _pointer, _size)
         self.least_limit_costs = f("least_limit_costs", _size, _pointer)
         self.least_limit_cost = f("least_limit_cost", _int32, _pointer, _size, _pointer, _size)
+        self.graph_planner_open = f("graph_planner_open", _pointer, _text, _double)
+        self.graph_planner_read = f("graph_planner_read", _int32, _pointer, _pointer, _pointer)
+        self.graph_planner_plan = f("graph_planner_plan", _pointer, _pointer, _int64, _double)
+        self.graph_planner_pareto = f("graph_planner_pareto", _pointer, _pointer, _int32)
+        self.graph_planner_close = f("graph_planner_close", None, _pointer)
         self.least_limit_report = f("least_limit_report", _pointer, _pointer)
         self.least_limit_close = f("least_limit_close", None, _pointer)
 

@@ -158,11 +158,15 @@ _INDUCTOR = "torch._inductor.output_code"
 _compiled_before: dict[type, Any] = {}
 
 
+#: Called with each compiled graph before it runs.
+before_compiled: list[Callable[[Any], None]] = []
 def _opaque(inner: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(inner)
     def call(self: Any, inputs: Any) -> Any:
         written = getattr(self, "mutated_input_idxs", None)
         if written is None:  # of another kind of graph: any of them
+        for hook in before_compiled:
+            hook(self)
             written = range(len(inputs))
         if not written and _open_caps == 0 and not library.is_checkpointing():
             return inner(self, inputs)

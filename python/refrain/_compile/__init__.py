@@ -1,0 +1,17 @@
+"""A peak budget for torch.compile: the planner's choice of what to recompute, inductor's kernels. Guide:
+docs/guide/compile.md; how it works: docs/design/compile.md.
+
+| file | what |
+|---|---|
+| `api` | what a user calls |
+| `session` | one budget: its graphs, their plans, the steps that were measured |
+| `steps`, `shares` | a step as it runs; what each of several graphs may take |
+| `graph`, `cost` | a joint graph as a trace, with times and workspaces |
+| `planner` | the C++ planner |
+| `emit` | a plan as two graphs |
+| `inductor` | all that is used of torch's private parts |
+"""
+
+from .api import BudgetWarning, CompileOptions, CompileReport, GraphReport, compile_budget, compile_options
+
+__all__ = ["BudgetWarning", "CompileOptions", "CompileReport", "GraphReport", "compile_budget", "compile_options"]

@@ -1,0 +1,284 @@
+"""A plan as two graphs: forward and backward of the joint graph, with values computed again where the plan says,
+several times where it says so."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any, Iterable
+
+import torch
+from torch import fx
+
+from .graph import JointGraph, JointOp, NotPlanned, is_call
+from .inductor import TAG, part, partitioners
+
+#: Actions of a plan before each operator: (kind, id of a value or an operator).
+Places = dict[int, list[tuple[str, int]]]
+
+
+def places_of(schedule: dict[str, Any]) -> Places:
+    return {entry[0]: list(zip(entry[1::2], entry[2::2])) for entry in schedule["places"]}
+
+
+@dataclass
+class Emitted:
+    """What was made of a plan."""
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    saved: list[fx.Node]
+    recomputed: list[str] = field(default_factory=list)  #: operators, once for each time
+
+
+class _Walk:
+    """Writes one of the graphs, operator by operator. `env` has for each value that is resident now the node that made
+    it last."""
+
+    def __init__(self, joint: JointGraph, record: str, reads: dict[fx.Node, set[fx.Node]]) -> None:
+        self.joint, self.graph, self.record = joint, fx.Graph(), record
+        self.env: dict[fx.Node, fx.Node] = {}
+        self.inlined: dict[fx.Node, fx.Node] = {}  #: nodes that are no values, of which there is a copy to read
+        self.inputs: dict[fx.Node, fx.Node] = {}
+        self.symbols: list[fx.Node] | None = None  #: sizes that are saved; None: computed where they are needed
+        self._reads = reads
+        self._tag: tuple[str, int, bool] = (record, -1, False)
+
+    def add_input(self, node: fx.Node) -> fx.Node:
+        held = self.graph.placeholder(node.name)
+        held.meta = node.meta
+        self.env[node] = self.inputs[node] = held
+        return held
+
+    def drop(self, value: fx.Node) -> None:
+        if self.env.pop(value, None) is None:
+            return
+        for node in [node for node in self.inlined if value in self._reads_of(node)]:
+            del self.inlined[node]
+
+    def _reads_of(self, node: fx.Node) -> set[fx.Node]:
+        if node not in self._reads:
+            self._reads[node] = set(self.joint.inputs_of(node))
+        return self._reads[node]
+
+    def get(self, node: fx.Node) -> fx.Node:
+        """The node to read, which is written if it is none of the values."""
+        stack = [node]
+        while stack:
+            one = stack[-1]
+            if one in self.env or one in self.inlined:
+                stack.pop()
+                continue
+            if self.symbols is not None and partitioners().is_sym_node(one):
+                self.symbols.append(one)
+                stack.pop()
+                with self.graph.inserting_before(next(iter(self.graph.nodes))):
+                    self.add_input(one)
+                continue
+            if one in self.joint.index or one.op == "placeholder":
+                raise NotPlanned(f"{one.name} is read where the plan has it not")
+            missing = [given for given in one.all_input_nodes if given not in self.env and given not in self.inlined]
+            if missing:
+                stack.extend(missing)
+                continue
+            stack.pop()
+            self.inlined[one] = self._copy(one)
+        return self.env[node] if node in self.env else self.inlined[node]
+
+    def _copy(self, node: fx.Node, instead: dict[fx.Node, fx.Node] | None = None) -> fx.Node:
+        given = instead or {}
+        copy = self.graph.node_copy(
+            node, lambda a: given[a] if a in given else self.env[a] if a in self.env else self.inlined[a]
+        )
+        if is_call(node):
+            copy.meta[TAG] = self._tag
+        return copy
+
+    def run(self, op: JointOp, place: int, is_again: bool) -> None:
+        """Writes an operator: all of its values, or, again, those that are not resident."""
+        missing = [value for value in op.values if not (is_again and value in self.env)]
+        if not missing:
+            return
+        self._tag = (self.record, place, is_again)
+        for given in op.node.all_input_nodes:
+            self.get(given)
+        made = self._copy(op.node)
+        for value in missing:
+            for node in [node for node in self.inlined if value in self._reads_of(node)]:
+                del self.inlined[node]  # of a copy before this one
+            self.env[value] = made if value is op.node else self._copy(value, {op.node: made})
+
+    def act(self, place: int, actions: Iterable[tuple[str, int]], recomputed: list[str]) -> None:
+        for kind, number in actions:
+            if kind == "drop":
+                self.drop(self.joint.values[number])
+            else:
+                op = self.joint.ops[number]
+                self.run(op, place, True)
+                recomputed.append(op.node.name)
+
+    def finish(self, outputs: list[Any], descs: list[Any], ended: Iterable[fx.Node]) -> None:
+        for node in ended:
+            self.get(node)
+        values = tuple(self.get(out) if isinstance(out, fx.Node) else out for out in outputs)
+        out = self.graph.output(values)
+        out.meta["desc"] = descs
+        out.meta["output_stack_traces"] = [
+            value.meta.get("stack_trace") if isinstance(value, fx.Node) else None for value in outputs
+        ]
+
+
+def _resident_after_forward(joint: JointGraph, places: Places) -> list[fx.Node]:
+    state: dict[fx.Node, bool] = {}
+    for place in range(joint.forward_ops):
+        for kind, number in places.get(place, []):
+            if kind == "drop":
+                state[joint.values[number]] = False
+            else:
+                state.update(dict.fromkeys(joint.ops[number].values, True))
+        state.update(dict.fromkeys(joint.ops[place].values, True))
+    return [value for value in joint.values if state.get(value) and joint.death[value] > joint.forward_ops]
+
+
+def _unchecked(node: fx.Node) -> bool:
+    return bool(node.meta.get("saved_tensor_with_no_vc_check", False))
+
+
+def _ended(joint: JointGraph, is_backward: bool) -> list[fx.Node]:
+    """What has an effect of its own: writes into inputs, checks of sizes."""
+    parts = partitioners()
+    depends: set[fx.Node] = set()
+    run = {op.node for op in joint.ops}
+    found = []
+    for node in joint.module.graph.nodes:
+        if parts._is_tangent(node) or any(given in depends for given in node.all_input_nodes):
+            depends.add(node)
+        if not is_call(node) or not (node.is_impure() or joint.mutates(node)):
+            continue
+        in_backward = parts._must_be_in_backward(node) or (node in depends and not parts._must_be_in_forward(node))
+        if in_backward == is_backward and node not in run:
+            found.append(node)
+    return found
+
+
+def _write_backward(joint: JointGraph, places: Places, walk: _Walk, recomputed: list[str]) -> dict[fx.Node, fx.Node]:
+    """@return  the inputs that are values or primals, with their nodes."""
+    parts, cut = partitioners(), joint.cut
+    graph = joint.module.graph
+    held = {}
+    for node in graph.find_nodes(op="placeholder"):
+        if parts._is_primal(node) and not parts.is_sym_node(node):
+            held[node] = walk.add_input(node)
+    for value in _resident_after_forward(joint, places):
+        held[value] = walk.add_input(value)
+    for node in graph.find_nodes(op="placeholder"):
+        if parts._is_tangent(node):
+            walk.add_input(node)
+    walk.symbols = []
+    dying: dict[int, list[fx.Node]] = {}
+    for value in joint.values:
+        dying.setdefault(joint.death[value], []).append(value)
+    first, end = joint.forward_ops, len(joint.ops)
+    for place in range(first, end + 1):
+        if first < place < end:
+            for value in dying.get(place, []):
+                walk.drop(value)
+        walk.act(place, places.get(place, []), recomputed)
+        if place < end:
+            walk.run(joint.ops[place], place, False)
+    walk.finish(cut.backward_outputs, cut.backward_descs, _ended(joint, True))
+    walk.graph.eliminate_dead_code()
+    return held
+
+
+def _saved_symbols(joint: JointGraph, symbols: list[fx.Node], others: list[fx.Node]) -> list[fx.Node]:
+    """Sizes to save: those that are inputs come first, and the ones that what is saved is described with are among
+    them."""
+    module = "torch.fx.experimental.symbolic_shapes"
+    binds = part(module, "is_symbol_binding_fx_node")
+    free_symbols, bindings = part(module, "free_symbols"), part(module, "find_symbol_binding_fx_nodes")(
+        joint.module.graph
+    )
+    bound = {binds(node): node for node in symbols if binds(node)}
+    derived = [node for node in symbols if not binds(node)]
+    for node in [*derived, *others]:
+        if "val" in node.meta:
+            for symbol in sorted(free_symbols(node.meta["val"]), key=lambda s: str(s.name)):
+                if symbol in bindings:
+                    bound.setdefault(symbol, bindings[symbol])
+    return [*bound.values(), *derived]
+
+
+def emit(joint: JointGraph, places: Places, record: str) -> Emitted:
+    """Writes the graphs of a plan.
+
+    Raises:
+        NotPlanned: where the plan reads what it does not have; a defect, after which torch's partitioner can run.
+    """
+    parts, cut, graph = partitioners(), joint.cut, joint.module.graph
+    reads: dict[fx.Node, set[fx.Node]] = {}
+    recomputed: list[str] = []
+    backward = _Walk(joint, record, reads)
+    held = _write_backward(joint, places, backward, recomputed)
+    saved = [node for node, holder in held.items() if holder.users]
+    for node, holder in held.items():
+        if not holder.users:
+            backward.graph.erase_node(holder)
+    saved.sort(key=_unchecked)
+    tangents = [node for node in graph.find_nodes(op="placeholder") if parts._is_tangent(node)]
+    symbols = _saved_symbols(joint, backward.symbols or [], [*saved, *tangents])
+    _order_inputs(backward, [*symbols, *saved, *tangents])
+
+    forward = _Walk(joint, record, reads)
+    for node in graph.find_nodes(op="placeholder"):
+        if parts._is_primal(node):
+            forward.add_input(node)
+    for place in range(joint.forward_ops):
+        forward.act(place, places.get(place, []), recomputed)
+        forward.run(joint.ops[place], place, False)
+    described = importlib.import_module("torch._functorch._aot_autograd.descriptors")
+    checked = sum(not _unchecked(node) for node in saved)
+    descs = [
+        (
+            described.SavedForBackwardsNoVcCheckAOTOutput(i)
+            if checked <= i < len(saved)
+            else described.SavedForBackwardsAOTOutput(i)
+        )
+        for i in range(len(saved) + len(symbols))
+    ]
+    forward.finish([*cut.forward_outputs, *saved, *symbols], [*cut.forward_descs, *descs], _ended(joint, False))
+    forward.graph.eliminate_dead_code()
+    modules = [_module_of(joint, walk.graph, walk is backward) for walk in (forward, backward)]
+    return Emitted(modules[0], modules[1], saved, recomputed)
+
+
+def _order_inputs(walk: _Walk, order: list[fx.Node]) -> None:
+    """Sizes, what is saved, tangents: as torch calls the backward graph."""
+    for node in order:
+        if node not in walk.inputs:  # a size that only describes what is saved
+            with walk.graph.inserting_before(next(iter(walk.graph.nodes))):
+                walk.add_input(node)
+    anchor = walk.graph._root
+    for node in order:
+        anchor.append(walk.inputs[node])
+        anchor = walk.inputs[node]
+
+
+def _module_of(joint: JointGraph, graph: fx.Graph, is_backward: bool) -> Any:
+    if is_backward:
+        for node in graph.nodes:
+            if node.op in ("call_function", "get_attr"):
+                node.meta["autograd_backward"] = True
+    graph.lint()
+    parts = partitioners()
+    module = parts.raise_getitems(part("torch.fx._lazy_graph_module", "_make_graph_module")(joint.module, graph))
+    return parts.thread_graphsafe_rng_from_hops(module, is_backward=is_backward)
+
+
+def saved_bytes(saved: Iterable[fx.Node]) -> int:
+    """Of what forward hands to backward beside inputs."""
+    return sum(
+        int(partitioners()._size_of(node))
+        for node in saved
+        if node.op != "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
+    )

@@ -1,0 +1,169 @@
+"""Several graphs in one step: what each may take so that the peak of the step fits.
+
+While graph i runs, what the graphs before it saved is held, and nothing of those whose backward is over. So other plans
+move the level at which a call begins by what the
+graphs before it save more or less, and the peak of the step is the largest over its calls of that level and the graph's
+own peak from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .planner import GraphPlan
+
+if TYPE_CHECKING:
+    from .session import Record
+    from .steps import Step
+
+#: Plans on each graph's curve that are tried.
+POINTS = 24
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan of one graph, as the step sees it: bytes over the level at the beginning of a call."""
+
+    peak: int  #: of the graph by itself
+    saved: int  #: from the end of forward to the beginning of backward
+    forward_peak: int
+    backward_peak: int
+    added_ns: int
+
+
+def choice_of(trace: dict[str, Any], forward_ops: int, plan: GraphPlan) -> Choice:
+    """Reads a plan for the parts of a step."""
+    resident: dict[int, bool] = {}
+    for value in trace["values"]:
+        value.setdefault("death", len(trace["ops"]))
+    places = {entry[0]: list(zip(entry[1::2], entry[2::2])) for entry in plan.schedule["places"]}
+    for place in range(forward_ops):
+        for kind, number in places.get(place, []):
+            if kind == "drop":
+                resident[number] = False
+            else:
+                resident.update(dict.fromkeys(trace["ops"][number]["outputs"], True))
+        resident.update(dict.fromkeys(trace["ops"][place]["outputs"], True))
+    saved = sum(
+        trace["values"][number]["bytes"]
+        for number, is_there in resident.items()
+        if is_there and trace["values"][number]["death"] > forward_ops
+    )
+    forward = max(plan.peaks[:forward_ops], default=0)
+    return Choice(
+        plan.peak_bytes, saved, forward, max(0, max(plan.peaks[forward_ops:], default=0) - saved), plan.added_ns
+    )
+
+
+@dataclass
+class Measured:
+    """A step that ran, and the records of its graphs."""
+
+    peak: int
+    calls: list[tuple[str, bool, int]]  #: record, whether it is backward, level
+    records: list[Record]
+    _curves: dict[str, list[Choice]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(step: Step, known: dict[str, Record]) -> Measured | None:
+        """None if a graph ran that is not known: one of an earlier plan."""
+        names = dict.fromkeys(call.record for call in step.calls)
+        records = [step.session.record(name) for name in names]
+        if any(record is None for record in records):
+            return None
+        return Measured(step.peak, [(call.record, call.is_backward, call.level) for call in step.calls], records)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one graph ran once: its own peak is the step's."""
+        return sum(not is_backward for _, is_backward, _ in self.calls) == 1
+
+    def _now(self) -> dict[str, Choice]:
+        return {record.id: choice_of(record.trace, record.forward_ops, record.plan) for record in self.records}
+
+    def _curve(self, record: Record) -> list[Choice]:
+        """From the lowest peak to that without recomputation."""
+        if record.id not in self._curves:
+            self._curves[record.id] = [
+                choice_of(record.trace, record.forward_ops, plan) for plan in record.planner().curve(POINTS)
+            ]
+        return self._curves[record.id]
+
+    def _peaks(self, choices: dict[str, Choice], now: dict[str, Choice]) -> list[int]:
+        """Of each call, by other plans than those that ran."""
+        peaks: list[int] = []
+        stack: list[str] = []
+        moved = 0
+        for record, is_backward, level in self.calls:
+            choice = choices[record]
+            if is_backward:
+                peaks.append(level + moved + choice.backward_peak)
+                if record in stack:
+                    stack.reverse()
+                    stack.remove(record)
+                    stack.reverse()
+                    moved -= choice.saved - now[record].saved
+            else:
+                peaks.append(level + moved + choice.forward_peak)
+                moved += choice.saved - now[record].saved
+                stack.append(record)
+        return peaks
+
+    def predicted_peak(self) -> int:
+        """By the plans that ran."""
+        if self.is_single:
+            return self.records[0].plan.peak_bytes
+        now = self._now()
+        return max(self._peaks(now, now), default=0)
+
+    def range(self) -> tuple[int, int]:
+        """Predicted peaks of the step with all graphs at their lowest, and without recomputation."""
+        if self.is_single:
+            return self.records[0].planner().range()
+        now = self._now()
+        ends = [{record.id: self._curve(record)[k] for record in self.records} for k in (0, -1)]
+        least, plain = (max(self._peaks(end, now), default=0) for end in ends)
+        return min(least, plain), plain
+
+    def asks(self, target: int) -> dict[str, int]:
+        """Bytes to plan each graph for, by fingerprint, so that a step whose peak is over fits."""
+        if self.is_single:
+            record = self.records[0]
+            ask = (
+                record.plan.peak_bytes
+                if record.plan.peak_bytes < (record.report.asked or 0)
+                else (record.report.asked or 0)
+            )
+            return {record.fingerprint: max(0, ask - max(0, self.peak - target))}
+        return self._shared(target - max(0, self.peak - self.predicted_peak()))
+
+    def _shared(self, target: int) -> dict[str, int]:
+        now = self._now()
+        at = {record.id: POINTS - 1 for record in self.records}
+        runs = {
+            record.id: sum(name == record.id and not is_backward for name, is_backward, _ in self.calls)
+            for record in self.records
+        }
+        curves = {record.id: self._curve(record) for record in self.records}
+
+        def excess(places: dict[str, int]) -> int:
+            return sum(
+                max(0, peak - target)
+                for peak in self._peaks({name: curves[name][k] for name, k in places.items()}, now)
+            )
+
+        over = excess(at)
+        while over > 0:
+            best: tuple[float, str, int] | None = None
+            for name, k in at.items():
+                for lower in range(k):
+                    gained = over - excess({**at, name: lower})
+                    cost = (curves[name][lower].added_ns - curves[name][k].added_ns) * runs[name] + 1
+                    if gained > 0 and (best is None or cost / gained < best[0]):
+                        best = cost / gained, name, lower
+            if best is None:
+                break
+            at[best[1]] = best[2]
+            over = excess(at)
+        return {record.fingerprint: curves[record.id][at[record.id]].peak for record in self.records}
