@@ -48,58 +48,6 @@ Planned read_planned(const std::string& file) {
   return planned;
 }
 
-Json scopes_json(const graph::Explanation& explanation) {
-  Json list = Json::array();
-  for (const auto& scope : explanation.scopes) {
-    list.push_back({{"scope", scope.scope},
-                    {"freed_at_peak_bytes", scope.freed_at_peak},
-                    {"dropped", scope.dropped},
-                    {"runs", scope.runs},
-                    {"ns", scope.ns},
-                    {"first_place", scope.first_place},
-                    {"last_place", scope.last_place},
-                    {"what", scope.what}});
-  }
-  return list;
-}
-
-Json holders_json(const graph::Explanation& explanation) {
-  Json list = Json::array();
-  for (const auto& holder : explanation.holders) {
-    list.push_back({{"value", holder.value},
-                    {"bytes", holder.bytes},
-                    {"op", holder.op},
-                    {"scope", holder.scope},
-                    {"made", holder.made},
-                    {"next_read", holder.next_read},
-                    {"temporary", holder.is_temporary}});
-  }
-  return list;
-}
-
-Json explanation_json(const graph::Explanation& e, const std::string& model) {
-  return {{"kind", "explain_plan"},
-          {"version", 1},
-          {"model", model},
-          {"plain_peak_bytes", e.plain_peak},
-          {"plain_peak_place", e.plain_peak_place},
-          {"peak_bytes", e.peak.bytes},
-          {"peak_place", e.peak.place},
-          {"peak_running", e.peak.running},
-          {"peak_in_recompute", e.peak.in_recompute},
-          {"peak_op", e.peak_op},
-          {"peak_scope", e.peak_scope},
-          {"peak_made_bytes", e.peak.made},
-          {"peak_workspace_bytes", e.peak.workspace},
-          {"peak_outside_bytes", e.peak.outside},
-          {"step_ns", e.step_ns},
-          {"added_ns", e.added_ns},
-          {"recomputed_ops", e.recomputed_ops},
-          {"dropped_values", e.dropped_values},
-          {"scopes", scopes_json(e)},
-          {"holders", holders_json(e)}};
-}
-
 void write_text(const std::string& path, const std::string& text) {
   if (path == "-")
     fmt::print("{}", text);
@@ -127,7 +75,7 @@ int run_explain_plan(const ExplainArgs& args) {
     if (!planned.graph.model.empty()) fmt::print("{}: ", planned.graph.model);
     fmt::print("{}", args.all ? graph::to_text(explanation, explanation.scopes.size()) : graph::to_text(explanation));
   }
-  write_json(args.json, explanation_json(explanation, planned.graph.model));
+  if (!args.json.empty()) write_text(args.json, graph::to_json(explanation, planned.graph.model));
   if (!args.dot.empty()) write_text(args.dot, graph::to_dot(planned.graph, &planned.schedule));
   if (!args.trace.empty()) write_text(args.trace, graph::to_chrome_trace(planned.graph, planned.schedule));
   return kOk;

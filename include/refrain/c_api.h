@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "refrain/api.h"
+#include "refrain/c_api_timeline.h"
 
 /// Gives the library to other languages: plain C, for a binding by `dlopen`. Python's is python/refrain.
 ///
@@ -64,6 +65,11 @@ REFRAIN_API int32_t refrain_last_code(void);
 REFRAIN_API const char* refrain_last_message(void);
 /// Fills in the numbers of the last `REFRAIN_OUT_OF_MEMORY` on this thread.
 REFRAIN_API int32_t refrain_last_out_of_memory(refrain_out_of_memory_t* numbers, size_t size);
+/// Fills in the numbers of an `OutOfMemory` that an operator threw and the caller's language caught: `find_refusal` in
+/// refrain/refusal.h. Does not wait.
+/// @param text  its message, or a text that contains it.
+/// @return 1; 0 if the message is none of this thread's last refusals.
+REFRAIN_API int32_t refrain_find_refusal(const char* text, refrain_out_of_memory_t* numbers, size_t size);
 /// Frees text of this library; null is ignored.
 REFRAIN_API void refrain_free(void* text);
 
@@ -273,6 +279,9 @@ REFRAIN_API refrain_step_trace_t* refrain_step_trace_load(const char* path);
 REFRAIN_API int32_t refrain_step_trace_save(const refrain_step_trace_t* trace, const char* path);
 REFRAIN_API int32_t refrain_step_trace_read(const refrain_step_trace_t* trace, int64_t* operators, int64_t* peak,
                                             double* operators_ms);
+/// `explain` of refrain/explain_plan.h. @param text, json  each null, or set to the text of that name.
+REFRAIN_API int32_t refrain_step_trace_explain(const refrain_step_trace_t* trace, int64_t most_holders, char** text,
+                                               char** json);
 REFRAIN_API void refrain_step_trace_close(refrain_step_trace_t* trace);
 
 /// `plan_step`. @param time_limit_s  seconds; negative for the default.
@@ -284,6 +293,9 @@ REFRAIN_API int32_t refrain_step_plan_read(const refrain_step_plan_t* plan, int3
                                            double* added_ms, double* lower_bound_ms);
 /// @param is_whole  0: `brief`, 1: `report`.
 REFRAIN_API char* refrain_step_plan_report(const refrain_step_plan_t* plan, int32_t is_whole);
+/// As `refrain_step_trace_explain`.
+REFRAIN_API int32_t refrain_step_plan_explain(const refrain_step_plan_t* plan, int64_t most_holders, char** text,
+                                              char** json);
 REFRAIN_API void refrain_step_plan_close(refrain_step_plan_t* plan);
 
 /// `MemoryBudgetStats`, but for `first_mismatch`.
@@ -338,18 +350,6 @@ REFRAIN_API int32_t refrain_least_limit_cost(const refrain_least_limit_t* found,
 REFRAIN_API char* refrain_least_limit_report(const refrain_least_limit_t* found);
 REFRAIN_API void refrain_least_limit_close(refrain_least_limit_t* found);
 
-// ---- Backward on an engine of the caller: refrain/backward.h
-
-typedef struct refrain_backward_t refrain_backward_t;
-
-/// Begins a `BackwardRun`.
-REFRAIN_API refrain_backward_t* refrain_backward_begin(void* const* roots, size_t count, int32_t accumulates);
-/// Ends it: the backward has succeeded. The handle is closed all the same.
-REFRAIN_API int32_t refrain_backward_end(refrain_backward_t* run);
-/// Closes it; without `refrain_backward_end` the backward has failed.
-REFRAIN_API void refrain_backward_close(refrain_backward_t* run);
-
-// ---- The tape: refrain/tape.h, refrain/explain.h
 // ---- Plans for steps of other compilers: docs/design/compile.md
 
 /// Plans for a step that the caller describes and runs: no operator of LibTorch is involved.
@@ -368,6 +368,18 @@ REFRAIN_API char* refrain_graph_planner_plan(refrain_graph_planner_t* planner, i
 REFRAIN_API char* refrain_graph_planner_pareto(refrain_graph_planner_t* planner, int32_t points);
 REFRAIN_API void refrain_graph_planner_close(refrain_graph_planner_t* planner);
 
+// ---- Backward on an engine of the caller: refrain/backward.h
+
+typedef struct refrain_backward_t refrain_backward_t;
+
+/// Begins a `BackwardRun`.
+REFRAIN_API refrain_backward_t* refrain_backward_begin(void* const* roots, size_t count, int32_t accumulates);
+/// Ends it: the backward has succeeded. The handle is closed all the same.
+REFRAIN_API int32_t refrain_backward_end(refrain_backward_t* run);
+/// Closes it; without `refrain_backward_end` the backward has failed.
+REFRAIN_API void refrain_backward_close(refrain_backward_t* run);
+
+// ---- The tape: refrain/tape.h, refrain/explain.h
 
 /// `TapeStats`, in its order.
 typedef struct refrain_tape_stats_t {
@@ -389,6 +401,8 @@ typedef struct refrain_saved_observer_t refrain_saved_observer_t;
 /// Observes the saved tensors of this thread until it is closed: `saved_tensors`.
 REFRAIN_API refrain_saved_observer_t* refrain_saved_observer_open(void);
 REFRAIN_API char* refrain_saved_observer_text(const refrain_saved_observer_t* observer);
+/// Returns `SavedReport` as JSON: its fields, `tensors` with `scalar_type` (a `c10::ScalarType`), and `text`.
+REFRAIN_API char* refrain_saved_observer_json(const refrain_saved_observer_t* observer);
 REFRAIN_API void refrain_saved_observer_close(refrain_saved_observer_t* observer);
 
 // NOLINTEND(modernize-use-using)

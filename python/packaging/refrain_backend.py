@@ -76,7 +76,9 @@ def build_wheel(wheel_directory: str, config_settings: Optional[Dict[str, Any]] 
     """The package with the library. Its platform is this machine's: for PyPI it would have to be built on an old one."""
     package = ROOT / "python/refrain"
     entries = [(f"refrain/{path.name}", path.read_bytes()) for path in sorted(package.iterdir()) if path.suffix in (".py", ".typed")]
-    entries.append((f"refrain/lib/torch{_torch()}/librefrain.so", _library().read_bytes()))
+    library = _library()
+    entries.append((f"refrain/lib/torch{_torch()}/librefrain.so", library.read_bytes()))
+    entries.append(("refrain/lib/librefrain_report.so", (library.parent / "librefrain_report.so").read_bytes()))
     return _write(wheel_directory, entries, "py3-none-" + re.sub(r"[-.]", "_", sysconfig.get_platform()))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any, Iterable, TypeVar
 
+from ._errors import keep_numbers
 from ._library import library
 
 _T = TypeVar("_T")
@@ -37,6 +38,7 @@ class Scope:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        keep_numbers(exception)
         handle, self._handle = self._handle, 0
         getattr(library, self._close)(handle)
 

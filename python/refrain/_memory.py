@@ -11,6 +11,7 @@ import torch
 
 from . import _torch_patches
 from ._budget import Budget, Bytes, budget_of, limit_of
+from ._errors import keep_numbers
 from ._handles import Scope, read, struct_of
 from ._library import impls, library
 from ._plans import StepPlan
@@ -170,6 +171,7 @@ class MemoryScope:
 
 class MemoryLimit(Scope):
     """A `with` block in which allocations above a limit are refused with `torch.OutOfMemoryError`, in the whole process.
+    The error has its numbers as attributes, see `OutOfMemoryNumbers`.
 
     Args:
         limit: bytes, absolute as `memory_stats().current`: "2GiB" or an int above 4096; or `Budget.process`, `Budget.available`.
@@ -243,6 +245,7 @@ class MemoryCap:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        keep_numbers(exception)
         self._last = self.stats()
         handle, self._handle = self._handle, 0
         library.memory_cap_close(handle)  # recomputes what is evicted
@@ -300,6 +303,7 @@ class MemoryBudget:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        keep_numbers(exception)
         self._last = self.stats(), self.report()
         handle, self._handle = self._handle, 0
         library.memory_budget_close(handle)

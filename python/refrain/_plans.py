@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import json
 import os
 from dataclasses import dataclass, field
 from typing import Any, Callable, Sequence
@@ -14,8 +16,13 @@ from ._budget import Budget, Bytes, budget_of
 from ._errors import CALLBACK_FAILED, OUT_OF_MEMORY, raise_last
 from ._handles import Owned
 from ._library import StepFunction, library
+from ._modules import ModulePaths
+from ._report import as_text
 
-__all__ = ["LeastLimit", "LimitCost", "StepPlan", "StepTrace", "least_limit", "plan_step", "profile"]
+__all__ = [
+    "LeastLimit", "LimitCost", "PlanExplanation", "PlanHolder", "PlanScope", "StepPlan", "StepTrace", "least_limit",
+    "plan_step", "profile",
+]  # fmt: skip
 
 Step = Callable[[], Any]
 
@@ -46,6 +53,75 @@ class _Steps:
         raise_last(library)
 
 
+@dataclass(frozen=True)
+class PlanScope:
+    """What a plan does with the operators of one module. Places count operators of the step from 0; -1: none."""
+
+    scope: str  #: path of the module, or ""
+    what: list[str]  #: recomputed operators, as "3 aten::relu", most first
+    runs: int  #: operators recomputed
+    ms: float  #: their time
+    first_place: int  #: where they are recomputed
+    last_place: int
+    dropped: int  #: values dropped, counted each time
+    freed_at_peak: int  #: bytes that the baseline has at its peak, and the plan has not
+
+
+@dataclass(frozen=True)
+class PlanHolder:
+    """A value that is resident at the peak."""
+
+    value: int
+    bytes: int
+    op: str  #: that made it; of a source, the one that reads it next
+    scope: str
+    made: int  #: place of the operator that made it; -1: a source
+    next_read: int  #: place of the next operator that reads it; -1: none
+    temporary: bool  #: dead in the baseline, recomputed for others
+
+
+@dataclass(frozen=True)
+class PlanExplanation:
+    """What a plan evicts and recomputes, and what is resident at its peak. `print` shows some dozen lines.
+
+    Bytes are absolute.
+    """
+
+    baseline_peak: int
+    peak: int
+    peak_op: str  #: that runs then, or is the next to run; "" at the end
+    peak_scope: str
+    peak_in_recompute: bool
+    step_ms: float  #: operators, each once
+    added_ms: float
+    recomputed_operators: int
+    dropped_values: int
+    scopes: list[PlanScope]  #: by bytes freed, then in the order of the step
+    holders: list[PlanHolder]  #: largest first
+    text: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return as_text(self.text)
+
+
+def _explained(function: Any, handle: int, most_holders: int) -> PlanExplanation:
+    text, document = ctypes.c_void_p(), ctypes.c_void_p()
+    library.check(function(handle, most_holders, ctypes.byref(text), ctypes.byref(document)))
+    found = json.loads(library.text(document.value))
+    scopes = [
+        PlanScope(s["scope"], s["what"], s["runs"], s["ns"] / 1e6, s["first_place"], s["last_place"], s["dropped"], s["freed_at_peak_bytes"])
+        for s in found["scopes"]
+    ]
+    holders = [PlanHolder(h["value"], h["bytes"], h["op"], h["scope"], h["made"], h["next_read"], h["temporary"]) for h in found["holders"]]
+    return PlanExplanation(
+        found["plain_peak_bytes"], found["peak_bytes"], found["peak_op"], found["peak_scope"], found["peak_in_recompute"], found["step_ns"] / 1e6,
+        found["added_ns"] / 1e6, found["recomputed_ops"], found["dropped_values"], scopes, holders, library.text(text.value),
+    )  # fmt: skip
+
+
 class StepTrace(Owned):
     """One real step: its operators with times, its values with exact bytes and live ranges. Made by `profile` or `StepTrace.load`."""
 
@@ -66,6 +142,18 @@ class StepTrace(Owned):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the trace as JSON."""
         library.check(library.step_trace_save(self._handle, os.fsencode(path)))
+
+    def __repr__(self) -> str:
+        operators, peak, operators_ms = self._read()
+        return f"StepTrace({operators} operators of {operators_ms:.1f} ms, peak {peak} bytes)"
+
+    def explain(self, most_holders: int = 12) -> PlanExplanation:
+        """Says what is resident at the step's peak without any plan, and what made it.
+
+        Args:
+            most_holders: values to name, the largest first.
+        """
+        return _explained(library.step_trace_explain, self._handle, most_holders)
 
     def _read(self) -> tuple[int, int, float]:
         operators, peak, operators_ms = ctypes.c_int64(), ctypes.c_int64(), ctypes.c_double()
@@ -112,6 +200,22 @@ class StepPlan(Owned):
         """A few lines: the plan, and each phase of the search."""
         return library.text(library.step_plan_report(self._handle, 1))
 
+    def explain(self, most_holders: int = 12) -> PlanExplanation:
+        """Says what the plan evicts and recomputes, module by module, and what is resident at its peak: what the tool's `explain PLAN` prints.
+
+        Args:
+            most_holders: values at the peak to name, the largest first.
+
+        Cost: a simulation, some milliseconds.
+        """
+        return _explained(library.step_plan_explain, self._handle, most_holders)
+
+    def __str__(self) -> str:
+        return self.report()
+
+    def _repr_html_(self) -> str:
+        return as_text(self.report())
+
     def _read(self) -> tuple[bool, int, float, float]:
         fits, peak, added, bound = ctypes.c_int32(), ctypes.c_int64(), ctypes.c_double(), ctypes.c_double()
         library.check(library.step_plan_read(self._handle, ctypes.byref(fits), ctypes.byref(peak), ctypes.byref(added), ctypes.byref(bound)))
@@ -138,19 +242,21 @@ class StepPlan(Owned):
         return self._read()[3]
 
 
-def profile(step: Step, *, runs: int = 1, model: str = "") -> StepTrace:
+def profile(step: Step, *, runs: int = 1, model: str = "", modules_of: torch.nn.Module | None = None) -> StepTrace:
     """Runs `step` and traces it to the end of its first backward.
 
     Args:
         step: a whole step; each run is a real one.
         runs: how often; the trace has the shortest time of each operator.
         model: free text for reports.
+        modules_of: operators are named by the paths of its modules, for `explain`.
 
     Raises:
         ValueError: if `runs` is below 1, or inside of a budget or another profile; also what `step` raises.
     """
     steps = _Steps(step)
-    with _torch_patches.capped():
+    paths = ModulePaths(modules_of) if modules_of is not None else contextlib.nullcontext()
+    with paths, _torch_patches.capped():
         return StepTrace(steps.made(library.profile(steps.thunk, None, runs, model.encode())))
 
 
@@ -217,6 +323,12 @@ class LeastLimit:
         """A table of a few lines."""
         return self.text
 
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return as_text(self.text)
+
 
 def least_limit(step: Step, *, tolerance: float = 0.01, multiples: Sequence[float] = (1.0, 1.1, 1.25, 1.5), runs: int = 3, steps: int = 2) -> LeastLimit:
     """Finds the lowest limit of a `MemoryCap` under which `step` runs, by running it, and what a few limits above cost.
@@ -235,7 +347,7 @@ def least_limit(step: Step, *, tolerance: float = 0.01, multiples: Sequence[floa
     Raises:
         ValueError: if an option is out of range, under a cap or limit, or if `step` caught a `torch.OutOfMemoryError`; also what else `step` raises.
 
-    Cost: some 20 to 40 steps, or up to twice as many as in C++: the numbers of a refusal do not come through Python, so the search bisects without them.
+    Cost: some 20 to 40 steps.
     """
     numbers = (ctypes.c_double * len(multiples))(*multiples)
     options = _LeastOptions(tolerance, numbers, len(multiples), runs, steps, None)

@@ -39,7 +39,7 @@ class TensorInfo(NamedTuple):
 
 
 # c10::ScalarType and c10::DeviceType by number
-_DTYPES = {
+DTYPES = {
     0: torch.uint8, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.int64, 5: torch.float16, 6: torch.float32, 7: torch.float64,
     8: torch.complex32, 9: torch.complex64, 10: torch.complex128, 11: torch.bool, 12: torch.qint8, 13: torch.quint8, 14: torch.qint32, 15: torch.bfloat16,
     23: torch.float8_e5m2, 24: torch.float8_e4m3fn, 25: torch.float8_e5m2fnuz, 26: torch.float8_e4m3fnuz, 27: torch.uint16, 28: torch.uint32, 29: torch.uint64,
@@ -110,7 +110,7 @@ class Op:
         found = []
         for index in range(library.op_tensors(self._op, of)):
             library.op_tensor(self._op, of, index, *map(ctypes.byref, (sizes, dimensions, dtype, device)))
-            kind = _DTYPES.get(dtype.value)
+            kind = DTYPES.get(dtype.value)
             if kind is None:
                 raise NotImplementedError(f"refrain: a policy was asked about a tensor of c10::ScalarType {dtype.value}, which Python's binding does not know")
             found.append(TensorInfo(tuple(sizes[: dimensions.value]), kind, _DEVICES.get(device.value, str(device.value))))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-from typing import Any, Callable, Iterator, Sequence, TypeVar
+from typing import Any, Callable, Sequence, TypeVar
 
 import torch
 
@@ -15,7 +14,7 @@ from ._policies import AnyPolicy, CallablePolicy, Policy, policy_of, torch_polic
 from ._torch_patches import run_uncompiled
 
 __all__ = [
-    "checkpoint", "checkpoint_sequential", "is_checkpointing", "is_recomputing", "print_saved", "region", "saved_text", "set_checkpointing_enabled",
+    "checkpoint", "checkpoint_sequential", "is_checkpointing", "is_recomputing", "region", "set_checkpointing_enabled",
 ]  # fmt: skip
 
 _R = TypeVar("_R")
@@ -171,29 +170,3 @@ def is_recomputing() -> bool:
 def set_checkpointing_enabled(value: bool) -> bool:
     """Switches regions on or off in the whole process. Returns the old setting."""
     return bool(library.set_checkpointing_enabled(int(value)))
-
-
-@contextlib.contextmanager
-def _observed() -> Iterator[int]:
-    handle = library.made(library.saved_observer_open())
-    try:
-        yield handle
-    finally:
-        library.saved_observer_close(handle)
-
-
-def saved_text(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
-    """Runs `function(*args, **kwargs)` and returns a table of the tensors that autograd saved for backward: kept or recomputed, and why.
-
-    Not seen: what Python's `saved_tensors_hooks` packs. Cost: the call, 0.5 us a saved tensor, and time in the square of a region's operators.
-    """
-    with _observed() as observer:
-        result = function(*args, **kwargs)  # its graph is alive while the report is made
-        text = library.text(library.saved_observer_text(observer))
-        del result
-        return text
-
-
-def print_saved(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Prints `saved_text(function, ...)`."""
-    print(saved_text(function, *args, **kwargs), end="")

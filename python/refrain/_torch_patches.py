@@ -5,7 +5,8 @@
 2. Methods of `torch.Tensor` that read bytes by pointer, while a cap or budget is open: they make evicted bytes resident first.
 3. `CompiledFxGraph.__call__` of torch._inductor, once that is imported: its kernels read and write through raw pointers, so it runs in an `OpaqueScope`.
 4. `torch.utils.checkpoint`, by `patch_torch`.
-5. `torch.UntypedStorage.resize_`, when the package is imported: FSDP2 frees and fills parameters with it, which no operator shows.
+5. Attributes of `torch.OutOfMemoryError` with the numbers of a refusal, when the package is imported.
+6. `torch.UntypedStorage.resize_`, when the package is imported: FSDP2 frees and fills parameters with it, which no operator shows.
 
 Of ours, what opens a region is marked for torch.compile: it is run as it is, and all inside of it uncompiled.
 """
@@ -24,7 +25,7 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 import torch
 from torch.autograd import Variable
 
-from ._errors import as_checkpoint_error, raise_last
+from ._errors import FIELDS, OutOfMemoryField, as_checkpoint_error, out_of_memory_numbers, raise_last
 from ._library import impls, library
 
 __all__ = ["patch_torch", "self_test", "unpatch_torch"]
@@ -58,6 +59,7 @@ class _Engine:
                     call()
             return result
         except RuntimeError as error:
+            out_of_memory_numbers(error)  # on the thread that has them
             ours = as_checkpoint_error(error)
             if ours is None:
                 raise
@@ -156,17 +158,17 @@ def capped() -> Iterator[None]:
 
 _INDUCTOR = "torch._inductor.output_code"
 _compiled_before: dict[type, Any] = {}
-
-
 #: Called with each compiled graph before it runs.
 before_compiled: list[Callable[[Any], None]] = []
+
+
 def _opaque(inner: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(inner)
     def call(self: Any, inputs: Any) -> Any:
-        written = getattr(self, "mutated_input_idxs", None)
-        if written is None:  # of another kind of graph: any of them
         for hook in before_compiled:
             hook(self)
+        written = getattr(self, "mutated_input_idxs", None)
+        if written is None:  # of another kind of graph: any of them
             written = range(len(inputs))
         if not written and _open_caps == 0 and not library.is_checkpointing():
             return inner(self, inputs)
@@ -283,6 +285,7 @@ def patch_on_import() -> None:
     """Changes what the import of the package does: all but `torch.utils.checkpoint`. Once more does no harm."""
     _patch_engine()
     _watch_inductor()
+    _patch_out_of_memory()
     _patch_resize()
 
 
@@ -303,10 +306,25 @@ def unpatch_torch() -> None:
         _ours.clear()
         _unpatch_engine()
         _unwatch_inductor()
+        _unpatch_out_of_memory()
         _unpatch_resize()
 
 
-# ---- 5. Storages that are resized
+# ---- 5. Numbers of a refusal
+
+
+def _patch_out_of_memory() -> None:
+    for name in FIELDS:
+        setattr(torch.OutOfMemoryError, name, OutOfMemoryField(name))
+
+
+def _unpatch_out_of_memory() -> None:
+    for name in FIELDS:
+        if isinstance(torch.OutOfMemoryError.__dict__.get(name), OutOfMemoryField):
+            delattr(torch.OutOfMemoryError, name)
+
+
+# ---- 6. Storages that are resized
 
 _resize_before: Any = None
 

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "refrain/bytes.h"
+#include "refrain/refusal.h"
 #include "refrain/torch_error.h"
 #include "refrain/version.h"
 
@@ -42,18 +43,25 @@ int32_t code_of(const std::exception& error) {
   return REFRAIN_OTHER_ERROR;
 }
 
+refrain_out_of_memory_t numbers_of(OutOfMemoryReason reason, const OutOfMemoryNumbers& numbers) {
+  return {.reason = static_cast<int32_t>(reason),
+          .unused = 0,
+          .requested = numbers.requested,
+          .in_use = numbers.in_use,
+          .limit = numbers.limit,
+          .min_limit = numbers.min_limit};
+}
+
 void note(const std::exception& error) {
   auto& last = last_error();
   last.code = code_of(error);
   const auto* const torch_error = dynamic_cast<const c10::Error*>(&error);
   last.message = torch_error ? torch_error->what_without_backtrace() : error.what();
   if (const auto* const memory = dynamic_cast<const OutOfMemory*>(&error))
-    last.numbers = {.reason = static_cast<int32_t>(memory->reason()),
-                    .unused = 0,
-                    .requested = memory->requested(),
-                    .in_use = memory->in_use(),
-                    .limit = memory->limit(),
-                    .min_limit = memory->min_limit()};
+    last.numbers = numbers_of(memory->reason(), {.requested = memory->requested(),
+                                                 .in_use = memory->in_use(),
+                                                 .limit = memory->limit(),
+                                                 .min_limit = memory->min_limit()});
 }
 
 }  // namespace
@@ -109,6 +117,19 @@ int32_t refrain_last_out_of_memory(refrain_out_of_memory_t* numbers, size_t size
     const auto& found = capi::last_error().numbers;
     capi::fill(numbers, size, &found, sizeof(found), "refrain_last_out_of_memory");
   });
+}
+
+int32_t refrain_find_refusal(const char* text, refrain_out_of_memory_t* numbers, size_t size) {
+  int32_t is_found = 0;
+  capi::guarded([&] {
+    capi::require(text, "refrain_find_refusal", "text");
+    const auto refusal = find_refusal(text);
+    if (!refusal) return;
+    const auto found = capi::numbers_of(refusal->reason, refusal->numbers);
+    capi::fill(numbers, size, &found, sizeof(found), "refrain_find_refusal");
+    is_found = 1;
+  });
+  return is_found;
 }
 
 void refrain_free(void* text) { std::free(text); }

@@ -5,8 +5,10 @@
 
 #include "capi/errors.h"
 #include "capi/handles.h"
+#include "refrain/explain_plan.h"
 #include "refrain/least_limit.h"
 #include "refrain/memory_budget.h"
+#include "refrain/refusal.h"
 #include "refrain/torch_error.h"
 
 using namespace refrain;
@@ -28,17 +30,36 @@ struct refrain_least_limit_t {
 
 namespace {
 
-// The numbers of a refusal do not come through the caller's language. A `min_limit` that says no more than the limit
-// lets `least_limit` go on with a bisection.
+// The numbers of a refusal do not come through the caller's language: the last one of this thread is the one that ended
+// the step. Without any, a `min_limit` of 0 lets `least_limit` go on with a bisection.
 std::function<void()> step_of(refrain_step_t step, void* context, const char* function) {
   if (!step) throw InvalidArgument(std::string("[") + function + "] `step` is null, expected a function");
   return [step, context] {
+    const auto newest = [] {
+      const auto found = find_refusal();
+      return found ? found->number : 0;
+    };
+    const int64_t before = newest();
     const auto code = step(context);
     if (code == REFRAIN_OK) return;
-    if (code == REFRAIN_OUT_OF_MEMORY)
-      throw OutOfMemory("[refrain] the step met an OutOfMemory", OutOfMemoryReason::kMemoryCap, {});
+    if (code == REFRAIN_OUT_OF_MEMORY) {
+      if (newest() == before)
+        throw OutOfMemory("[refrain] the step met an OutOfMemory", OutOfMemoryReason::kMemoryCap, {});
+      const auto refusal = find_refusal();
+      throw OutOfMemory(refusal->message, refusal->reason, refusal->numbers);
+    }
     throw capi::CallbackFailed("[refrain] the step failed");
   };
+}
+
+template <typename Step>
+void explain_to(const Step& step, int64_t most_holders, char** text, char** json) {
+  if (most_holders < 0)
+    throw InvalidArgument("[refrain::explain] `most_holders` is " + std::to_string(most_holders) +
+                          ", expected 0 or more");
+  const auto explained = explain(step, static_cast<size_t>(most_holders));
+  if (text) *text = capi::owned_text(explained.text);
+  if (json) *json = capi::owned_text(explained.json);
 }
 
 LeastLimitOptions least_limit_options(const refrain_least_limit_options_t& given) {
@@ -85,6 +106,13 @@ int32_t refrain_step_trace_read(const refrain_step_trace_t* trace, int64_t* oper
   });
 }
 
+int32_t refrain_step_trace_explain(const refrain_step_trace_t* trace, int64_t most_holders, char** text, char** json) {
+  return capi::guarded([&] {
+    capi::require(trace, "refrain_step_trace_explain", "trace");
+    explain_to(trace->trace, most_holders, text, json);
+  });
+}
+
 void refrain_step_trace_close(refrain_step_trace_t* trace) { delete trace; }
 
 refrain_step_plan_t* refrain_plan_step(const refrain_step_trace_t* trace, const refrain_budget_t* budget,
@@ -127,6 +155,13 @@ char* refrain_step_plan_report(const refrain_step_plan_t* plan, int32_t is_whole
   return capi::made([&] {
     capi::require(plan, "refrain_step_plan_report", "plan");
     return capi::owned_text(is_whole != 0 ? plan->plan.report() : plan->plan.brief());
+  });
+}
+
+int32_t refrain_step_plan_explain(const refrain_step_plan_t* plan, int64_t most_holders, char** text, char** json) {
+  return capi::guarded([&] {
+    capi::require(plan, "refrain_step_plan_explain", "plan");
+    explain_to(plan->plan, most_holders, text, json);
   });
 }
 

@@ -3,16 +3,12 @@
 #include "capi/errors.h"
 #include "capi/handles.h"
 #include "refrain/backward.h"
-#include "refrain/explain.h"
 
 using namespace refrain;
 
 struct refrain_backward_t {
   refrain_backward_t(const std::vector<at::Tensor>& roots, bool accumulates) : run(roots, accumulates) {}
   BackwardRun run;
-};
-struct refrain_saved_observer_t {
-  detail::SavedObserver observer;
 };
 
 refrain_backward_t* refrain_backward_begin(void* const* roots, size_t count, int32_t accumulates) {
@@ -74,16 +70,3 @@ int32_t refrain_register_side_effect_op(const char* op) {
 int32_t refrain_self_test(void) {
   return capi::guarded([] { self_test(); });
 }
-
-refrain_saved_observer_t* refrain_saved_observer_open(void) {
-  return capi::made([] { return new refrain_saved_observer_t; });
-}
-
-char* refrain_saved_observer_text(const refrain_saved_observer_t* observer) {
-  return capi::made([&] {
-    capi::require(observer, "refrain_saved_observer_text", "observer");
-    return capi::owned_text(observer->observer.report().text());
-  });
-}
-
-void refrain_saved_observer_close(refrain_saved_observer_t* observer) { delete observer; }

@@ -52,4 +52,7 @@ Explanation explain(const Graph& graph, const Schedule& schedule, size_t most = 
 /// Writes some dozen lines. @param most  scopes to list.
 std::string to_text(const Explanation& explanation, size_t most = 20);
 
+/// Writes the document `explain_plan` of docs/design/report.md. Ends in a line break.
+std::string to_json(const Explanation& explanation, const std::string& model);
+
 }  // namespace refrain::graph

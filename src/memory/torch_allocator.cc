@@ -1,6 +1,7 @@
 #include "memory/torch_allocator.h"
 
 #include "memory/block.h"
+#include "memory/refusals.h"
 
 namespace refrain {
 namespace {
@@ -18,7 +19,13 @@ void release(void* data) {
 c10::DataPtr TorchAllocator::allocate(size_t bytes) {
   const c10::Device cpu(c10::DeviceType::CPU);
   if (bytes == 0) return {nullptr, nullptr, &release, cpu};
-  void* data = top_.allocate(bytes);
+  void* data = nullptr;
+  try {
+    data = top_.allocate(bytes);
+  } catch (const OutOfMemory& error) {
+    note_refusal(error);
+    throw;
+  }
   Block::of(data).top = &top_;
   return {data, data, &release, cpu};
 }
