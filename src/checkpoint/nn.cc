@@ -28,7 +28,31 @@ struct Mark {
   bool enabled = true;
 };
 
-/// The marks of the process. Options are moved to `Dropped`, which its user declares before the lock and so frees after
+/// Numbers of modules among those of their class, in the order in which they are met first. The same module, the same
+/// number.
+class ModuleNumbers {
+ public:
+  int64_t of(const Module& module, const std::string& class_name) {
+    const std::lock_guard lock(mutex_);
+    auto& known = of_[&module];
+    if (!known.module.expired()) return known.number;
+    known = {module.weak_from_this(), next_[class_name]++};
+    const auto number = known.number;
+    std::erase_if(of_, [](const auto& entry) { return entry.second.module.expired(); });
+    return number;
+  }
+
+ private:
+  struct Known {
+    std::weak_ptr<const Module> module;  ///< expired: another module may have this address by now
+    int64_t number = 0;
+  };
+  std::mutex mutex_;
+  std::unordered_map<const Module*, Known> of_;
+  std::unordered_map<std::string, int64_t> next_;
+};
+
+/// The marks of the process, and the numbers of its modules. Options are moved to `Dropped`, which its user declares before the lock and so frees after
 /// it: a policy's captures may have destructors that call this again.
 struct Marks {
   using Map = std::unordered_map<const Module*, Mark>;
@@ -37,6 +61,7 @@ struct Marks {
   std::mutex mutex;
   std::atomic<bool> any = false;
   Map of;
+  ModuleNumbers numbers;  ///< has a mutex of its own
 
   Mark* live(const Module* module) {
     const auto found = of.find(module);
@@ -201,35 +226,6 @@ std::string class_name(const std::type_info& type) {
   return name;
 }
 
-/// Numbers of modules among those of their class, in the order in which they are met first. The same module, the same
-/// number.
-class ModuleNumbers {
- public:
-  static ModuleNumbers& all() {
-    static auto* const numbers = new ModuleNumbers;
-    return *numbers;
-  }
-
-  int64_t of(const Module& module, const std::string& class_name) {
-    const std::lock_guard lock(mutex_);
-    auto& known = of_[&module];
-    if (!known.module.expired()) return known.number;
-    known = {module.weak_from_this(), next_[class_name]++};
-    const auto number = known.number;
-    std::erase_if(of_, [](const auto& entry) { return entry.second.module.expired(); });
-    return number;
-  }
-
- private:
-  struct Known {
-    std::weak_ptr<const Module> module;  ///< expired: another module may have this address by now
-    int64_t number = 0;
-  };
-  std::mutex mutex_;
-  std::unordered_map<const Module*, Known> of_;
-  std::unordered_map<std::string, int64_t> next_;
-};
-
 }  // namespace
 
 TraceScope::TraceScope(const Module& module) {
@@ -243,7 +239,7 @@ TraceScope::TraceScope(const Module& module, const std::type_info& type) : Trace
   if (is_open_ || !tape::has_trace_listener() || !name_of_mark(module).empty()) return;
   const auto name = class_name(type);
   const bool is_owned = !module.weak_from_this().expired();
-  open(is_owned ? fmt::format("{}.{}", name, ModuleNumbers::all().of(module, name)) : name);
+  open(is_owned ? fmt::format("{}.{}", name, Marks::all().numbers.of(module, name)) : name);
 }
 
 }  // namespace refrain::detail

@@ -1,5 +1,7 @@
 #include "evict/eviction_hooks.h"
 
+#include <type_traits>
+
 #include "evict/cap_state.h"
 #include "evict/evict.h"
 #include "evict/operands.h"
@@ -9,6 +11,7 @@
 namespace refrain::tape {
 namespace {
 
+/// Has no state.
 class EvictionHooks final : public CapHooks {
  public:
   void before(const OpTraits& op, const torch::jit::Stack& stack) override {
@@ -64,8 +67,9 @@ class EvictionHooks final : public CapHooks {
 }  // namespace
 
 void install_cap_hooks() {
-  static auto* const hooks = new EvictionHooks;  // never destroyed: storages of static tensors still die at exit
-  Tape::get().cap_hooks.store(hooks);
+  static EvictionHooks hooks;  // with a trivial destructor: storages of static tensors still die at exit
+  static_assert(std::is_trivially_destructible_v<EvictionHooks>);
+  Tape::get().cap_hooks.store(&hooks);
 }
 
 }  // namespace refrain::tape

@@ -116,16 +116,6 @@ bool lists_tensors(const c10::Type& type) {
   return type.kind() == c10::TypeKind::ListType && holds_tensor(type);
 }
 
-OrderedMutex& extra_effects_mutex() {
-  static auto& mutex = make_mutex_for_forks(LockOrder::kEffects);
-  return mutex;
-}
-
-std::unordered_set<std::string>& extra_effects() {
-  static auto* set = new std::unordered_set<std::string>;
-  return *set;
-}
-
 std::atomic<uint64_t> cache_epoch{1};
 
 class Cache {
@@ -150,6 +140,20 @@ class Cache {
     cache_epoch.fetch_add(1);
   }
 
+  bool has_effect(const std::string& qualified_name) {
+    std::lock_guard guard(effects_mutex_);
+    return effects_.contains(qualified_name);
+  }
+
+  void add_effect(const std::string& qualified_name) {
+    {
+      std::lock_guard guard(effects_mutex_);
+      effects_.insert(qualified_name);
+    }
+    forget_all();
+  }
+
+ private:
   void forget_all() {
     std::lock_guard guard(mutex_);
     for (auto& [name, traits] : table_) retired_.push_back(std::move(traits));
@@ -157,10 +161,11 @@ class Cache {
     cache_epoch.fetch_add(1);
   }
 
- private:
   OrderedMutex mutex_{LockOrder::kTraits};
   std::unordered_map<c10::OperatorName, std::unique_ptr<OpTraits>> table_;
   std::deque<std::unique_ptr<OpTraits>> retired_;
+  OrderedMutex effects_mutex_{LockOrder::kEffects};
+  std::unordered_set<std::string> effects_;  ///< marked by users
   c10::RegistrationHandleRAII listening_;
 };
 
@@ -173,6 +178,7 @@ struct Listener final : c10::OpRegistrationListener {
 
 Cache::Cache() : listening_(c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Listener>())) {
   lock_at_fork(mutex_);
+  lock_at_fork(effects_mutex_);
 }
 
 // Never destroyed: operators of static tensors still run at exit.
@@ -229,11 +235,8 @@ OpTraits::OpTraits(const c10::OperatorHandle& op)
   random = op.hasTag(at::Tag::nondeterministic_seeded);
   maybe_random = !random && space != "aten" && space != "prims" && space != "prim";
   collective = collective_namespaces().count(space) > 0;
-  {
-    std::lock_guard guard(extra_effects_mutex());
-    effect = effect_ops().count(qualified) || collective || space == "profiler" || extra_effects().count(qualified) ||
-             opaque_args;
-  }
+  effect = effect_ops().count(qualified) || collective || space == "profiler" || opaque_args ||
+           cache().has_effect(qualified);
   uninitialized = uninitialized_ops().count(qualified) && writes.empty();
   only_metadata = shape_readers().count(qualified) && writes.empty();
   full_overwrite = full_overwriters().count(qualified);
@@ -287,12 +290,6 @@ const OpTraits& op_traits(const c10::OperatorHandle& op) {
   return *entry.traits;
 }
 
-void mark_effect_op(const std::string& qualified_name) {
-  {
-    std::lock_guard guard(extra_effects_mutex());
-    extra_effects().insert(qualified_name);
-  }
-  cache().forget_all();
-}
+void mark_effect_op(const std::string& qualified_name) { cache().add_effect(qualified_name); }
 
 }  // namespace refrain::tape

@@ -28,10 +28,6 @@ namespace {
 /// Texts and their numbers. Entries never move.
 class Names {
  public:
-  static Names& get() {
-    static auto* names = new Names;
-    return *names;
-  }
   Names() { lock_at_fork(mutex_); }
 
   uint32_t number(std::string_view text) {
@@ -55,14 +51,20 @@ class Names {
 
 /// Modules of autograd's nodes and of recorded operators. Nodes are numbered by each thread for itself.
 struct NodeModules {
-  static NodeModules& get() {
-    static auto* made = new NodeModules;
-    return *made;
-  }
   NodeModules() { lock_at_fork(mutex); }
   OrderedMutex mutex{LockOrder::kModules};  // guards what follows
   std::unordered_map<uint64_t, ModuleRanges> nodes;
   ska::flat_hash_map<uint64_t, uint32_t> recorded;
+};
+
+/// Never destroyed: operators of static tensors still run at exit.
+struct Shared {
+  static Shared& get() {
+    static auto* shared = new Shared;
+    return *shared;
+  }
+  Names names;
+  NodeModules modules;
 };
 
 std::atomic<uint64_t> watches{0};
@@ -90,6 +92,7 @@ class NameCache {
 
 struct ThreadRunning {
   NameCache names;
+  std::unordered_map<std::string_view, uint32_t> numbers;  ///< of texts, in front of those that all threads share
   uint32_t op = 0;
   uint64_t call = 0;
   uint64_t calls = 0;
@@ -115,7 +118,7 @@ struct ThreadRunning {
 
   /// Module of a node of the graph, as it was in forward.
   static uint32_t module_of(const torch::autograd::Node& node) {
-    auto& made = NodeModules::get();
+    auto& made = Shared::get().modules;
     std::lock_guard lock(made.mutex);
     const auto found = made.nodes.find(node.thread_id());
     return found == made.nodes.end() ? 0 : found->second.of(node.sequence_nr());
@@ -158,7 +161,7 @@ struct ThreadRunning {
     if (now == noted_module && watch == noted_watch) return;
     noted_module = now;
     noted_watch = watch;
-    auto& made = NodeModules::get();
+    auto& made = Shared::get().modules;
     std::lock_guard lock(made.mutex);
     made.nodes[thread].from(static_cast<uint64_t>(sequence), now);
   }
@@ -207,15 +210,16 @@ std::atomic<bool> running_is_watched{false};
 
 uint32_t intern(std::string_view text) {
   if (text.empty()) return 0;
-  auto& known = thread_owned<std::unordered_map<std::string_view, uint32_t>>();
+  auto& known = thread_running().numbers;
   const auto found = known.find(text);
   if (found != known.end()) return found->second;
-  const auto number = Names::get().number(text);
-  known.emplace(Names::get().text(number), number);
+  auto& names = Shared::get().names;
+  const auto number = names.number(text);
+  known.emplace(names.text(number), number);
   return number;
 }
 
-std::string_view interned(uint32_t number) { return Names::get().text(number); }
+std::string_view interned(uint32_t number) { return Shared::get().names.text(number); }
 
 Running running() { return thread_running().now(); }
 
@@ -225,7 +229,7 @@ void set_running_watch(RunningWatch* watch) {
   std::lock_guard lock(mutex);
   if (handle != 0) at::removeCallback(std::exchange(handle, 0));
   {
-    auto& made = NodeModules::get();
+    auto& made = Shared::get().modules;
     std::lock_guard made_lock(made.mutex);
     made.nodes.clear();
     made.recorded.clear();
@@ -256,7 +260,7 @@ BackwardScope::~BackwardScope() {
 void note_recorded(uint64_t seq) {
   if (!running_is_watched.load(std::memory_order_relaxed)) return;
   const auto module = thread_running().now().module;
-  auto& made = NodeModules::get();
+  auto& made = Shared::get().modules;
   std::lock_guard lock(made.mutex);
   made.recorded[seq] = module;
 }
@@ -266,7 +270,7 @@ void ReplayedOp::enter(uint64_t seq, const char* name) {
   entered_ = true;
   uint32_t module = 0;
   {
-    auto& made = NodeModules::get();
+    auto& made = Shared::get().modules;
     std::lock_guard lock(made.mutex);
     const auto found = made.recorded.find(seq);
     if (found != made.recorded.end()) module = found->second;

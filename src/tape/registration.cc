@@ -9,6 +9,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <unordered_set>
 #include <vector>
 
@@ -100,8 +101,8 @@ class Registration {
           "[refrain] another copy of Refrain is loaded in this process, and only one can see operators. Link one librefrain.so in all parts of the program.";
       return;
     }
-    static auto* mark = new torch::Library(torch::Library::FRAGMENT, "refrain", std::nullopt, __FILE__, __LINE__);
-    mark->def("tape() -> ()");
+    mark_.emplace(torch::Library::FRAGMENT, "refrain", std::nullopt, __FILE__, __LINE__);
+    mark_->def("tape() -> ()");
     const bool is_free = !dispatcher().hasBackendFallbackForDispatchKey(kTapeKey);
     takes_all_ = !is_free;
     take_operators();
@@ -113,7 +114,8 @@ class Registration {
     }
     fallback_ = dispatcher().registerFallback(kTapeKey, c10::KernelFunction::makeFromBoxedFunction<&look_at_boxed>(),
                                               "[refrain] the tape");
-    add_typed_ops(taken_);
+    typed_ops_.emplace(torch::Library::IMPL, "aten", kTapeKey, __FILE__, __LINE__);
+    add_typed_ops(*typed_ops_, taken_);
   }
 
   void take_new() {
@@ -148,6 +150,7 @@ class Registration {
   static c10::Dispatcher& dispatcher() { return c10::Dispatcher::singleton(); }
 
   std::string failure_;
+  std::optional<torch::Library> mark_, typed_ops_;
   bool takes_all_ = false;  ///< another library has the fallback
   bool shares_ = false;     ///< another library has kernels on the key
   std::atomic<bool> has_new_{false};

@@ -3,20 +3,23 @@
 #include "base/fork.h"
 #include "intercept/module_scope.h"
 #include "refrain/error.h"
+#include "tape/thread_state.h"
 
 namespace refrain::tape {
 namespace {
 
-// The number of the scope that is open in the process, or 0, and of the last that was opened on this thread. Numbers
-// are unique, so a thread never takes another thread's scope for its own.
+// The number of the scope that is open in the process, or 0. Numbers are unique, so a thread never takes another
+// thread's scope for its own.
 std::atomic<uint64_t> open_scope{0};
-thread_local constinit uint64_t own_scope = 0;
 
 }  // namespace
 
 std::atomic<StepListener*> current_listener{nullptr};
 
-bool listens_here() { return own_scope != 0 && own_scope == open_scope.load(std::memory_order_acquire); }
+bool listens_here() {
+  const auto own = ThreadState::get().listener_scope;
+  return own != 0 && own == open_scope.load(std::memory_order_acquire);
+}
 
 ListenerScope::ListenerScope(StepListener& listener) {
   [[maybe_unused]] static const bool is_set_up = [] {
@@ -30,7 +33,7 @@ ListenerScope::ListenerScope(StepListener& listener) {
   if (!open_scope.compare_exchange_strong(none, number_))
     throw InvalidArgument(
         "[refrain] another profile() or MemoryBudget is active in this process; expected one at a time");
-  own_scope = number_;
+  ThreadState::get().listener_scope = number_;
   current_listener.store(&listener, std::memory_order_release);
 }
 

@@ -30,6 +30,7 @@ struct ThreadState {
   bool* engine_probe = nullptr;           ///< set while `install` tests whether an engine leads to the tape
   bool recomputing = false;               ///< a replay pass or a rerun is running on this thread
   int disabled = 0;                       ///< `NoCheckpointGuard`s
+  uint64_t listener_scope = 0;            ///< number of the last `ListenerScope` opened here
   GuardedValue<bool> early_stop, debug;
   /// In order of opening; `region`, `saver`, `trace`, `draws` and `open_reruns` follow from it.
   std::vector<OpenScope> open;

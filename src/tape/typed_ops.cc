@@ -3,8 +3,6 @@
 
 #include "tape/typed_ops.h"
 
-#include <torch/library.h>
-
 #include <tuple>
 #include <type_traits>
 #include <unordered_set>
@@ -109,11 +107,9 @@ void add(torch::Library& library) {
 
 }  // namespace
 
-void add_typed_ops(const std::unordered_set<c10::OperatorName>& except) {
-  // never destroyed: operators of static tensors still run at exit
-  static auto* library = new torch::Library(torch::Library::IMPL, "aten", kTapeKey, __FILE__, __LINE__);
+void add_typed_ops(torch::Library& library, const std::unordered_set<c10::OperatorName>& except) {
 #define REFRAIN_ADD(op) \
-  if (!except.contains({at::_ops::op::name, at::_ops::op::overload_name})) add<at::_ops::op>(*library);
+  if (!except.contains({at::_ops::op::name, at::_ops::op::overload_name})) add<at::_ops::op>(library);
   REFRAIN_TYPED_OPS(REFRAIN_ADD)
 #undef REFRAIN_ADD
 }

@@ -31,21 +31,26 @@ struct ThreadLog {
   std::array<const void*, 8> shapeless{};
   size_t next_shapeless = 0;
 
-  static ThreadLog& get() {
-    auto& log = thread_owned<ThreadLog>();
-    const uint64_t now = recordings.load(std::memory_order_relaxed);
-    if (log.recording != now) {
-      log = {};
-      log.recording = now;
-    }
-    return log;
-  }
-
-  static uint32_t number() {
-    static thread_local const uint32_t mine = threads.fetch_add(1);
-    return mine;
-  }
+  static ThreadLog& get();
 };
+
+struct TimelineThread {
+  const uint32_t number = threads.fetch_add(1);
+  std::optional<MemoryPhase> forced_phase;
+  ThreadLog log;
+
+  static TimelineThread& get() { return thread_owned<TimelineThread>(); }
+};
+
+ThreadLog& ThreadLog::get() {
+  auto& log = TimelineThread::get().log;
+  const uint64_t now = recordings.load(std::memory_order_relaxed);
+  if (log.recording != now) {
+    log = {};
+    log.recording = now;
+  }
+  return log;
+}
 
 MemoryPhase phase_of(const tape::Running& running, const ThreadLog& thread) {
   if (tape::ThreadState::get().recomputing) return MemoryPhase::kRecompute;
@@ -57,10 +62,7 @@ MemoryPhase phase_of(const tape::Running& running, const ThreadLog& thread) {
 
 }  // namespace
 
-std::optional<MemoryPhase>& forced_phase() {
-  static thread_local std::optional<MemoryPhase> phase;
-  return phase;
-}
+std::optional<MemoryPhase>& forced_phase() { return TimelineThread::get().forced_phase; }
 
 TimelineLog::TimelineLog() { lock_at_fork(mutex_); }
 
@@ -78,7 +80,7 @@ bool TimelineLog::start(TimelineSources sources) {
     recordings.fetch_add(1);
     record_ = {};
     record_.events.reserve(kFirstEvents);
-    record_.thread = ThreadLog::number();
+    record_.thread = TimelineThread::get().number;
     sources_ = std::move(sources);
     begin_ = std::chrono::steady_clock::now();
     sampled_ns_.store(0);
@@ -205,7 +207,7 @@ void TimelineLog::made(const void* storage, c10::IntArrayRef sizes) noexcept {
 }
 
 void TimelineLog::push(TimelineEvent event, c10::IntArrayRef sizes) noexcept {
-  event.thread = ThreadLog::number();
+  event.thread = TimelineThread::get().number;
   std::lock_guard lock(mutex_);
   if (!is_recording_ || record_.is_full) return;
   event.time_ns = (std::chrono::steady_clock::now() - begin_).count();
