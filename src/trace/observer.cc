@@ -141,7 +141,7 @@ class ReportWriter {
     }
     write_saved();
     write_held();
-    write_insights();
+    write_hints();
     report_.regions = static_cast<int>(observer_.regions_.size());
     return std::move(report_);
   }
@@ -400,7 +400,7 @@ class ReportWriter {
       if (is_within(&reader, region)) gains_.insert(region);
   }
 
-  void write_insights() {
+  void write_hints() {
     std::unordered_set<const Region*> idle;
     for (auto* region : observer_.regions_) {
       if (gains_.contains(region)) continue;
