@@ -215,7 +215,11 @@ class MemoryTimelineReport(Owned, Document):
         return f"<MemoryTimelineReport: peak {self.peak_bytes} bytes, {self.allocations} allocations>"
 
     def document(self) -> dict[str, Any]:
+        """The result as the tool's `--json` has it. Resident bytes are left out where they would flatten the picture:
+        where what else the process has beside the libraries is more than four times the peak."""
         found: dict[str, Any] = json.loads(library.text(library.timeline_json(self._handle)))
+        if self.resident_peak - self.resident_before > 4 * self.peak_bytes:
+            found["resident"] = []
         return {**found, "model": self.model, "config": {}, "machine": machine(), "strategy": self.strategy}
 
     def trace(self) -> str:
@@ -381,7 +385,7 @@ class MemoryTimeline:
 
     def _know_gradients(self) -> None:
         """At the end of a backward, at once: they may be dropped next."""
-        if self._model is not None:
+        if self._handle and self._model is not None:  # another call at this end may have ended the recording
             self._annotate(
                 "gradient", [(name, p.grad) for name, p in self._model.named_parameters() if p.grad is not None]
             )

@@ -1,6 +1,7 @@
 """`python -m refrain run`: an unmodified program, its output the baseline's to the bit."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,14 @@ class Command(unittest.TestCase):
 
     @classmethod
     def python(cls, *arguments):
-        done = subprocess.run([sys.executable, "-W", "ignore", *arguments], capture_output=True, text=True, cwd=cls.folder.name, timeout=200)
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=cls.folder.name,
+            timeout=200,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         return done.returncode, done.stdout, done.stderr
 
     def run_under(self, *options):
@@ -46,7 +54,10 @@ class Command(unittest.TestCase):
         return errors
 
     def test_memory_limit(self):
-        self.assertRegex(self.run_under("--memory-limit", "2500KiB"), r"limit 2\.4 MiB; [1-9]\d* evictions, [1-9]\d* operators recomputed")
+        self.assertRegex(
+            self.run_under("--memory-limit", "2500KiB"),
+            r"limit 2\.4 MiB; [1-9]\d* evictions, [1-9]\d* operators recomputed",
+        )
 
     def test_budget(self):
         self.assertIn("1 steps traced, 2 ran by plan, 0 diverged", self.run_under("--budget", "0.5"))
@@ -56,8 +67,70 @@ class Command(unittest.TestCase):
         self.assertIn("limit of the process 2.0 GiB", self.run_under("--process-limit", "2GiB"))
         self.assertIn("limit of the process", self.run_under("--available", "0.5"))
 
+    def timeline(self, *options):
+        """What the page of a timeline says: its heading, its finding, and the modules and kinds in its tables."""
+        path = os.path.join(self.folder.name, "step.html")
+        errors = self.run_under("--timeline", path, *options)
+        with open(path, encoding="utf-8") as file:
+            page = file.read()
+        os.remove(path)
+        return errors, page
+
+    def test_timeline(self):
+        errors, page = self.timeline()
+        self.assertIn("timeline of step 3 in ", errors)
+        self.assertTrue("<h2>Memory over time: Sequential, none</h2>" in page)
+        for text in ("<code>18</code>", "aten::linear", "optimizer state", ">optimizer<", "<svg"):
+            self.assertTrue(text in page, text)
+        self.assertFalse(">recompute<" in page)
+
+    def test_timeline_of_a_short_program(self):
+        errors, page = self.timeline("--timeline-step", "50")
+        self.assertIn("timeline of step 5 in ", errors)
+        self.assertTrue("Sequential, none" in page)
+        with open(os.path.join(self.folder.name, "no_step.py"), "w") as file:
+            file.write("import torch\nprint(torch.ones(100).sum().item())\n")
+        code, output, errors = self.python("-m", "refrain", "run", "--timeline", "a.html", "no_step.py")
+        self.assertEqual((code, output), (0, "100.0\n"), errors)
+        self.assertIn("timeline of the whole program, which ran no backward in a.html", errors)
+
+    def test_timeline_within_limits(self):
+        errors, page = self.timeline("--memory-limit", "2500KiB")
+        self.assertRegex(errors, r"[1-9]\d* evictions.*; timeline of step 3")
+        self.assertTrue("Sequential, --memory-limit 2500KiB" in page)
+        self.assertTrue(">recompute<" in page)
+        errors, page = self.timeline("--budget", "0.5")
+        self.assertRegex(errors, "2 ran by plan, 0 diverged; timeline of step 5")
+        self.assertTrue(">recompute<" in page)
+
+    def test_least_limit(self):
+        code, output, errors = self.python("-m", "refrain", "run", "--least-limit", "train_it.py", "0")
+        self.assertEqual(code, 0, errors)
+        found = re.match(
+            r"lowest limit .* \((\d+) bytes\); (.*) was refused, without a limit the peak is (.*)\n(\d+) runs", output
+        )
+        lowest = int(found[1])
+        self.assertIn(f"{found[4]} runs of the program, each until 4 backwards were done", output)
+        self.assertEqual(errors.count("\n"), int(found[4]), errors)
+        self.assertEqual(
+            self.python("-m", "refrain", "run", "--memory-limit", f"{lowest} B", "train_it.py", "0")[:2], self.plain[:2]
+        )
+        self.assertEqual(
+            self.python("-m", "refrain", "run", "--memory-limit", f"{int(0.96 * lowest)} B", "train_it.py", "0")[0], 1
+        )
+
+    def test_least_limit_of_a_program_that_fails(self):
+        with open(os.path.join(self.folder.name, "fails.py"), "w") as file:
+            file.write("import torch\ntorch.ones(9)\nraise KeyError('mine')\n")
+        code, output, errors = self.python("-m", "refrain", "run", "--least-limit", "fails.py")
+        self.assertEqual((code, output), (1, ""))
+        self.assertIn("KeyError: 'mine'", errors)
+        self.assertIn("ended with exit code 1, expected it to run", errors)
+
     def test_a_module_and_no_line(self):
-        code, output, errors = self.python("-m", "refrain", "run", "--memory-limit", "1GiB", "--patch-torch", "--quiet", "-m", "train_it", "0")
+        code, output, errors = self.python(
+            "-m", "refrain", "run", "--memory-limit", "1GiB", "--patch-torch", "--quiet", "-m", "train_it", "0"
+        )
         self.assertEqual((code, output, errors), self.plain)
 
     def test_exit_codes(self):
@@ -73,7 +146,12 @@ class Command(unittest.TestCase):
             (("--budget", "1.5", "train_it.py"), "0.0 to 1.0"),
             (("--memory-limit", "1GiB", "nowhere.py"), "no file nowhere.py"),
             (("--budget", "0.5", "--max-overhead", "2", "train_it.py"), "of a cap"),
-            (("train_it.py",), "required"),
+            (("train_it.py",), "found nothing to do, expected one of --memory-limit"),
+            (("--timeline", "no/where.html", "train_it.py"), "a folder that can be written to"),
+            (("--timeline", "a.html", "--timeline-step", "0", "train_it.py"), "expected 1 or more"),
+            (("--memory-limit", "1GiB", "--timeline-step", "2", "train_it.py"), "found no --timeline"),
+            (("--least-limit", "--timeline", "a.html", "train_it.py"), "leave it out"),
+            (("--least-limit", "--budget", "0.5", "train_it.py"), "not allowed with argument"),
         ):
             code, _, errors = self.python("-m", "refrain", "run", *options)
             self.assertEqual(code, 2, errors)
