@@ -2,6 +2,7 @@
 #   LIBTORCH=/path   use this LibTorch instead of the one in .venv
 #   JOBS=n           compile jobs at once (one that includes torch/torch.h takes 1.4 GB); default 2
 #   WERROR=ON|OFF    warnings are errors; default AUTO: with GCC 12, which CI builds with
+#   TORCH='2.12.1'   for make wheel: other torches that the wheel gets a library for, as versions or folders
 #   CTEST_ARGS=...   more arguments to ctest, e.g. CTEST_ARGS='-L base'
 
 JOBS ?= 2
@@ -19,8 +20,8 @@ compile = $(CMAKE) --build $(1) --parallel $(JOBS)
 # Tests run side by side: threads of OpenMP that spin for others which have no core make them twenty times slower.
 test = cd $(1) && OMP_WAIT_POLICY=passive $(CTEST) --output-on-failure --parallel $(JOBS) $(CTEST_ARGS)
 
-.PHONY: help setup build demo test core-build core asan asan-subset soak mutations bench cost peers limits plans docs format format-check tidy \
-  tidy-changed ci clean
+.PHONY: help setup build wheel demo test core-build core asan asan-subset soak mutations bench cost peers limits \
+  plans docs format format-check tidy tidy-changed ci clean
 .NOTPARALLEL:
 
 help:
@@ -35,6 +36,7 @@ help:
 	@echo 'make cost    counts the instructions that an operator costs and compares with the committed counts'
 	@echo 'make limits  what memory limits cost, and which heuristic costs least'
 	@echo 'make plans   planners beside each other on traced steps, with what is proven'
+	@echo 'make wheel   the Python wheel, in dist/, for the torch of .venv and those in TORCH='
 	@echo 'make docs    the site of guides and API reference, in build-docs'
 	@echo 'make ci      all that a change must pass, as CI runs it: about 40 minutes'
 	@echo 'make format | format-check | tidy | tidy-changed | clean'
@@ -45,6 +47,12 @@ setup:
 build: setup
 	@$(call configure,release)
 	@$(call compile,build)
+
+# builds the libraries and nothing else
+wheel: setup
+	@$(call configure,release)
+	@$(call compile,build) --target refrain refrain_report_library
+	@JOBS=$(JOBS) scripts/wheel $(TORCH)
 
 # builds the tool and nothing else
 demo: setup

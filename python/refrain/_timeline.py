@@ -96,7 +96,8 @@ class _Values(ctypes.Structure):
 class _Block(ctypes.Structure):
     _fields_ = [
         ("bytes", ctypes.c_int64), ("kind", ctypes.c_int32), ("phase", ctypes.c_int32),
-        ("begin_us", ctypes.c_double), ("end_us", ctypes.c_double), ("op", ctypes.c_void_p), ("module", ctypes.c_void_p),
+        ("begin_us", ctypes.c_double), ("end_us", ctypes.c_double),
+        ("op", ctypes.c_void_p), ("module", ctypes.c_void_p),
         ("op_length", ctypes.c_size_t), ("module_length", ctypes.c_size_t),
         ("sizes", ctypes.POINTER(ctypes.c_int64)), ("dimensions", ctypes.c_size_t),
         ("preexisting", ctypes.c_int32), ("outlives_recording", ctypes.c_int32),
