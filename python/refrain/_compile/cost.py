@@ -10,6 +10,7 @@ import os
 import platform
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -53,25 +54,49 @@ def _real_tensors() -> Iterator[None]:
             torch.set_rng_state(state)
 
 
-def _real(value: Any) -> Any:
-    """A tensor as the fake one says, of numbers that no kernel minds."""
+@dataclass(frozen=True)
+class _Spec:
+    """A tensor to measure with."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def make(self) -> torch.Tensor:
+        """Of numbers that no kernel minds."""
+        made = torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
+        return made.normal_(0.0, 0.1) if made.is_floating_point() else made.zero_()
+
+
+def _spec(value: Any) -> Any:
     if isinstance(value, torch.SymInt):
         return _hint(value)
     if not isinstance(value, torch.Tensor):
         return value
-    made = torch.empty_strided(
-        [_hint(s) for s in value.shape], [_hint(s) for s in value.stride()], dtype=value.dtype, device=value.device
-    )
-    return made.normal_(0.0, 0.1) if made.is_floating_point() else made.zero_()
+    return _Spec(value.dtype, tuple(map(_hint, value.shape)), tuple(map(_hint, value.stride())))
 
 
-def _key(node: fx.Node, values: Any) -> str:
-    def word(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return f"{value.dtype}{[_hint(s) for s in value.shape]}{[_hint(s) for s in value.stride()]}"
-        return str(_hint(value)) if isinstance(value, torch.SymInt) else repr(value)
+def _channels_last(value: Any) -> Any:
+    """As inductor lays out what convolutions read, where it prefers channels last."""
+    if not isinstance(value, _Spec) or len(value.shape) not in (4, 5):
+        return value
+    strides, step = [0] * len(value.shape), 1
+    for axis in [1, *range(len(value.shape) - 1, 1, -1), 0]:
+        strides[axis] = step
+        step *= max(1, value.shape[axis])
+    return _Spec(value.dtype, value.shape, tuple(strides))
 
-    return f"{node.target}{pytree.tree_map(word, values)}"
+
+def _specs_of(node: fx.Node, channels_last: bool) -> Any:
+    """Its arguments, tensors as specs; None: an argument is none that can be made up."""
+    values = pytree.tree_map(lambda a: a.meta.get("val") if isinstance(a, fx.Node) else a, (node.args, node.kwargs))
+    tensors = [value for value in pytree.tree_leaves(values) if isinstance(value, torch.Tensor)]
+    is_plain = all(value.device.type == "cpu" and type(value).__name__ in ("FakeTensor", "Tensor") for value in tensors)
+    if not tensors or not is_plain:
+        return None
+    args, kwargs = pytree.tree_map(_spec, values)
+    activations = {aten.convolution: 1, aten.convolution_backward: 2}.get(packet_of(node), 0) if channels_last else 0
+    return tuple(_channels_last(a) if k < activations else a for k, a in enumerate(args)), kwargs
 
 
 class Costs:
@@ -123,17 +148,17 @@ class Costs:
     def of(self, joint: JointGraph, op: JointOp) -> tuple[int, int]:
         """Nanoseconds of a run, bytes of workspace."""
         if joint.is_extern(op.node) and not op.is_random:
-            measured = self._measured(op.node)
+            measured = self._measured(joint, op.node)
             if measured is not None:
                 return max(1, int(measured[0])), int(measured[1])
         return self._reckoned(joint, op), 0
 
     def _reckoned(self, joint: JointGraph, op: JointOp) -> int:
         size = partitioners()._size_of
-        moved = sum(size(value) for value in op.values) + sum(size(value) for value in op.reads)
+        moved = sum(size(value) for value, _ in [*op.values, *op.reads])
         heavy = sum(
             node.meta["val"].numel()
-            for node in [op.node, *joint.inlined_in(op.node)]
+            for node in [op.node, *joint.inlined_in(op.node, op.phase)]
             if packet_of(node) in _HEAVY and hasattr(node.meta.get("val"), "numel")
         )
         return (
@@ -145,19 +170,16 @@ class Costs:
             + _KERNEL_NS
         )
 
-    def _measured(self, node: fx.Node) -> list[float] | None:
-        values = pytree.tree_map(lambda a: a.meta.get("val") if isinstance(a, fx.Node) else a, (node.args, node.kwargs))
-        tensors = [value for value in pytree.tree_leaves(values) if isinstance(value, torch.Tensor)]
-        if not tensors or any(
-            value.device.type != "cpu" or type(value).__name__ not in ("FakeTensor", "Tensor") for value in tensors
-        ):
-            return None
+    def _measured(self, joint: JointGraph, node: fx.Node) -> list[float] | None:
         if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
             return None
-        key = _key(node, values)
+        specs = _specs_of(node, joint.cut.channels_last)
+        if specs is None:
+            return None
+        key = f"{node.target}{specs}"
         if key not in self._known:
             start = time.perf_counter()
-            found = _measure(node.target, values)
+            found = _measure(node.target, specs)
             self.measuring_s += time.perf_counter() - start
             self._known[key] = found
             self._is_new = True
@@ -179,11 +201,11 @@ def _time_of(call: Callable[[], Any]) -> float:
     return best * 1e9
 
 
-def _measure(target: Any, values: Any) -> list[float]:
+def _measure(target: Any, specs: Any) -> list[float]:
     """Runs an operator. [0, 0]: it cannot be run on made-up numbers."""
     try:
         with _real_tensors():
-            args, kwargs = pytree.tree_map(_real, values)
+            args, kwargs = pytree.tree_map(lambda a: a.make() if isinstance(a, _Spec) else a, specs)
             ns = _time_of(lambda: target(*args, **kwargs))
             with MemoryScope() as memory:
                 result = target(*args, **kwargs)

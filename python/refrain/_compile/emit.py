@@ -10,8 +10,8 @@ from typing import Any, Iterable
 import torch
 from torch import fx
 
-from .graph import JointGraph, JointOp, NotPlanned, is_call
-from .inductor import TAG, part, partitioners
+from .graph import JointGraph, JointOp, Key, NotPlanned, is_call
+from .inductor import NEAR, TAG, part, partitioners
 
 #: Actions of a plan before each operator: (kind, id of a value or an operator).
 Places = dict[int, list[tuple[str, int]]]
@@ -35,38 +35,56 @@ class _Walk:
     """Writes one of the graphs, operator by operator. `env` has for each value that is resident now the node that made
     it last."""
 
-    def __init__(self, joint: JointGraph, record: str, reads: dict[fx.Node, set[fx.Node]]) -> None:
-        self.joint, self.graph, self.record = joint, fx.Graph(), record
-        self.env: dict[fx.Node, fx.Node] = {}
-        self.inlined: dict[fx.Node, fx.Node] = {}  #: nodes that are no values, of which there is a copy to read
-        self.inputs: dict[fx.Node, fx.Node] = {}
+    def __init__(self, joint: JointGraph, record: str, is_planned: bool) -> None:
+        self.joint, self.graph, self.record, self.is_planned = joint, fx.Graph(), record, is_planned
+        self.env: dict[Key, fx.Node] = {}
+        self.inputs: dict[fx.Node, fx.Node] = {}  #: of the graph that is written, with those that are no values
+        self.inlined: dict[Key, fx.Node] = {}  #: nodes that are no values, of which there is a copy to read
         self.symbols: list[fx.Node] | None = None  #: sizes that are saved; None: computed where they are needed
-        self._reads = reads
+        self._reads: dict[Key, set[Key]] = {}
         self._tag: tuple[str, int, bool] = (record, -1, False)
+        #: Places within which a copy of an inlined node is read again: read from afar, it would become a buffer and
+        #: live as long; None: everywhere, as in torch's own graphs.
+        self.reach: int | None = None
+        self._written: dict[Key, int] = {}  #: place of an inlined node's copy
 
     def add_input(self, node: fx.Node) -> fx.Node:
         held = self.graph.placeholder(node.name)
         held.meta = node.meta
-        self.env[node] = self.inputs[node] = held
+        self.inputs[node] = held
         return held
 
-    def drop(self, value: fx.Node) -> None:
-        if self.env.pop(value, None) is None:
-            return
-        for node in [node for node in self.inlined if value in self._reads_of(node)]:
-            del self.inlined[node]
+    def drop(self, value: Key) -> None:
+        if self.env.pop(value, None) is not None:
+            self._forget(value)
 
-    def _reads_of(self, node: fx.Node) -> set[fx.Node]:
-        if node not in self._reads:
-            self._reads[node] = set(self.joint.inputs_of(node))
-        return self._reads[node]
+    def _forget(self, value: Key) -> None:
+        """What was computed from a copy that is gone is not read any more."""
+        for key in [key for key in self.inlined if value in self._reads_of(key)]:
+            del self.inlined[key]
 
-    def get(self, node: fx.Node) -> fx.Node:
+    def _reads_of(self, key: Key) -> set[Key]:
+        if key not in self._reads:
+            self._reads[key] = set(self.joint.inputs_of(*key))
+        return self._reads[key]
+
+    def _there(self, node: fx.Node, phase: int) -> fx.Node | None:
+        value = self.joint.value_read(node, phase)
+        if value is not None:
+            return self.env.get(value)
+        if node in self.inputs:
+            return self.inputs[node]
+        key = node, phase
+        if self.reach is not None and key in self.inlined and self._tag[1] - self._written[key] > self.reach:
+            del self.inlined[key]
+        return self.inlined.get(key)
+
+    def get(self, node: fx.Node, phase: int) -> fx.Node:
         """The node to read, which is written if it is none of the values."""
         stack = [node]
         while stack:
             one = stack[-1]
-            if one in self.env or one in self.inlined:
+            if self._there(one, phase) is not None:
                 stack.pop()
                 continue
             if self.symbols is not None and partitioners().is_sym_node(one):
@@ -75,21 +93,22 @@ class _Walk:
                 with self.graph.inserting_before(next(iter(self.graph.nodes))):
                     self.add_input(one)
                 continue
-            if one in self.joint.index or one.op == "placeholder":
-                raise NotPlanned(f"{one.name} is read where the plan has it not")
-            missing = [given for given in one.all_input_nodes if given not in self.env and given not in self.inlined]
+            if one.op == "placeholder" or self.joint.value_read(one, phase) is not None:
+                raise NotPlanned(f"{one.name}, which is read where the plan has it not")
+            missing = [given for given in one.all_input_nodes if self._there(given, phase) is None]
             if missing:
                 stack.extend(missing)
                 continue
             stack.pop()
-            self.inlined[one] = self._copy(one)
-        return self.env[node] if node in self.env else self.inlined[node]
+            self.inlined[one, phase] = self._copy(one, phase)
+            self._written[one, phase] = self._tag[1]
+        found = self._there(node, phase)
+        assert found is not None
+        return found
 
-    def _copy(self, node: fx.Node, instead: dict[fx.Node, fx.Node] | None = None) -> fx.Node:
+    def _copy(self, node: fx.Node, phase: int, instead: dict[fx.Node, fx.Node] | None = None) -> fx.Node:
         given = instead or {}
-        copy = self.graph.node_copy(
-            node, lambda a: given[a] if a in given else self.env[a] if a in self.env else self.inlined[a]
-        )
+        copy = self.graph.node_copy(node, lambda a: given[a] if a in given else self.get(a, phase))
         if is_call(node):
             copy.meta[TAG] = self._tag
         return copy
@@ -99,37 +118,38 @@ class _Walk:
         missing = [value for value in op.values if not (is_again and value in self.env)]
         if not missing:
             return
-        self._tag = (self.record, place, is_again)
+        self._tag = (self.record, place if self.is_planned else -1, is_again)
         for given in op.node.all_input_nodes:
-            self.get(given)
-        made = self._copy(op.node)
+            self.get(given, op.phase)
+        made = self._copy(op.node, op.phase)
         for value in missing:
-            for node in [node for node in self.inlined if value in self._reads_of(node)]:
-                del self.inlined[node]  # of a copy before this one
-            self.env[value] = made if value is op.node else self._copy(value, {op.node: made})
+            self._forget(value)
+            self.env[value] = made if value[0] is op.node else self._copy(value[0], op.phase, {op.node: made})
 
     def act(self, place: int, actions: Iterable[tuple[str, int]], recomputed: list[str]) -> None:
         for kind, number in actions:
             if kind == "drop":
                 self.drop(self.joint.values[number])
-            else:
-                op = self.joint.ops[number]
-                self.run(op, place, True)
-                recomputed.append(op.node.name)
+                continue
+            op = self.joint.ops[number]
+            self.run(op, place, True)
+            recomputed.append(op.node.name)
+            for value in op.values:
+                if kind == "recompute_in_place" and value in self.joint.overwrites:
+                    self.drop(self.joint.overwrites[value])
 
-    def finish(self, outputs: list[Any], descs: list[Any], ended: Iterable[fx.Node]) -> None:
+    def finish(self, outputs: list[Any], descs: list[Any], ended: Iterable[fx.Node], phase: int) -> None:
         for node in ended:
-            self.get(node)
-        values = tuple(self.get(out) if isinstance(out, fx.Node) else out for out in outputs)
+            self.get(node, phase)
+        values = tuple(self.get(out, phase) if isinstance(out, fx.Node) else out for out in outputs)
         out = self.graph.output(values)
         out.meta["desc"] = descs
-        out.meta["output_stack_traces"] = [
-            value.meta.get("stack_trace") if isinstance(value, fx.Node) else None for value in outputs
-        ]
+        traces = [value.meta.get("stack_trace") if isinstance(value, fx.Node) else None for value in outputs]
+        out.meta["output_stack_traces"] = traces
 
 
-def _resident_after_forward(joint: JointGraph, places: Places) -> list[fx.Node]:
-    state: dict[fx.Node, bool] = {}
+def _resident_after_forward(joint: JointGraph, places: Places) -> list[Key]:
+    state: dict[Key, bool] = {}
     for place in range(joint.forward_ops):
         for kind, number in places.get(place, []):
             if kind == "drop":
@@ -170,12 +190,13 @@ def _write_backward(joint: JointGraph, places: Places, walk: _Walk, recomputed: 
         if parts._is_primal(node) and not parts.is_sym_node(node):
             held[node] = walk.add_input(node)
     for value in _resident_after_forward(joint, places):
-        held[value] = walk.add_input(value)
+        held[value[0]] = walk.env[value] = walk.add_input(value[0])
     for node in graph.find_nodes(op="placeholder"):
         if parts._is_tangent(node):
             walk.add_input(node)
     walk.symbols = []
-    dying: dict[int, list[fx.Node]] = {}
+    walk.reach = NEAR if walk.is_planned else None
+    dying: dict[int, list[Key]] = {}
     for value in joint.values:
         dying.setdefault(joint.death[value], []).append(value)
     first, end = joint.forward_ops, len(joint.ops)
@@ -186,7 +207,7 @@ def _write_backward(joint: JointGraph, places: Places, walk: _Walk, recomputed: 
         walk.act(place, places.get(place, []), recomputed)
         if place < end:
             walk.run(joint.ops[place], place, False)
-    walk.finish(cut.backward_outputs, cut.backward_descs, _ended(joint, True))
+    walk.finish(cut.backward_outputs, cut.backward_descs, _ended(joint, True), 1)
     walk.graph.eliminate_dead_code()
     return held
 
@@ -216,9 +237,8 @@ def emit(joint: JointGraph, places: Places, record: str) -> Emitted:
         NotPlanned: where the plan reads what it does not have; a defect, after which torch's partitioner can run.
     """
     parts, cut, graph = partitioners(), joint.cut, joint.module.graph
-    reads: dict[fx.Node, set[fx.Node]] = {}
     recomputed: list[str] = []
-    backward = _Walk(joint, record, reads)
+    backward = _Walk(joint, record, any(places.values()))
     held = _write_backward(joint, places, backward, recomputed)
     saved = [node for node, holder in held.items() if holder.users]
     for node, holder in held.items():
@@ -229,7 +249,7 @@ def emit(joint: JointGraph, places: Places, record: str) -> Emitted:
     symbols = _saved_symbols(joint, backward.symbols or [], [*saved, *tangents])
     _order_inputs(backward, [*symbols, *saved, *tangents])
 
-    forward = _Walk(joint, record, reads)
+    forward = _Walk(joint, record, any(places.values()))
     for node in graph.find_nodes(op="placeholder"):
         if parts._is_primal(node):
             forward.add_input(node)
@@ -246,7 +266,7 @@ def emit(joint: JointGraph, places: Places, record: str) -> Emitted:
         )
         for i in range(len(saved) + len(symbols))
     ]
-    forward.finish([*cut.forward_outputs, *saved, *symbols], [*cut.forward_descs, *descs], _ended(joint, False))
+    forward.finish([*cut.forward_outputs, *saved, *symbols], [*cut.forward_descs, *descs], _ended(joint, False), 0)
     forward.graph.eliminate_dead_code()
     modules = [_module_of(joint, walk.graph, walk is backward) for walk in (forward, backward)]
     return Emitted(modules[0], modules[1], saved, recomputed)

@@ -10,7 +10,7 @@ from typing import Any, Iterable
 import torch
 from torch import fx
 
-from .inductor import partitioners
+from .inductor import generates_code, partitioners, prefers_channels_last
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
@@ -40,6 +40,8 @@ _REDUCTIONS = {
     aten.any,
     aten.prod,
 }
+#: Results that are always buffers, whatever reads them.
+_BUFFERS = {aten.cat, aten.index_put, aten.scatter, aten.scatter_add, aten.scatter_reduce, aten.cumsum}
 #: Cost so much for an element that inductor makes their result a buffer where several kernels read it.
 _HEAVY = {aten.exp, aten.erf, aten.sigmoid, aten.tanh, aten.log}
 #: As inductor's `realize_reads_threshold`.
@@ -66,15 +68,20 @@ def is_call(node: fx.Node) -> bool:
     return node.op == "call_function"
 
 
+#: A value: the fx node that makes it, and 0 for the copy of forward, 1 for what backward makes. Backward makes anew
+#: what torch does not think worth saving.
+Key = tuple[fx.Node, int]
+
+
 @dataclass
 class JointOp:
     """One operator of the trace: the fx node that is run, the values that it makes, what it reads. What is inlined into
     it has no operator of its own."""
 
     node: fx.Node
-    values: list[fx.Node]
-    reads: list[fx.Node]  #: values and placeholders
-    is_backward: bool = False
+    phase: int  #: 0: forward's operator; 1: backward's
+    values: list[Key]
+    reads: list[Key]  #: placeholders are not among them
     is_kept: bool = False  #: its values cannot be computed again
     is_random: bool = False
 
@@ -89,6 +96,7 @@ class Cut:
     backward_descs: list[Any]
     info: Any
     saved: list[fx.Node]
+    channels_last: bool = False  #: whether inductor lays convolutions out so
     #: names of the fx nodes that a dry run found in buffers; None: guessed
     buffers: set[str] | None = None
 
@@ -100,18 +108,24 @@ class JointGraph:
     module: fx.GraphModule
     cut: Cut
     ops: list[JointOp] = field(default_factory=list)
-    values: list[fx.Node] = field(default_factory=list)
+    values: list[Key] = field(default_factory=list)
     forward_ops: int = 0  #: of `ops`; those of backward follow
-    index: dict[fx.Node, int] = field(default_factory=dict)  #: of a value
-    death: dict[fx.Node, int] = field(default_factory=dict)  #: of a value: after its last reader
-    kept: set[fx.Node] = field(default_factory=set)  #: values that outlive the step, or must be saved
+    index: dict[Key, int] = field(default_factory=dict)  #: of a value
+    death: dict[Key, int] = field(default_factory=dict)  #: of a value: after its last reader
+    kept: set[Key] = field(default_factory=set)  #: values that outlive the step, or must be saved
+    overwrites: dict[Key, Key] = field(default_factory=dict)  #: results in the storage of what they are computed from
 
     def __post_init__(self) -> None:
         self._types = partitioners().get_default_op_list()
         self._order = {node: place for place, node in enumerate(self.module.graph.nodes)}
+        self._saved = {self.root(node) for node in self.cut.saved}
         self._materialized = self._find_materialized()
+        makers = {self._producer(value) for value in self._materialized if self._is_forward(value)}
+        self._forward = {value for value in self._materialized if self._producer(value) in makers}
+        self._backward = (self._materialized - self._forward) | self._made_again()
         self._find_ops()
         self._find_lifetimes()
+        self._find_overwrites()
 
     # ---- Kinds of nodes
 
@@ -152,18 +166,7 @@ class JointGraph:
             or self.mutates(node)
         ):
             return False
-        return not self._types.is_fusible(node) and not self._is_inductors(node)
-
-    @staticmethod
-    def _is_inductors(node: fx.Node) -> bool:
-        """Random numbers from a seed, and what else inductor itself puts into a joint graph: it generates code for
-        them."""
-        namespace = getattr(node.target, "namespace", "")
-        return (
-            str(namespace) in ("prims", "inductor_prims")
-            and "seed" not in str(packet_of(node))
-            or "inductor_random" in str(packet_of(node))
-        )
+        return not self._types.is_fusible(node) and not generates_code(node)
 
     @staticmethod
     def draws(node: fx.Node) -> bool:
@@ -228,7 +231,7 @@ class JointGraph:
             found.add(node)
             reads[node] = 1
             return
-        if self.is_extern(node) or packet_of(node) in _REDUCTIONS or self.draws(node):
+        if self.is_extern(node) or packet_of(node) in _REDUCTIONS | _BUFFERS or self.draws(node):
             found.add(node)
         root = self.root(node)
         if root is not node:
@@ -247,126 +250,232 @@ class JointGraph:
         if len(readers) > 1 and node.all_input_nodes and (reads[node] > _MOST_READS or packet_of(node) in _HEAVY):
             found.add(node)
 
-    def inputs_of(self, node: fx.Node) -> list[fx.Node]:
-        """Values and placeholders that computing `node` reads, itself or by what is inlined."""
-        found, stack, seen = [], list(node.all_input_nodes), set()
-        while stack:
-            one = stack.pop()
-            if one in seen:
-                continue
-            seen.add(one)
-            if one in self._materialized or one.op == "placeholder":
-                found.append(one)
-            elif is_call(one):
-                stack.extend(one.all_input_nodes)
+    def _is_forward(self, value: fx.Node) -> bool:
+        """Whether forward makes it: what it needs, and what only backward reads though torch would save it."""
+        node, info = self._producer(value), self.cut.info
+        return bool(info.is_required_fw(node)) or (value in self._saved and node not in info.tangents_closure)
+
+    def _is_made_anew(self, node: fx.Node) -> bool:
+        """Whether backward computes it again anyway, as torch does not think it worth saving."""
+        if node in self._saved or not self.cut.info.is_required_fw(node) or self._is_item(node):
+            return False
+        return not (self.is_extern(node) or packet_of(node) in _REDUCTIONS or self._cannot_repeat(node))
+
+    def _made_again(self) -> set[fx.Node]:
+        """Those of them that kernels of torch's own read in backward: they get buffers there, the others are
+        inlined."""
+        found = set()
+        for node in self.module.graph.nodes:
+            if self.is_extern(node) and not self.cut.info.is_required_fw(node):
+                roots = {self.root(given) for given in node.all_input_nodes}
+                found |= {root for root in roots if root in self._materialized and self._is_made_anew(root)}
         return found
 
-    # ---- Operators
+    def value_read(self, node: fx.Node, phase: int) -> Key | None:
+        """The value to read for a node; None: it is inlined."""
+        if phase == 1 and node in self._backward:
+            return node, 1
+        if node in self._forward and not (phase == 1 and self._is_made_anew(node)):
+            return node, 0
+        return None
 
-    def _find_ops(self) -> None:
-        makes: dict[fx.Node, list[fx.Node]] = {}
-        for value in sorted(self._materialized, key=self._order.__getitem__):
-            makes.setdefault(self._producer(value), []).append(value)
-        info, saved = self.cut.info, {self.root(node) for node in self.cut.saved}
-        late: dict[fx.Node, float] = {}
-        forward: list[tuple[float, JointOp]] = []
-        backward: list[tuple[float, JointOp]] = []
-        for node, values in makes.items():
-            reads = self.inputs_of(node)
-            needed = info.is_required_fw(node)
-            # what only backward reads, and torch would save all the same: computed in forward, right after what it
-            # reads
-            is_forward = needed or any(v in saved and node not in info.tangents_closure for v in values)
-            place = float(self._order[node])
-            if is_forward and not needed:
-                place = (
-                    max([late.get(self._producer(a), float(self._order[a])) for a in reads if is_call(a)] or [0.0])
-                    + 0.5
-                )
-            late[node] = place
-            kept = self._cannot_repeat(node) or any(self._cannot_repeat(a) for a in self.inlined_in(node))
-            op = JointOp(node, values, reads, not is_forward, kept, self.draws(node))
-            (forward if is_forward else backward).append((place, op))
-        for ops in (forward, backward):
-            ops.sort(key=lambda pair: pair[0])
-        self.forward_ops = len(forward)
-        self.ops = [op for _, op in forward + backward]
-        for op in self.ops:
-            for value in op.values:
-                self.index[value] = len(self.values)
-                self.values.append(value)
+    def inputs_of(self, node: fx.Node, phase: int) -> list[Key]:
+        """Values that computing `node` reads, itself or by what is inlined."""
+        found: dict[Key, None] = {}
+        for one in self._walk(node, phase):
+            value = self.value_read(one, phase)
+            if value is not None:
+                found[value] = None
+        return list(found)
+
+    def inlined_in(self, node: fx.Node, phase: int) -> Iterable[fx.Node]:
+        """The nodes that are computed as part of it."""
+        return (one for one in self._walk(node, phase) if self.value_read(one, phase) is None)
+
+    def _walk(self, node: fx.Node, phase: int) -> Iterable[fx.Node]:
+        stack, seen = list(node.all_input_nodes), set()
+        while stack:
+            one = stack.pop()
+            if one in seen or not is_call(one):
+                continue
+            seen.add(one)
+            yield one
+            if self.value_read(one, phase) is None:
+                stack.extend(one.all_input_nodes)
 
     def _producer(self, value: fx.Node) -> fx.Node:
         return first_input(value) if self._is_item(value) else value
 
-    def inlined_in(self, node: fx.Node) -> Iterable[fx.Node]:
-        stack, seen = list(node.all_input_nodes), set()
-        while stack:
-            one = stack.pop()
-            if one in seen or one in self._materialized or not is_call(one):
-                continue
-            seen.add(one)
-            yield one
-            stack.extend(one.all_input_nodes)
+    # ---- Operators
+
+    def _op(self, node: fx.Node, values: list[fx.Node], phase: int) -> JointOp:
+        kept = self._cannot_repeat(node) or any(self._cannot_repeat(one) for one in self.inlined_in(node, phase))
+        reads = self.inputs_of(node, phase)
+        return JointOp(node, phase, [(value, phase) for value in values], reads, kept, self.draws(node))
+
+    def _find_ops(self) -> None:
+        for phase, made in enumerate((self._forward, self._backward)):
+            makes: dict[fx.Node, list[fx.Node]] = {}
+            for value in sorted(made, key=self._order.__getitem__):
+                makes.setdefault(self._producer(value), []).append(value)
+            ops = [self._op(node, values, phase) for node, values in makes.items()]
+            ops = self._forward_order(ops) if phase == 0 else self._backward_order(ops)
+            self.ops += ops
+            if phase == 0:
+                self.forward_ops = len(ops)
+        self.values = [value for op in self.ops for value in op.values]
+        self.index = {value: number for number, value in enumerate(self.values)}
+
+    def _forward_order(self, ops: list[JointOp]) -> list[JointOp]:
+        """The joint graph's, but that what only backward reads comes right after what it is computed from."""
+        place: dict[fx.Node, float] = {}
+        for op in ops:
+            place[op.node] = float(self._order[op.node])
+            if not self.cut.info.is_required_fw(op.node):
+                place[op.node] = max([place[self._producer(node)] for node, _ in op.reads] or [0.0]) + 0.5
+        return sorted(ops, key=lambda op: place[op.node])
+
+    def _backward_order(self, ops: list[JointOp]) -> list[JointOp]:
+        """The joint graph's, but that what needs no gradient comes right before its first reader."""
+        again = {value: op for op in ops for value in op.values if op.node not in self.cut.info.tangents_closure}
+        ordered: dict[int, JointOp] = {}
+
+        def place(op: JointOp) -> None:
+            if id(op) not in ordered:
+                for value in op.reads:
+                    if value in again:
+                        place(again[value])
+                ordered[id(op)] = op
+
+        for op in ops:
+            if op.node in self.cut.info.tangents_closure:
+                place(op)
+        for op in ops:
+            place(op)
+        return list(ordered.values())
+
+    # ---- Lifetimes
 
     def _find_lifetimes(self) -> None:
         end = len(self.ops)
         for place, op in enumerate(self.ops):
-            for value in op.values:
+            for value in [*op.values, *op.reads]:
                 self.death[value] = place + 1
-            for value in op.reads:
-                if value in self.index:
-                    self.death[value] = place + 1
-        for out in [*self.cut.forward_outputs, *self.cut.backward_outputs]:
-            if isinstance(out, fx.Node) and not self.mutates(out):
-                for root in self._sources(out):
-                    self.death[root] = end
-                    self.kept.add(root)
+        for phase, outputs in enumerate((self.cut.forward_outputs, self.cut.backward_outputs)):
+            for out in outputs:
+                if isinstance(out, fx.Node) and not self.mutates(out):
+                    for value in self._sources(out, phase):
+                        self.death[value] = end
+                        self.kept.add(value)
         for node in self.module.graph.nodes:  # into an input, at the end of forward or backward
             if self.mutates(node):
-                until = end if partitioners()._must_be_in_backward(node) else self.forward_ops
+                phase = int(partitioners()._must_be_in_backward(node))
                 for given in node.all_input_nodes:
-                    for root in self._sources(given):
-                        self.death[root] = max(self.death[root], until)
+                    for value in self._sources(given, phase):
+                        self.death[value] = max(self.death[value], end if phase == 1 else self.forward_ops)
         from torch.utils.checkpoint import CheckpointPolicy
 
         for value in self.values:
-            if value.meta.get("recompute") is CheckpointPolicy.MUST_SAVE:
+            if value[0].meta.get("recompute") is CheckpointPolicy.MUST_SAVE:
                 self.kept.add(value)
 
-    def _sources(self, node: fx.Node) -> list[fx.Node]:
+    def _sources(self, node: fx.Node, phase: int) -> list[Key]:
         """The values that a node is a view of, or is computed from if it is inlined."""
-        root = self.root(node)
-        return [root] if root in self.index else [value for value in self.inputs_of(node) if value in self.index]
+        root = self.value_read(self.root(node), phase)
+        return [root] if root is not None else self.inputs_of(node, phase)
+
+    def _find_overwrites(self) -> None:
+        """Where inductor writes a result over an operand: same shape and layout, and nobody reads that again."""
+        birth = {value: place for place, op in enumerate(self.ops) for value in op.values}
+        for place, op in enumerate(self.ops):
+            if self.is_extern(op.node) or len(op.values) != 1 or packet_of(op.node) in _REDUCTIONS:
+                continue
+            made = op.values[0]
+            for value in op.reads:
+                is_last = self.death[value] == place + 1 and value not in self.kept and birth[value] < place
+                if is_last and _same_layout(value[0], made[0]) and self._reads_alike(op.node, value, op.phase):
+                    self.overwrites[made] = value
+                    break
+
+    def _reads_alike(self, node: fx.Node, value: Key, phase: int) -> bool:
+        """Whether `node` reads each element of it where it writes that element: through no view."""
+        stack, seen = [node], set()
+        while stack:
+            one = stack.pop()
+            for given in one.all_input_nodes:
+                if self.value_read(given, phase) == value:
+                    continue
+                if given in seen or not is_call(given) or self.value_read(given, phase) is not None:
+                    continue
+                seen.add(given)
+                if self.root(given) is not given and self.value_read(self.root(given), phase) == value:
+                    return False
+                stack.append(given)
+        return True
 
     # ---- The trace
+
+    def _copied_inputs(self) -> list[int]:
+        """Bytes, at the start of each operator, of inputs that were copied to channels last: from the first convolution
+        that reads one to the last."""
+        held = [0] * len(self.ops)
+        if not self.cut.channels_last:
+            return held
+        readers: dict[fx.Node, list[int]] = {}
+        for place, op in enumerate(self.ops):
+            if packet_of(op.node) in (aten.convolution, aten.convolution_backward):
+                for given in op.node.all_input_nodes:
+                    if given.op == "placeholder" and _needs_copy(given.meta.get("val")):
+                        readers.setdefault(given, []).append(place)
+        for given, places in readers.items():
+            for place in range(places[0] + 1, places[-1] + 1):
+                held[place] += partitioners()._size_of(given)
+        return held
 
     def trace(self, cost_of: Any, model: str) -> dict[str, Any]:
         """As a graph of src/graph/json.h. @param cost_of  of an operator: nanoseconds of a run, bytes of its
         workspace."""
         size = partitioners()._size_of
-        birth = {value: place for place, op in enumerate(self.ops) for value in op.values}
         fixed = {value for op in self.ops if op.is_kept for value in op.values} | self.kept
         values = []
         for value in self.values:
-            one: dict[str, Any] = {"bytes": size(value), "death": self.death[value]}
-            if birth[value] < self.forward_ops and value not in fixed:
+            one: dict[str, Any] = {"bytes": size(value[0]), "death": self.death[value]}
+            if value[1] == 0 and value not in fixed:
                 one["evictable"] = True
+            if value in self.overwrites:
+                one["overwrites"] = self.index[self.overwrites[value]]
             values.append(one)
-        ops = []
-        for op in self.ops:
+        ops: list[dict[str, Any]] = []
+        outside = self._copied_inputs()
+        for place, op in enumerate(self.ops):
             ns, workspace = cost_of(self, op)
             one = {"name": str(packet_of(op.node)), "scope": op.node.name, "ns": ns, "workspace": workspace}
-            one["inputs"] = sorted({self.index[a] for a in op.reads if a in self.index})
+            one["inputs"] = sorted({self.index[value] for value in op.reads})
             one["outputs"] = [self.index[value] for value in op.values]
-            if op.is_backward:
+            if op.phase == 1:
                 one["backward"] = True
-            if op.is_backward or op.is_kept:
+            if op.phase == 1 or op.is_kept:
                 one["once"] = True
             if op.is_random:
                 one["random"] = True
+            if outside[place]:
+                one["outside"] = outside[place]
             ops.append(one)
         return {"kind": "graph", "version": 1, "model": model, "ops": ops, "values": values}
+
+
+def _same_layout(one: fx.Node, other: fx.Node) -> bool:
+    a, b = one.meta["val"], other.meta["val"]
+    return bool(
+        a.dtype == b.dtype and tuple(a.shape) == tuple(b.shape) and a.stride() == b.stride() and a.device == b.device
+    )
+
+
+def _needs_copy(value: Any) -> bool:
+    if not isinstance(value, torch.Tensor) or value.dim() not in (4, 5):
+        return False
+    last = torch.channels_last if value.dim() == 4 else torch.channels_last_3d
+    return not value.is_contiguous(memory_format=last)
 
 
 # ---- From torch's joint graph
@@ -403,9 +512,9 @@ def prepare(module: fx.GraphModule, static_inputs: list[int] | None, num_fwd_out
     outputs = parts._extract_fwd_bwd_outputs(module, num_fwd_outputs=num_fwd_outputs)
     saved = parts.choose_saved_values_set(module.graph, info, memory_budget=1)
     forward, backward, forward_descs, backward_descs = map(list, outputs)
-    return Cut(
-        forward, backward, forward_descs, backward_descs, info, [node for node in saved if not parts.is_sym_node(node)]
-    )
+    saves = [node for node in saved if not parts.is_sym_node(node)]
+    channels_last = prefers_channels_last(module)
+    return Cut(forward, backward, forward_descs, backward_descs, info, saves, channels_last)
 
 
 def _refuse(node: fx.Node, parts: Any) -> None:

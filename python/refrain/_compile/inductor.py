@@ -9,6 +9,7 @@ What is used, and for what:
   returns the graphs of a plan; the first pass
   has inductor not fuse a recomputation with what is far from it in the plan, the second puts kernels into the plan's
   order.
+- The C++ backend's `ready_to_flush`: large kernels are called one by one.
 - `Scheduler` nodes: the fx nodes that a kernel was made of, what it reads and writes, its predecessors.
 - `reset_code` and the code object that Dynamo compiles: a graph whose peak was above its budget is compiled again.
 """
@@ -46,6 +47,9 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("torch._functorch.config", ("cse", "activation_memory_budget")),
     ("torch._inductor.custom_graph_pass", ("CustomPartitionerFn", "CustomSchedulerPass")),
     ("torch._inductor.config", ("custom_partitioner_fn", "_pre_fusion_custom_pass", "_post_fusion_custom_pass")),
+    ("torch._inductor.graph", ("GraphLowering",)),
+    ("torch._inductor.memory", ("compute_size_for_scheduler_buffer",)),
+    ("torch._inductor.lowering", ("fallbacks", "lowerings")),
     ("torch._inductor.choices", ("InductorChoices",)),
     ("torch._inductor.virtualized", ("V",)),
     ("torch._inductor.scheduler", ("Scheduler", "BaseSchedulerNode")),
@@ -60,7 +64,8 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("torch.utils._mode_utils", ("no_dispatch",)),
 )  # fmt: skip
 
-#: Of an fx node: (record, place in the plan, whether it is a recomputation). Copies of nodes keep it.
+#: Of an fx node: (record, place in the plan, whether it is a recomputation). Copies of nodes keep it. The place is -1
+#: where the plan recomputes nothing: that graph is torch's own.
 TAG = "refrain"
 #: Begins the line of a compiled graph's source that names its record.
 MARK = "# refrain.compile_options: "
@@ -96,6 +101,39 @@ def partitioners() -> Any:
 
 def functorch_config() -> Any:
     return importlib.import_module("torch._functorch.config")
+
+
+def prefers_channels_last(module: Any) -> bool:
+    """Whether inductor lays out what convolutions read and make with channels last."""
+    return bool(part("torch._inductor.graph", "GraphLowering").decide_layout_opt(module, is_inference=False))
+
+
+#: Lowered, but to a kernel of torch's own.
+_CALLS = (
+    "mm",
+    "addmm",
+    "bmm",
+    "baddbmm",
+    "convolution",
+    "_scaled_mm",
+    "_int_mm",
+    "sort",
+    "topk",
+    "nonzero",
+    "bucketize",
+)
+
+
+def generates_code(node: Any) -> bool:
+    """Whether inductor generates the code of an operator, rather than call torch's kernel."""
+    importlib.import_module("torch._inductor.compile_fx")  # which registers what there is
+    target = node.target
+    packet = str(getattr(target, "overloadpacket", target)).rsplit(".", 1)[-1]
+    if packet in _CALLS or isinstance(node.meta.get("val"), (tuple, list)):
+        return False
+    return target in part("torch._inductor.lowering", "lowerings") and target not in part(
+        "torch._inductor.lowering", "fallbacks"
+    )
 
 
 # ---- What Dynamo compiles
@@ -223,6 +261,30 @@ def in_plan_order(nodes: list[Any]) -> list[Any]:
     return ordered if len(ordered) == len(nodes) else nodes
 
 
+#: A kernel whose results are at least this part of the largest one is a call of its own.
+_LARGE = 64
+
+
+def call_large_kernels_alone() -> None:
+    """For C++ kernels, which inductor calls several at a time: what all of them make is allocated before the call, and
+    what they read freed after it."""
+    V = part("torch._inductor.virtualized", "V")
+    scheduler = V.graph.scheduler
+    sizes = part("torch._inductor.memory", "compute_size_for_scheduler_buffer")(scheduler.name_to_buf)
+    least = max((size for size, _ in sizes.values()), default=0) // _LARGE
+    devices = {device.type: device for node in scheduler.nodes if (device := node.get_device()) is not None}
+    if "cpu" not in devices:
+        return
+    backend = scheduler.get_backend(devices["cpu"])
+    inner = backend.ready_to_flush
+
+    def ready_to_flush() -> bool:
+        made = sum(sizes.get(buffer.get_name(), (0, 0))[0] for buffer in scheduler.current_node.get_outputs())
+        return made > least or bool(inner())
+
+    backend.ready_to_flush = ready_to_flush
+
+
 _open_choices: list[Any] = []
 
 
@@ -265,6 +327,8 @@ def passes() -> tuple[Any, Any]:
 
             def __call__(self, nodes: list[Any]) -> list[Any]:
                 _close_choices()
+                if any(place >= 0 for node in nodes for _, place, _ in tags_of(node)):
+                    call_large_kernels_alone()
                 return in_plan_order(nodes)
 
         for kind in (BeforeFusion, AfterFusion):  # pickled by name, as part of inductor's configuration

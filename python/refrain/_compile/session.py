@@ -23,7 +23,7 @@ from .planner import GraphPlan, GraphPlanner, planner_version
 from .report import CompileReport, GraphReport, counted
 
 #: Seconds that a graph's plan is searched for.
-PLAN_S = 1.5
+PLAN_S = 3.0
 #: A peak that is over is planned for again so often.
 MOST_REPLANS = 2
 
