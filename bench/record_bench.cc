@@ -4,6 +4,7 @@
 // of the medians: the machine's mood hits both alike. `Time` is that of the variant named; the counters matter:
 //   plain_ns, region_ns   one operator, without and within a region
 //   record_ns             their difference: recording one operator, in forward
+//   record_ns, cap_ns     of a case `cold`: the same between kernels that flush the caches; under a cap with room
 //   destroy_ns            dropping one operator with its part of the graph, without backward, over the plain cost
 #include <benchmark/benchmark.h>
 #include <torch/torch.h>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "refrain/checkpoint.h"
+#include "refrain/memory_cap.h"
 #include "refrain/tape.h"
 
 namespace {
@@ -79,6 +81,51 @@ void recording(benchmark::State& state, const Step& step, bool requires_grad) {
   state.counters["record_ns"] = (median(region) - median(plain)) * kPerOp;
   state.counters["destroy_ns"] = (median(region_destroy) - median(plain_destroy)) * kPerOp;
   state.counters["recorded_ops"] = static_cast<double>(recorded);
+}
+
+/// Takes the caches from the tape, as the kernels of a real step do: writes 4 MiB, twice the second level.
+void flush_caches() {
+  static std::vector<int64_t> bytes(size_t{4} << 17);
+  for (size_t i = 0; i < bytes.size(); i += 8) ++bytes[i];
+  benchmark::ClobberMemory();
+}
+
+/// Time of each operator of a chain with the caches flushed before it.
+std::vector<double> cold_times(const Step& step, const torch::Tensor& input, int64_t ops) {
+  std::vector<double> times;
+  auto x = input + 1;
+  for (int64_t i = 0; i < ops; ++i) {
+    flush_caches();
+    const auto start = Clock::now();
+    x = step(x);
+    times.push_back(seconds_since(start));
+  }
+  return times;
+}
+
+/// Recording as in a step whose kernels have used the caches in between: in a region, and under a cap with room.
+void recording_cold(benchmark::State& state, const Step& step) {
+  constexpr int64_t kColdOps = 200;
+  const auto input = leaf(true);
+  std::vector<double> plain, region, cap;
+  const auto add = [](std::vector<double>& to, std::vector<double> times) {
+    to.insert(to.end(), times.begin(), times.end());
+  };
+  for (auto _ : state) {
+    add(plain, cold_times(step, input, kColdOps));
+    std::vector<double> times;
+    const auto out = refrain::checkpoint([&] {
+      times = cold_times(step, input, kColdOps);
+      return input.neg();
+    });
+    add(region, times);
+    const refrain::MemoryCap room(refrain::Bytes{1} << 40);
+    add(cap, cold_times(step, input, kColdOps));
+    state.SetIterationTime(median(times));
+  }
+  state.counters["plain_ns"] = median(plain) * 1e9;
+  state.counters["record_ns"] = (median(region) - median(plain)) * 1e9;
+  state.counters["cap_ns"] = (median(cap) - median(plain)) * 1e9;
 }
 
 /// Operators outside any region while some slot is pending: the fallback stays on to see writes to leaves.
@@ -240,6 +287,13 @@ void register_all() {
       ->Unit(us);
   for (const auto& s : steps()) {
     const auto step = s.step;
+    if (s.name == "neg" || s.name == "add" || s.name == "mm") {
+      benchmark::RegisterBenchmark(("record/" + s.name + "/cold").c_str(),
+                                   [step](benchmark::State& state) { recording_cold(state, step); })
+          ->UseManualTime()
+          ->Iterations(20)
+          ->Unit(us);
+    }
     if (s.name == "neg" || s.name == "neg_" || s.name == "mm") {
       benchmark::RegisterBenchmark(("watch/" + s.name).c_str(),
                                    [step](benchmark::State& state) { watching(state, step); })
