@@ -9,6 +9,7 @@ warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass  # noqa: E402
 
 import refrain  # noqa: E402
 
@@ -89,11 +90,14 @@ PROGRAMS = {"mlp": mlp, "encoder": encoder, "resnet": resnet, "lstm": lstm}
 
 
 def digest(tensors):
-    """Of all their bytes; of a sparse one, its sorted indices and values."""
+    """Of all their bytes; of a sparse one, its sorted indices and values; of a subclass, the tensors that it holds."""
     found = hashlib.sha256()
     for tensor in tensors:
         if tensor is None:
             found.update(b"none;")
+        elif is_traceable_wrapper_subclass(tensor):
+            held = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+            found.update(digest([inner for inner in held if isinstance(inner, torch.Tensor)]).encode())
         elif tensor.is_sparse:
             sorted_by_index = tensor.coalesce()
             found.update(digest([sorted_by_index.indices(), sorted_by_index.values()]).encode())
@@ -114,22 +118,35 @@ class Trained:
         self.bits, self.base, self.peak, self.handle = bits, base, peak, handle
 
 
-def train(make, wrap=None, scope=None, steps=3):
-    """Warms up with one step, then trains `steps` under `scope(level)`; the bits of losses, parameters, gradients, buffers and the generator are compared."""
+def _seed(number):
+    """Of a step: each rank has its own batches."""
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    return 100 + number + 1000 * rank
+
+
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=1e-2)
+
+
+def train(make, wrap=None, scope=None, steps=3, around=lambda model: model, optimizer=adamw):
+    """Warms up with one step, then trains `steps` under `scope(level)`; the bits of losses, parameters, gradients,
+    buffers and the generator are compared. `around` wraps the model, as for DDP; `wrap` its blocks, after the first
+    step.
+    """
     torch.manual_seed(0)
     program = make()
-    model = program.model
+    model = around(program.model)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    stepped = optimizer([p for p in program.model.parameters() if p.requires_grad])
 
     def step(number):
-        torch.manual_seed(100 + number)
+        torch.manual_seed(_seed(number))
         loss = model(program.batch()).pow(2).mean()
         loss.backward()
         kept = loss.detach().clone()
         del loss
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
+        stepped.step()
+        stepped.zero_grad(set_to_none=False)
         return kept
 
     losses = [step(0)]
@@ -139,7 +156,7 @@ def train(make, wrap=None, scope=None, steps=3):
     with (scope(base) if scope else contextlib.nullcontext()) as handle, refrain.MemoryScope() as memory:
         losses += [step(number) for number in range(1, steps + 1)]
     # under the scope's end all is resident again
-    return Trained(digest([*losses, *state_of(model)]), base, memory.peak, handle)
+    return Trained(digest([*losses, *state_of(program.model)]), base, memory.peak, handle)
 
 
 def unpatch_checkpoint():

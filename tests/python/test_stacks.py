@@ -10,43 +10,25 @@ import refrain
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from support import digest, encoder, mlp, resnet, unpatch_checkpoint
+from support import digest, encoder, mlp, resnet, train, unpatch_checkpoint
 from torch import nn
 
 
-def _trained(make, wrap=None, scope=None, around=lambda model: model, steps=3):
-    """Bits of losses, parameters, gradients and the generator after some steps."""
-    torch.manual_seed(0)
-    program = make()
-    model = around(program.model)
-    if wrap is not None:
-        program.under(wrap)
-    optimizer = torch.optim.SGD(program.model.parameters(), lr=0.05, momentum=0.9)
-    losses = []
-    with scope() if scope else contextlib.nullcontext():
-        for number in range(steps):
-            torch.manual_seed(10 + number + 100 * (dist.get_rank() if dist.is_initialized() else 0))
-            loss = model(program.batch()).pow(2).mean()
-            optimizer.zero_grad(set_to_none=False)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach().clone())
-            del loss
-
-    def local(tensor):
-        return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-    state = [t for p in program.model.parameters() for t in (local(p), local(p.grad))]
-    return digest([*losses, *state, *program.model.buffers(), torch.get_rng_state()])
+def _under_a_cap(level):
+    return refrain.MemoryCap(level + (1 << 20))
 
 
-def _under_a_cap():
-    return refrain.MemoryCap(refrain.memory_stats().current + (1 << 20))
-
-
-def _in_a_budget():
-    """A budget, which plans the second step and follows the plan in the third."""
+def _in_a_budget(_level):
+    """A budget, which plans the step after the first and follows the plan in the next."""
     return refrain.MemoryBudget(0.5)
+
+
+def _momentum(parameters):
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+def _bits(make, **how):
+    return train(make, optimizer=_momentum, **how).bits
 
 
 def _data_parallel(model):
@@ -64,7 +46,7 @@ def _fully_sharded(model):
 def _reduced_late(rank, scope):
     """The other rank comes late; meanwhile what is reduced could be evicted, and is read by a thread of Gloo's."""
     torch.manual_seed(rank)
-    with scope() if scope else contextlib.nullcontext():
+    with scope(refrain.memory_stats().current) if scope else contextlib.nullcontext():
         given = torch.randn(32768).exp().sin()
         if rank == 1:
             time.sleep(0.3)
@@ -86,11 +68,11 @@ def _work(rank, port, folder, name):
             return
         kinds = {"ddp": (encoder, _data_parallel), "ddp_batch_norm": (resnet, _data_parallel), "fsdp": (encoder, _fully_sharded)}
         make, around = kinds[name]
-        found = {"baseline": _trained(make, around=around)}
+        found = {"baseline": _bits(make, around=around)}
         for mode, wrap, scope in (
             ("region", refrain.checkpoint, None), ("cap", None, _under_a_cap), ("budget", None, _in_a_budget), ("region in cap", refrain.checkpoint, _under_a_cap),
         ):  # fmt: skip
-            found[mode] = _trained(make, wrap=wrap, scope=scope, around=around)
+            found[mode] = _bits(make, wrap=wrap, scope=scope, around=around)
         torch.save(found, os.path.join(folder, f"{rank}.pt"))
     finally:
         dist.destroy_process_group()
@@ -173,11 +155,11 @@ class Modes(unittest.TestCase):
     """What torch can have switched on around a step."""
 
     def setUp(self):
-        self.baseline = _trained(encoder)
+        self.baseline = _bits(encoder)
 
     def assert_equal_under(self, scope):
-        self.assertEqual(_trained(encoder, scope=scope), self.baseline)
-        self.assertEqual(_trained(encoder, wrap=refrain.checkpoint, scope=scope), self.baseline)
+        self.assertEqual(_bits(encoder, scope=lambda _level: scope()), self.baseline)
+        self.assertEqual(_bits(encoder, wrap=refrain.checkpoint, scope=lambda _level: scope()), self.baseline)
 
     def test_profiler(self):
         self.assert_equal_under(lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]))
