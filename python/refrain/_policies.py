@@ -121,6 +121,9 @@ class Policy(Owned):
     """A policy of the library. The functions of this module make one; a plain callable serves wherever one is taken."""
 
     _close = "policy_close"
+    #: where the options of a region with this policy are; 0 before the first
+    _options = 0
+    _options_kept: Any = None
 
     def __init__(self, handle: int | None) -> None:
         self._handle = library.made(handle)

@@ -30,10 +30,21 @@ class _Options(ctypes.Structure):
     ]
 
 
-def _options(preserve_rng_state: bool, policy: Policy | None, store: OffloadStore | None) -> ctypes._Pointer | None:  # type: ignore[type-arg]
-    if preserve_rng_state and policy is None and store is None:
-        return None
-    return ctypes.pointer(_Options(int(preserve_rng_state), 0, policy._handle if policy else None, store._handle if store else None))
+def _options(
+    preserve_rng_state: bool, policy: Policy | None, store: OffloadStore | None
+) -> ctypes._Pointer | int | None:  # type: ignore[type-arg]
+    if preserve_rng_state and store is None:
+        return None if policy is None else policy._options or _options_of(policy)
+    return ctypes.pointer(
+        _Options(int(preserve_rng_state), 0, policy._handle if policy else None, store._handle if store else None)
+    )
+
+
+def _options_of(policy: Policy) -> int:
+    """Where the options of a region with this policy alone are, which live as long as it does."""
+    policy._options_kept = _Options(1, 0, policy._handle, None)
+    policy._options = ctypes.addressof(policy._options_kept)
+    return policy._options
 
 
 class region:
@@ -55,7 +66,9 @@ class region:
 
     __slots__ = ("_handle", "_options", "_policy", "_store")
 
-    def __init__(self, *, policy: AnyPolicy | None = None, preserve_rng_state: bool = True, store: OffloadStore | None = None) -> None:
+    def __init__(
+        self, *, policy: AnyPolicy | None = None, preserve_rng_state: bool = True, store: OffloadStore | None = None
+    ) -> None:
         self._policy = None if policy is None else policy_of(policy)
         self._store = store
         self._options = _options(preserve_rng_state, self._policy, store)
@@ -76,7 +89,12 @@ class region:
 
 
 def _checkpoint_with(
-    function: Callable[..., _R], args: tuple[Any, ...], kwargs: dict[str, Any], policy: AnyPolicy | None, preserve_rng_state: bool, store: OffloadStore | None
+    function: Callable[..., _R],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    policy: AnyPolicy | None,
+    preserve_rng_state: bool,
+    store: OffloadStore | None,
 ) -> _R:
     with region(policy=policy, preserve_rng_state=preserve_rng_state, store=store):
         return function(*args, **kwargs)
@@ -118,9 +136,14 @@ def checkpoint(
     """
     if context_fn is not None and policy is None:
         policy = torch_policy(context_fn)
-    if policy is not None or store is not None or not preserve_rng_state:
+    if store is not None or not preserve_rng_state:
         return _checkpoint_with(function, args, kwargs, policy, preserve_rng_state, store)
-    handle = _open(None)
+    if policy is None:
+        handle = _open(None)
+    elif type(policy) is Policy:
+        handle = _open(policy._options or _options_of(policy))
+    else:  # a callable may fail, and be heard of at the end
+        return _checkpoint_with(function, args, kwargs, policy, preserve_rng_state, store)
     if not handle:
         raise_last(library)
     try:
@@ -135,7 +158,13 @@ def checkpoint(
 run_uncompiled(checkpoint, _checkpoint_with)  # type: ignore[arg-type]
 
 
-def checkpoint_sequential(functions: torch.nn.Sequential | Sequence[Callable[..., Any]], segments: int, input: Any, use_reentrant: bool | None = None, **kwargs: Any) -> Any:
+def checkpoint_sequential(
+    functions: torch.nn.Sequential | Sequence[Callable[..., Any]],
+    segments: int,
+    input: Any,
+    use_reentrant: bool | None = None,
+    **kwargs: Any,
+) -> Any:
     """Runs a sequence in `segments` parts, all but the last one under `checkpoint`; as torch.utils.checkpoint.checkpoint_sequential.
 
     Raises:
@@ -143,7 +172,9 @@ def checkpoint_sequential(functions: torch.nn.Sequential | Sequence[Callable[...
     """
     parts = list(functions.children()) if isinstance(functions, torch.nn.Sequential) else list(functions)
     if not 1 <= segments <= len(parts):
-        raise ValueError(f"refrain.checkpoint_sequential: segments is {segments}, expected 1 to {len(parts)}, the number of functions")
+        raise ValueError(
+            f"refrain.checkpoint_sequential: segments is {segments}, expected 1 to {len(parts)}, the number of functions"
+        )
     size = len(parts) // segments
 
     def run(some: Sequence[Callable[..., Any]], value: Any) -> Any:
