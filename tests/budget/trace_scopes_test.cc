@@ -1,9 +1,11 @@
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "budget/step_state.h"
 #include "graph/explain.h"
 #include "models/zoo.h"
 #include "plan/blocks.h"
+#include "refrain/explain_plan.h"
 #include "refrain/memory_budget.h"
 #include "refrain/nn.h"
 #include "refrain/sequential.h"
@@ -32,6 +34,32 @@ Names scopes_of(const refrain::StepTrace& trace, bool backward) {
 }
 
 Names reversed(Names names) { return {names.rbegin(), names.rend()}; }
+
+TEST(PlanExplanation, SaysWhatAPlanDoesInEachModule) {
+  std::vector<Linear> layers;
+  for (int i = 0; i < 6; ++i) layers.emplace_back(32, 32);
+  const auto step = [&] {
+    auto y = torch::randn({256, 32});
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const ModuleScope scope("layer" + std::to_string(i));
+      y = layers[i]->forward(y).tanh();
+    }
+    y.sum().backward();
+  };
+  step();
+  const auto trace = refrain::profile(step);
+  const auto plan = refrain::plan_step(trace, refrain::Budget::fraction(0.2));
+  const auto of_plan = nlohmann::json::parse(refrain::explain(plan, 2).json);
+  EXPECT_EQ(of_plan["kind"], "explain_plan");
+  EXPECT_EQ(of_plan["peak_bytes"], plan.peak());
+  EXPECT_EQ(of_plan["plain_peak_bytes"], trace.peak());
+  EXPECT_EQ(of_plan["holders"].size(), 2);
+  EXPECT_GT(of_plan["recomputed_ops"], 0);
+  EXPECT_NE(refrain::explain(plan).text.find("layer1"), std::string::npos);
+  const auto of_trace = nlohmann::json::parse(refrain::explain(trace).json);
+  EXPECT_EQ(of_trace["peak_bytes"], trace.peak());
+  EXPECT_EQ(of_trace["recomputed_ops"], 0);
+}
 
 TEST(TraceScopes, BackwardHasThoseOfItsForward) {
   Linear first(16, 16), second(16, 16);

@@ -6,9 +6,12 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "memory/testing.h"
 #include "refrain/error.h"
+#include "refrain/refusal.h"
 
 namespace refrain {
 namespace {
@@ -211,6 +214,42 @@ TEST_F(Memory, FailureLeavesTheLimitsAccountRight) {
   memory_testing::fail_nth_allocation(1);
   EXPECT_THROW(bytes(1000), c10::OutOfMemoryError);
   EXPECT_NO_THROW(bytes(1000));
+}
+
+std::string message_of_refused(Bytes n) {
+  try {
+    bytes(n);
+  } catch (const OutOfMemory& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST_F(Memory, RefusalIsFoundByItsText) {
+  const Bytes before = current();
+  const MemoryLimit limit(before + 1000);
+  const std::string text = message_of_refused(2000), other = message_of_refused(3000);
+  const auto found = find_refusal("as another language has it: " + text);
+  ASSERT_TRUE(found);
+  EXPECT_EQ(found->message, text);
+  EXPECT_EQ(found->reason, OutOfMemoryReason::kMemoryLimit);
+  EXPECT_EQ(found->numbers.requested, 2000);
+  EXPECT_EQ(found->numbers.in_use, before);
+  EXPECT_EQ(found->numbers.limit, before + 1000);
+  EXPECT_EQ(found->numbers.min_limit, before + 2000);
+  EXPECT_EQ(find_refusal()->message, other);
+  EXPECT_EQ(find_refusal()->number, found->number + 1);
+  EXPECT_FALSE(find_refusal("out of memory"));
+  std::thread([&] { EXPECT_FALSE(find_refusal(text)); }).join();
+}
+
+TEST_F(Memory, SixteenRefusalsAreKept) {
+  const MemoryLimit limit(current() + 1000);
+  std::vector<std::string> texts;
+  for (Bytes n = 2000; n < 2017; ++n) texts.push_back(message_of_refused(n));
+  EXPECT_FALSE(find_refusal(texts[0]));
+  EXPECT_EQ(find_refusal(texts[1])->numbers.requested, 2001);
+  EXPECT_EQ(find_refusal(texts[16])->numbers.requested, 2016);
 }
 
 TEST_F(Memory, PoisonFillsNewTensors) {
