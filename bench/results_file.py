@@ -27,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench/results"
-VERSIONS = {f"bench/{name}": 1 for name in ("cost", "limits", "peers", "peers_budget", "plan", "python", "resident", "resident_limits")}
+VERSIONS = {f"bench/{name}": 1 for name in ("cost", "limits", "peers", "peers_budget", "peers_compile", "plan", "python", "resident", "resident_limits")}
 ORIGIN = {"date": str, "commit": (str, type(None)), "clean": bool, "machine": dict, "versions": dict, "config": dict}
 ENVELOPE = {"kind": str, "version": int, **ORIGIN, "notes": list, "models": list}
 DIGITS = 9  # significant ones of a number that is not an integer

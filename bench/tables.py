@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bench/peers"))
 import budgets  # noqa: E402
+import compiled as compiled_budgets  # noqa: E402
 import results_file  # noqa: E402
 from results_file import Refused, of  # noqa: E402
 
@@ -189,6 +190,10 @@ def resident_limits(result):
 
 # All of them ---------------------------------------------------------------------------------------------------------
 
+def compiled(result):
+    return compiled_budgets.report(result, markdown=True)
+
+
 def python_rows(result):
     """Milliseconds with the ratio to torch's checkpoint, and peaks, of each mode."""
     rows = []
@@ -209,6 +214,7 @@ TABLES = {  # name: document, file under bench/results, what makes it
     "limits": ("docs/peers.md", "limits", limits),
     "budgets": ("docs/peers.md", "peers_budget", compared_budgets),
     "budget_losses": ("docs/peers.md", "peers_budget", budget_losses),
+    "compile": ("docs/guide/compile.md", "peers_compile", compiled),
     "python": ("docs/guide/python.md", "python", python_rows),
     "resident": ("docs/design/memory.md", "resident", resident),
     "resident_limits": ("docs/design/memory.md", "resident_limits", resident_limits),

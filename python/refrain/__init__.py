@@ -3,6 +3,7 @@
     y = refrain.checkpoint(block, x)                # for torch.utils.checkpoint.checkpoint; the function runs once
     with refrain.MemoryCap("2GiB"): train()         # evicts and recomputes tensors to stay below a limit
     with refrain.MemoryBudget(0.5): train()         # the same, by a plan of the whole step
+    torch.compile(model, options=refrain.compile_options("400MiB"))         # a budget on the peak of compiled steps
     refrain.patch_torch()                           # whatever calls torch.utils.checkpoint replays from now on
 
 Results are those without it, to the bit. Errors are Python's kinds: `torch.OutOfMemoryError` for a refused allocation,
@@ -14,6 +15,9 @@ from ._breakdown import (
     measured_parts,
 )  # fmt: skip
 from ._budget import Budget
+from ._compile import (
+    BudgetWarning, CompileOptions, CompileReport, GraphReport, compile_budget, compile_options,
+)  # fmt: skip
 from ._errors import (
     CheckpointError, FormatError, InternalError, OffloadError, OutOfMemoryNumbers, UnsupportedError,
     out_of_memory_numbers,
@@ -52,21 +56,22 @@ from ._wrappers import apply_activation_checkpointing, remove_activation_checkpo
 __version__: str = _library.version
 
 __all__ = [
-    "ActivationCost", "Breakdown", "BreakdownRow", "Budget", "CapThreadScope", "CheckpointError", "CheckpointPolicy",
-    "FormatError", "InternalError", "LeastLimit", "LimitCost", "MemoryBlock", "MemoryBudget", "MemoryBudgetStats",
-    "MemoryCap", "MemoryCapStats", "MemoryEvent", "MemoryLimit", "MemoryParts", "MemoryPhaseSpan", "MemoryScope",
-    "MemoryStats", "MemoryTimeline", "MemoryTimelineReport", "ModuleScope", "OffloadError", "OffloadScope",
-    "OffloadStats", "OffloadStore", "Op", "OpaqueScope", "OutOfMemoryNumbers", "PhaseScope", "PinScope",
-    "PlanExplanation", "PlanHolder", "PlanScope", "Policy", "ResidentSample", "SavedReport", "SavedTensor",
-    "StepPlan", "StepTrace", "TapeStats", "TensorInfo", "UnsupportedError", "VerifiedTensor", "VerifyReport",
-    "and_then", "apply_activation_checkpointing", "breakdown", "checkpoint", "checkpoint_name",
-    "checkpoint_sequential", "dots_saveable", "estimate_fixed", "everything_saveable", "format_bytes",
-    "install_memory_tracking", "is_checkpointing", "is_recomputing", "least_limit", "measure_activations",
-    "measured_parts", "memory_stats", "nothing_saveable", "offload_compute_intensive", "offload_larger_than",
-    "offload_only_these_names", "offload_ops", "out_of_memory_numbers", "patch_torch", "pin", "plan_step",
-    "print_saved", "profile", "region", "register_side_effect_op", "release_free_memory",
-    "remove_activation_checkpointing", "reset_peak_memory", "reset_tape_counters", "save_any_names_but_these",
-    "save_compute_intensive", "save_every_second_matmul", "save_matmuls", "save_only_these_names", "save_ops",
-    "save_random", "saved_tensors", "saved_text", "self_test", "set_check_inputs", "set_checkpointing_enabled",
-    "set_policy", "tape_stats", "unpatch_torch", "verify_checkpoint",
+    "ActivationCost", "Breakdown", "BreakdownRow", "Budget", "BudgetWarning", "CapThreadScope", "CheckpointError",
+    "CheckpointPolicy", "CompileOptions", "CompileReport", "FormatError", "GraphReport", "InternalError",
+    "LeastLimit", "LimitCost", "MemoryBlock", "MemoryBudget", "MemoryBudgetStats", "MemoryCap", "MemoryCapStats",
+    "MemoryEvent", "MemoryLimit", "MemoryParts", "MemoryPhaseSpan", "MemoryScope", "MemoryStats", "MemoryTimeline",
+    "MemoryTimelineReport", "ModuleScope", "OffloadError", "OffloadScope", "OffloadStats", "OffloadStore", "Op",
+    "OpaqueScope", "OutOfMemoryNumbers", "PhaseScope", "PinScope", "PlanExplanation", "PlanHolder", "PlanScope",
+    "Policy", "ResidentSample", "SavedReport", "SavedTensor", "StepPlan", "StepTrace", "TapeStats", "TensorInfo",
+    "UnsupportedError", "VerifiedTensor", "VerifyReport", "and_then", "apply_activation_checkpointing", "breakdown",
+    "checkpoint", "checkpoint_name", "checkpoint_sequential", "compile_budget", "compile_options", "dots_saveable",
+    "estimate_fixed", "everything_saveable", "format_bytes", "install_memory_tracking", "is_checkpointing",
+    "is_recomputing", "least_limit", "measure_activations", "measured_parts", "memory_stats", "nothing_saveable",
+    "offload_compute_intensive", "offload_larger_than", "offload_only_these_names", "offload_ops",
+    "out_of_memory_numbers", "patch_torch", "pin", "plan_step", "print_saved", "profile", "region",
+    "register_side_effect_op", "release_free_memory", "remove_activation_checkpointing", "reset_peak_memory",
+    "reset_tape_counters", "save_any_names_but_these", "save_compute_intensive", "save_every_second_matmul",
+    "save_matmuls", "save_only_these_names", "save_ops", "save_random", "saved_tensors", "saved_text", "self_test",
+    "set_check_inputs", "set_checkpointing_enabled", "set_policy", "tape_stats", "unpatch_torch",
+    "verify_checkpoint",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ docs/guide/compile.md; how it works: docs/design/compile.md.
 | `api` | what a user calls |
 | `session` | one budget: its graphs, their plans, the steps that were measured |
 | `steps`, `shares` | a step as it runs; what each of several graphs may take |
-| `graph`, `cost` | a joint graph as a trace, with times and workspaces |
+| `cut`, `graph`, `cost` | a joint graph, where torch cuts it; as a trace, with times and workspaces |
 | `planner` | the C++ planner |
 | `emit` | a plan as two graphs |
 | `inductor` | all that is used of torch's private parts |

@@ -10,7 +10,8 @@ from typing import Any, Iterable
 import torch
 from torch import fx
 
-from .graph import JointGraph, JointOp, Key, NotPlanned, is_call
+from .cut import NotPlanned
+from .graph import JointGraph, JointOp, Key, is_call
 from .inductor import NEAR, TAG, part, partitioners
 
 #: Actions of a plan before each operator: (kind, id of a value or an operator).
@@ -268,7 +269,7 @@ def emit(joint: JointGraph, places: Places, record: str) -> Emitted:
     ]
     forward.finish([*cut.forward_outputs, *saved, *symbols], [*cut.forward_descs, *descs], _ended(joint, False), 0)
     forward.graph.eliminate_dead_code()
-    modules = [_module_of(joint, walk.graph, walk is backward) for walk in (forward, backward)]
+    modules = [_module_of(joint, walk.graph, walk is backward, record) for walk in (forward, backward)]
     return Emitted(modules[0], modules[1], saved, recomputed)
 
 
@@ -284,11 +285,15 @@ def _order_inputs(walk: _Walk, order: list[fx.Node]) -> None:
         anchor = walk.inputs[node]
 
 
-def _module_of(joint: JointGraph, graph: fx.Graph, is_backward: bool) -> Any:
+def _module_of(joint: JointGraph, graph: fx.Graph, is_backward: bool, record: str) -> Any:
     if is_backward:
         for node in graph.nodes:
             if node.op in ("call_function", "get_attr"):
                 node.meta["autograd_backward"] = True
+    for node in graph.nodes:
+        if is_call(node):  # names are in the key of inductor's cache, and so is the record that way
+            node.name = f"{TAG}_{record.replace('-', '_')}_{node.name}"
+            break
     graph.lint()
     parts = partitioners()
     module = parts.raise_getitems(part("torch.fx._lazy_graph_module", "_make_graph_module")(joint.module, graph))

@@ -338,18 +338,34 @@ def passes() -> tuple[Any, Any]:
     return _passes[0], _passes[1]
 
 
+def restored(key: str) -> str:
+    """What a partitioner is when it is read back: inductor pickles it as part of a key and never reads it."""
+    return key
+
+
+_partitioners: list[Any] = []
+
+
 def partitioner_of(call: Callable[..., Any], key: Callable[[], str]) -> Any:
     """For `custom_partitioner_fn`: `call` cuts a joint graph, `key` is its part of the key of torch's caches."""
-    base = part("torch._inductor.custom_graph_pass", "CustomPartitionerFn")
+    if not _partitioners:
+        base = part("torch._inductor.custom_graph_pass", "CustomPartitionerFn")
 
-    class RefrainPartitioner(base):  # type: ignore[misc, valid-type]
-        def uuid(self) -> str:
-            return key()
+        class RefrainPartitioner(base):  # type: ignore[misc, valid-type]
+            def __init__(self, call: Callable[..., Any], key: Callable[[], str]) -> None:
+                self._call, self._key = call, key
 
-        def __call__(self, gm: Any, joint_inputs: Any, **options: Any) -> Any:
-            return call(gm, joint_inputs, **options)
+            def uuid(self) -> str:
+                return self._key()
 
-    return RefrainPartitioner()
+            def __reduce__(self) -> Any:
+                return restored, (self._key(),)
+
+            def __call__(self, gm: Any, joint_inputs: Any, **options: Any) -> Any:
+                return self._call(gm, joint_inputs, **options)
+
+        _partitioners.append(RefrainPartitioner)
+    return _partitioners[0](call, key)
 
 
 def record_in(compiled: Any) -> str | None:

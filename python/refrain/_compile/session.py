@@ -16,14 +16,14 @@ from typing import Any
 from .._budget import Budget
 from .._library import library
 from .._memory import format_bytes
-from . import emit, graph, inductor, shares, steps
+from . import cut, emit, graph, inductor, shares, steps
 from .api import BudgetWarning
 from .cost import cache_folder, costs
 from .planner import GraphPlan, GraphPlanner, planner_version
 from .report import CompileReport, GraphReport, counted
 
 #: Seconds that a graph's plan is searched for.
-PLAN_S = 3.0
+PLAN_S = 1.0
 #: A peak that is over is planned for again so often.
 MOST_REPLANS = 2
 
@@ -140,12 +140,11 @@ class Session:
         self._compiled += 1
         start, measured = time.perf_counter(), costs().measuring_s
         try:
-            cut = graph.prepare(gm, static_lifetime_input_indices, num_fwd_outputs)
-            joint = graph.JointGraph(gm, cut)
+            joint = graph.JointGraph(gm, cut.prepare(gm, static_lifetime_input_indices, num_fwd_outputs))
             forward, backward = self._planned(joint, key, report)
         except Exception as error:
-            why = str(error) if isinstance(error, graph.NotPlanned) else f"{type(error).__name__}: {error}"
-            report.fallback = f"there is {why}" if isinstance(error, graph.NotPlanned) else f"planning failed: {why}"
+            why = str(error) if isinstance(error, cut.NotPlanned) else f"{type(error).__name__}: {error}"
+            report.fallback = f"there is {why}" if isinstance(error, cut.NotPlanned) else f"planning failed: {why}"
             self.report.graphs.append(report)
             warnings.warn(
                 f"refrain.compile_options: torch's partitioner cuts {report.name}, as {report.fallback}. The budget "
@@ -223,24 +222,16 @@ class Session:
                 return
         target = report.target or 0
         over = measured.peak - target
-        if over <= 0 and (measured.is_single or report.replans > 0 or measured.peak >= plain):
+        if over <= 0:
             report.is_settled = True
             return
+        sizes = f"the measured peak is {format_bytes(measured.peak)}, the budget {format_bytes(target)}"
         if report.replans >= MOST_REPLANS:
-            self._give_up(
-                f"after {report.replans} further plans the measured peak is {format_bytes(measured.peak)}, the budget "
-                f"{format_bytes(target)}"
-            )
+            self._give_up(f"after {report.replans} further plans {sizes}")
             return
         asks = measured.asks(target)
-        if asks == {record.fingerprint: record.report.asked for record in measured.records}:
-            if over <= 0:
-                report.is_settled = True
-            else:
-                self._give_up(
-                    f"the measured peak is {format_bytes(measured.peak)}, the budget {format_bytes(target)}; the "
-                    f"lowest peak of a plan is {format_bytes(least)}"
-                )
+        if not any(asks[record.fingerprint] < (record.report.asked or 0) for record in measured.records):
+            self._give_up(f"{sizes}; the lowest peak of a plan is {format_bytes(least)}")
             return
         self._asks.update(asks)
         report.replans += 1

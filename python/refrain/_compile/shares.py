@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Plans on each graph's curve that are tried.
 POINTS = 24
+#: Budgets of one graph that are closer to each other are the same.
+_STEP = 1024
 
 
 @dataclass(frozen=True)
@@ -112,31 +114,33 @@ class Measured:
 
     def predicted_peak(self) -> int:
         """By the plans that ran."""
-        if self.is_single:
-            return self.records[0].plan.peak_bytes
         now = self._now()
         return max(self._peaks(now, now), default=0)
 
     def range(self) -> tuple[int, int]:
         """Predicted peaks of the step with all graphs at their lowest, and without recomputation."""
-        if self.is_single:
-            return self.records[0].planner().range()
         now = self._now()
         ends = [{record.id: self._curve(record)[k] for record in self.records} for k in (0, -1)]
         least, plain = (max(self._peaks(end, now), default=0) for end in ends)
         return min(least, plain), plain
 
     def asks(self, target: int) -> dict[str, int]:
-        """Bytes to plan each graph for, by fingerprint, so that a step whose peak is over fits."""
-        if self.is_single:
-            record = self.records[0]
-            ask = (
-                record.plan.peak_bytes
-                if record.plan.peak_bytes < (record.report.asked or 0)
-                else (record.report.asked or 0)
-            )
-            return {record.fingerprint: max(0, ask - max(0, self.peak - target))}
-        return self._shared(target - max(0, self.peak - self.predicted_peak()))
+        """Bytes to plan each graph for, by fingerprint, so that the step fits. What was measured above the prediction
+        is
+        taken off the target."""
+        allowed = target - max(0, self.peak - self.predicted_peak())
+        return self._alone(allowed) if self.is_single else self._shared(allowed)
+
+    def _alone(self, target: int) -> dict[str, int]:
+        """Of one graph: the largest budget whose plan fits."""
+        record, now = self.records[0], self._now()
+        least, most = record.planner().range()
+        while most - least > _STEP:
+            ask = (least + most) // 2
+            choice = choice_of(record.trace, record.forward_ops, record.planner().plan(ask))
+            fits = max(self._peaks({record.id: choice}, now)) <= target
+            least, most = (ask, most) if fits else (least, ask)
+        return {record.fingerprint: least}
 
     def _shared(self, target: int) -> dict[str, int]:
         now = self._now()
