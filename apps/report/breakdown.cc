@@ -13,7 +13,7 @@ namespace {
 /// Bytes by kind, of which breakdown documents name five; -1 where a document leaves one out.
 using Parts = std::vector<int64_t>;
 
-struct Row {
+struct BreakdownRow {
   int64_t batch = 0;
   Parts estimated, measured;
 };
@@ -28,12 +28,13 @@ Parts read_parts(const Field& field, bool has_temporaries) {
   return parts;
 }
 
-std::vector<Row> read_rows(const Field& list) {
-  std::vector<Row> rows;
+std::vector<BreakdownRow> read_rows(const Field& list) {
+  std::vector<BreakdownRow> rows;
   for (const Field& item : list.items()) {
     rows.push_back({item["batch"].count(), read_parts(item["estimated"], false), read_parts(item["measured"], true)});
   }
-  std::stable_sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) { return a.batch < b.batch; });
+  std::stable_sort(rows.begin(), rows.end(),
+                   [](const BreakdownRow& a, const BreakdownRow& b) { return a.batch < b.batch; });
   return rows;
 }
 
@@ -53,17 +54,18 @@ std::vector<BarPart> bar_parts(const Parts& parts, const ByteUnit& unit) {
   return list;
 }
 
-std::string key(const std::vector<Row>& rows) {
+std::string key(const std::vector<BreakdownRow>& rows) {
   std::string out = "<ul class=\"key\">";
   for (size_t kind = 0; kind < kinds().size(); ++kind) {
-    const bool is_there = std::any_of(
-        rows.begin(), rows.end(), [&](const Row& row) { return row.measured[kind] > 0 || row.estimated[kind] > 0; });
+    const bool is_there = std::any_of(rows.begin(), rows.end(), [&](const BreakdownRow& row) {
+      return row.measured[kind] > 0 || row.estimated[kind] > 0;
+    });
     if (is_there) out += "<li>" + kind_label(kind) + "</li>";
   }
   return out + "</ul>\n";
 }
 
-std::string table(const std::vector<Row>& rows, const ByteUnit& unit) {
+std::string table(const std::vector<BreakdownRow>& rows, const ByteUnit& unit) {
   std::vector<size_t> columns;
   std::vector<std::string> header{"batch"};
   for (size_t kind = 0; kind < kinds().size(); ++kind) {
@@ -103,8 +105,8 @@ std::string breakdown_section(const Field& document, const Place& place) {
       "In no measured batch do activations exceed the fixed cost of parameters, gradients and optimizer state.";
   if (crossover) {
     const double at = crossover->number();
-    const auto after =
-        std::find_if(rows.begin(), rows.end(), [&](const Row& row) { return static_cast<double>(row.batch) >= at; });
+    const auto after = std::find_if(rows.begin(), rows.end(),
+                                    [&](const BreakdownRow& row) { return static_cast<double>(row.batch) >= at; });
     chart.divider_before = static_cast<size_t>(after - rows.begin());
     chart.divider_markup = "activations exceed the fixed cost from batch " + plain(at).svg();
     finding =

@@ -11,13 +11,13 @@
 namespace refrain::report {
 namespace {
 
-struct Row {
+struct DepthRow {
   int64_t depth = 0;
   std::vector<Strategy> strategies;
 };
 
 /// A line for each strategy, in the order of first mention; the first is the baseline.
-std::vector<Line> lines(const std::vector<Row>& rows, const auto& value, const auto& tooltip) {
+std::vector<Line> lines(const std::vector<DepthRow>& rows, const auto& value, const auto& tooltip) {
   std::vector<Line> list;
   for (const auto& row : rows) {
     for (const auto& strategy : row.strategies) {
@@ -39,14 +39,14 @@ std::vector<Line> lines(const std::vector<Row>& rows, const auto& value, const a
   return list;
 }
 
-Axis depth_axis(const std::vector<Row>& rows) {
+Axis depth_axis(const std::vector<DepthRow>& rows) {
   std::vector<double> depths;
   for (const auto& row : rows) depths.push_back(static_cast<double>(row.depth));
   return Axis::at_values(std::move(depths), "depth, layers");
 }
 
 /// With the unit of the largest, for a chart of its own.
-LineChart bytes_chart(const std::vector<Row>& rows, const char* name, int64_t Strategy::*bytes) {
+LineChart bytes_chart(const std::vector<DepthRow>& rows, const char* name, int64_t Strategy::*bytes) {
   int64_t largest = 0;
   for (const auto& row : rows) {
     for (const auto& strategy : row.strategies) largest = std::max(largest, strategy.*bytes);
@@ -62,7 +62,7 @@ LineChart bytes_chart(const std::vector<Row>& rows, const char* name, int64_t St
           .height = 220};
 }
 
-std::vector<LineChart> charts(const std::vector<Row>& rows) {
+std::vector<LineChart> charts(const std::vector<DepthRow>& rows) {
   double slowest = 0;
   for (const auto& row : rows) {
     for (const auto& strategy : row.strategies) slowest = std::max(slowest, strategy.step_ms);
@@ -80,7 +80,7 @@ std::vector<LineChart> charts(const std::vector<Row>& rows) {
 }
 
 /// Of the level after forward, not of the peak: gradients, the same under every strategy, may be most of that.
-std::string finding(const Row& deepest) {
+std::string finding(const DepthRow& deepest) {
   const auto& plain = deepest.strategies.front();
   const auto& best = *std::min_element(
       deepest.strategies.begin(), deepest.strategies.end(),
@@ -99,12 +99,12 @@ std::string finding(const Row& deepest) {
 }  // namespace
 
 std::string depths_section(const Field& document, const Place& place) {
-  std::vector<Row> rows;
+  std::vector<DepthRow> rows;
   for (const Field& item : document["rows"].items()) {
     rows.push_back({item["depth"].count(), read_strategies(item["strategies"])});
   }
-  std::stable_sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) { return a.depth < b.depth; });
-  std::erase_if(rows, [](const Row& row) { return row.strategies.empty(); });
+  std::stable_sort(rows.begin(), rows.end(), [](const DepthRow& a, const DepthRow& b) { return a.depth < b.depth; });
+  std::erase_if(rows, [](const DepthRow& row) { return row.strategies.empty(); });
   if (rows.empty()) return "<p class=\"finding\">No depths were measured.</p>\n";
 
   std::string out = finding(rows.back());

@@ -13,7 +13,7 @@ struct Colour {
 };
 
 // blues stay, orange is kept for backward, yellow is recomputed, greens are temporary
-const std::vector<Colour> kColours{
+const std::vector<Colour> kKindColours{
     {"#29527a", "#4b7fb3"}, {"#5a86b0", "#7ba6d0"}, {"#8fb4d3", "#a9c9e4"}, {"#73808c", "#6c7883"},
     {"#a7b1ba", "#99a4ae"}, {"#cf5b2a", "#dd6a38"}, {"#e9b13f", "#e3b04b"}, {"#4f8a5b", "#58996a"},
     {"#9bbf8f", "#93bb8a"}, {"#8d8d88", "#85857f"},
@@ -53,7 +53,7 @@ std::string kind_ids() {
 std::string kind_colours(bool is_dark) {
   std::string css;
   for (size_t i = 0; i < kinds().size(); ++i) {
-    css += fmt::format("--k-{}:{};", kinds()[i].id, is_dark ? kColours[i].dark : kColours[i].light);
+    css += fmt::format("--k-{}:{};", kinds()[i].id, is_dark ? kKindColours[i].dark : kKindColours[i].light);
   }
   return css;
 }

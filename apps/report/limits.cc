@@ -20,7 +20,7 @@ struct Kept {
   bool is_bit_equal = false;
 };
 
-struct Row {
+struct LimitRow {
   int64_t percent = 0;
   std::string heuristic;
   int64_t limit_bytes = 0;
@@ -43,7 +43,7 @@ struct Limits {
   int64_t plain_peak_bytes = 0;
   double plain_ms = 0;
   std::optional<double> plain_spread_ms;
-  std::vector<Row> rows;  ///< from the loosest limit
+  std::vector<LimitRow> rows;  ///< from the loosest limit
   std::vector<std::string> heuristics;
   std::vector<Published> published;
 
@@ -62,12 +62,12 @@ Kept read_kept(const Field& item) {
           .is_bit_equal = item["bit_equal"].truth()};
 }
 
-Row read_row(const Field& item) {
-  Row row{.percent = item["percent"].count(),
-          .heuristic = item["heuristic"].text(),
-          .limit_bytes = item["limit_bytes"].bytes(),
-          .kept = {},
-          .missing_bytes = {}};
+LimitRow read_limit_row(const Field& item) {
+  LimitRow row{.percent = item["percent"].count(),
+               .heuristic = item["heuristic"].text(),
+               .limit_bytes = item["limit_bytes"].bytes(),
+               .kept = {},
+               .missing_bytes = {}};
   if (item["fits"].truth()) row.kept = read_kept(item);
   if (const auto missing = item.find("missing_bytes")) row.missing_bytes = missing->bytes();
   if (const auto refused = item.find("refused")) row.is_too_slow = refused->text() == "time";
@@ -96,12 +96,13 @@ Limits read(const Field& document) {
   all.plain_ms = plain["step_ms_median"].duration();
   all.plain_spread_ms = read_spread(plain);
   for (const Field& item : document["rows"].items()) {
-    all.rows.push_back(read_row(item));
+    all.rows.push_back(read_limit_row(item));
     const auto& name = all.rows.back().heuristic;
     if (std::find(all.heuristics.begin(), all.heuristics.end(), name) == all.heuristics.end())
       all.heuristics.push_back(name);
   }
-  std::stable_sort(all.rows.begin(), all.rows.end(), [](const Row& a, const Row& b) { return a.percent > b.percent; });
+  std::stable_sort(all.rows.begin(), all.rows.end(),
+                   [](const LimitRow& a, const LimitRow& b) { return a.percent > b.percent; });
   if (const auto published = document.find("published")) {
     for (const Field& item : published->items()) all.published.push_back(read_published(item));
   }
@@ -188,7 +189,7 @@ void draw(Svg& svg, const Limits& all) {
   draw_line_charts(svg, {time, again});
 }
 
-std::string refusal(const Row& row, const ByteUnit& unit) {
+std::string refusal(const LimitRow& row, const ByteUnit& unit) {
   const std::string why = row.is_too_slow     ? "max-overhead exceeded"
                           : row.missing_bytes ? with_unit(*row.missing_bytes, unit) + " missing"
                                               : "";
@@ -252,7 +253,7 @@ std::string published_table(const Limits& all) {
 }
 
 std::string finding(const Limits& all, const ByteUnit& unit) {
-  const Row* lowest = nullptr;
+  const LimitRow* lowest = nullptr;
   for (const auto& row : all.rows) {
     if (row.kept && row.heuristic == all.heuristics.front()) lowest = &row;
   }
@@ -262,7 +263,7 @@ std::string finding(const Limits& all, const ByteUnit& unit) {
                                  with_unit(lowest->limit_bytes, unit), percents(lowest->percent).html());
   text += lowest->kept->is_bit_equal ? " bits and " : " with other bits, and ";
   text += fmt::format("takes {} more time.", percent_of_one(lowest->kept->overhead).html());
-  const auto refused = std::find_if(all.rows.begin(), all.rows.end(), [&](const Row& row) {
+  const auto refused = std::find_if(all.rows.begin(), all.rows.end(), [&](const LimitRow& row) {
     return !row.kept && row.heuristic == lowest->heuristic && row.percent < lowest->percent;
   });
   if (refused != all.rows.end()) text += fmt::format(" {} does not fit.", percents(refused->percent).html());
@@ -273,11 +274,11 @@ std::string warnings(const Limits& all) {
   std::string out;
   const auto any = [&](const auto& is) {
     return std::any_of(all.rows.begin(), all.rows.end(),
-                       [&](const Row& row) { return row.kept && is(row, *row.kept); });
+                       [&](const LimitRow& row) { return row.kept && is(row, *row.kept); });
   };
-  if (any([](const Row&, const Kept& kept) { return !kept.is_bit_equal; }))
+  if (any([](const LimitRow&, const Kept& kept) { return !kept.is_bit_equal; }))
     out += "<p class=\"warning\">Not all steps are bit-equal to the baseline: see the last column.</p>\n";
-  if (any([](const Row& row, const Kept& kept) { return kept.peak_bytes > row.limit_bytes; }))
+  if (any([](const LimitRow& row, const Kept& kept) { return kept.peak_bytes > row.limit_bytes; }))
     out += "<p class=\"warning\">Not all limits were kept: see the peaks.</p>\n";
   return out;
 }
@@ -290,7 +291,7 @@ std::string limits_section(const Field& document, const Place& place) {
   int64_t largest = all.plain_peak_bytes;
   for (const auto& row : all.rows) largest = std::max({largest, row.limit_bytes, row.kept ? row.kept->peak_bytes : 0});
   const ByteUnit unit = unit_for(largest);
-  const bool any_refused = std::any_of(all.rows.begin(), all.rows.end(), [](const Row& row) { return !row.kept; });
+  const bool any_refused = std::any_of(all.rows.begin(), all.rows.end(), [](const LimitRow& row) { return !row.kept; });
   std::string note = "Bytes are over the level before the step. ";
   if (any_refused) note += "Crosses: limits that do not fit, where a step throws <code>OutOfMemory</code>. ";
   if (!all.published.empty()) note += "Open mark: published for a model of this family.";

@@ -10,7 +10,7 @@
 namespace refrain::report {
 namespace {
 
-constexpr size_t kColours = 6;
+constexpr size_t kLineColours = 6;
 
 /// A label that wants to stand beside something at `wanted`.
 struct EndLabel {
@@ -57,7 +57,7 @@ void draw_refused(Svg& svg, const LineChart& chart, const Scale& x, double right
   double at = bottom - kLine * static_cast<double>(rows_of_refused(chart) - 1);
   for (const auto& line : chart.lines) {
     if (line.refused.empty()) continue;
-    const std::string css = fmt::format("s{}", line.colour % kColours);
+    const std::string css = fmt::format("s{}", line.colour % kLineColours);
     for (const auto& place : line.refused) svg.cross(x(place.x), at, 4, "line " + css, place.tooltip);
     svg.text(right, at + 4, Anchor::kStart, "label " + css, escape(fit(line.refused_name, width, kFontSize)));
     at += kLine;
@@ -97,15 +97,15 @@ double draw_line_chart(Svg& svg, const LineChart& chart, double column, double t
     std::vector<std::pair<double, double>> points;
     for (const auto& [px, py] : line.points) points.emplace_back(x(px), y(py));
     if (points.empty()) continue;
-    const std::string css = fmt::format("s{} {}", line.colour % kColours, line.css);
+    const std::string css = fmt::format("s{} {}", line.colour % kLineColours, line.css);
     svg.path(polyline(points), "line " + css);
     for (size_t i = 0; i < points.size(); ++i) {
       svg.marker(line.shape, points[i].first, points[i].second, 3.6, "dot " + css,
                  i < line.tooltips.size() ? line.tooltips[i] : "");
     }
     if (line.is_labelled) {
-      labels.push_back(
-          {line.name, points.back().second, points.back().first, fmt::format("strong s{}", line.colour % kColours)});
+      labels.push_back({line.name, points.back().second, points.back().first,
+                        fmt::format("strong s{}", line.colour % kLineColours)});
     }
   }
   draw_labels(svg, labels, right + 10, column + 4, plot_top, bottom);

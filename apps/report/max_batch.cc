@@ -15,7 +15,7 @@ struct Trial {
   std::optional<int64_t> peak_bytes;
 };
 
-struct Row {
+struct BatchRow {
   std::string strategy;
   int64_t max_batch = 0, peak_bytes = 0;
   std::optional<int64_t> next_peak_bytes;
@@ -23,13 +23,13 @@ struct Row {
   std::vector<Trial> trials;
 };
 
-Row read_row(const Field& item) {
-  Row row{.strategy = item["strategy"].text(),
-          .max_batch = item["max_batch"].count(),
-          .peak_bytes = item["peak_bytes"].bytes(),
-          .next_peak_bytes = {},
-          .factor = {},
-          .trials = {}};
+BatchRow read_batch_row(const Field& item) {
+  BatchRow row{.strategy = item["strategy"].text(),
+               .max_batch = item["max_batch"].count(),
+               .peak_bytes = item["peak_bytes"].bytes(),
+               .next_peak_bytes = {},
+               .factor = {},
+               .trials = {}};
   if (const auto next = item.find("next_peak_bytes")) row.next_peak_bytes = next->bytes();
   if (const auto factor = item.find("factor")) row.factor = factor->duration();
   for (const Field& trial : item["trials"].items()) {
@@ -39,7 +39,7 @@ Row read_row(const Field& item) {
   return row;
 }
 
-std::string table(const std::vector<Row>& rows, const ByteUnit& unit) {
+std::string table(const std::vector<BatchRow>& rows, const ByteUnit& unit) {
   HtmlTable table("Largest batch within the limit",
                   {"strategy", "largest batch", "factor", fmt::format("peak, {}", unit.name),
                    fmt::format("peak of one more, {}", unit.name)});
@@ -52,7 +52,7 @@ std::string table(const std::vector<Row>& rows, const ByteUnit& unit) {
   return table.str();
 }
 
-std::string trial_tables(const std::vector<Row>& rows, const ByteUnit& unit) {
+std::string trial_tables(const std::vector<BatchRow>& rows, const ByteUnit& unit) {
   std::string out;
   for (const auto& row : rows) {
     HtmlTable table("Trials, in order: " + row.strategy, {"batch", "fits", fmt::format("peak, {}", unit.name)});
@@ -68,19 +68,19 @@ std::string trial_tables(const std::vector<Row>& rows, const ByteUnit& unit) {
 }  // namespace
 
 std::string max_batch_section(const Field& document, const Place& place) {
-  std::vector<Row> rows;
+  std::vector<BatchRow> rows;
   const int64_t limit = document["limit_bytes"].bytes();
   int64_t largest = limit;
   for (const Field& item : document["rows"].items()) {
-    rows.push_back(read_row(item));
+    rows.push_back(read_batch_row(item));
     largest = std::max({largest, rows.back().peak_bytes, rows.back().next_peak_bytes.value_or(0)});
   }
   const ByteUnit unit = unit_for(largest);
   if (rows.empty())
     return fmt::format("<p class=\"finding\">No strategies were tried within {}.</p>\n", with_unit(limit, unit));
   const auto& plain = rows.front();
-  const auto& best =
-      *std::max_element(rows.begin(), rows.end(), [](const Row& a, const Row& b) { return a.max_batch < b.max_batch; });
+  const auto& best = *std::max_element(rows.begin(), rows.end(),
+                                       [](const BatchRow& a, const BatchRow& b) { return a.max_batch < b.max_batch; });
   std::string finding = fmt::format("Within {}, {} ", with_unit(limit, unit), tagged("b", plain.strategy));
   finding += plain.max_batch == 0 ? "trains no batch" : "trains batches of " + count(plain.max_batch).html();
   if (&best != &plain) {

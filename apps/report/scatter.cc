@@ -23,14 +23,14 @@ struct Box {
   double outside(const Box& frame) const { return (right - left) * (bottom - top) - overlap(frame); }
 };
 
-struct Place {
+struct LabelPlace {
   Box box;
   bool is_far = false;
 };
 
 /// Where the label of a point at (x, y) may go, best first.
-std::vector<Place> places(double x, double y, double width) {
-  std::vector<Place> list;
+std::vector<LabelPlace> places(double x, double y, double width) {
+  std::vector<LabelPlace> list;
   const auto add = [&](double left, double middle, bool is_far) {
     list.push_back({{left, middle - 8, left + width, middle + 7}, is_far});
   };
@@ -51,10 +51,10 @@ class Labels {
  public:
   Labels(Box frame, std::vector<Box> taken) : frame_(frame), taken_(std::move(taken)) {}
 
-  Place place(double x, double y, double width) {
-    Place best;
+  LabelPlace place(double x, double y, double width) {
+    LabelPlace best;
     double least = std::numeric_limits<double>::infinity();
-    for (const Place& place : places(x, y, width)) {
+    for (const LabelPlace& place : places(x, y, width)) {
       double cost = 20 * place.box.outside(frame_);
       for (const Box& box : taken_) cost += place.box.overlap(box);
       if (cost < least) {
@@ -122,7 +122,7 @@ void draw_scatter(Svg& svg, const std::vector<ScatterPoint>& points, const Axis&
     const double px = x(points[i].time), py = y(points[i].memory);
     const std::string name = fit(points[i].name, svg.is_narrow() ? 130 : 220, kFontSize);
     const double width = text_width(name, kFontSize);
-    const Place place = labels.place(px, py, width);
+    const LabelPlace place = labels.place(px, py, width);
     const double middle = (place.box.top + place.box.bottom) / 2;
     if (place.is_far) {
       const double end = std::clamp(px, place.box.left, place.box.right);

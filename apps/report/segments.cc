@@ -10,47 +10,47 @@
 namespace refrain::report {
 namespace {
 
-struct Row {
+struct SegmentRow {
   int64_t segments = 0, after_forward_bytes = 0, peak_bytes = 0;
   double step_ms = 0;
   std::optional<double> spread_ms;
   std::optional<int64_t> predicted_peak_bytes;
 };
 
-Row read_row(const Field& field) {
-  Row row{.segments = 0,
-          .after_forward_bytes = field["after_forward_bytes"].bytes(),
-          .peak_bytes = field["peak_bytes"].bytes(),
-          .step_ms = field["step_ms_median"].duration(),
-          .spread_ms = read_spread(field),
-          .predicted_peak_bytes = {}};
+SegmentRow read_segment_row(const Field& field) {
+  SegmentRow row{.segments = 0,
+                 .after_forward_bytes = field["after_forward_bytes"].bytes(),
+                 .peak_bytes = field["peak_bytes"].bytes(),
+                 .step_ms = field["step_ms_median"].duration(),
+                 .spread_ms = read_spread(field),
+                 .predicted_peak_bytes = {}};
   if (const auto segments = field.find("segments")) row.segments = segments->count();
   if (const auto predicted = field.find("predicted_peak_bytes")) row.predicted_peak_bytes = predicted->bytes();
   return row;
 }
 
 struct Segments {
-  std::vector<Row> rows;
-  std::optional<Row> plain, per_layer;
+  std::vector<SegmentRow> rows;
+  std::optional<SegmentRow> plain, per_layer;
   double sqrt_segments = 0;
 };
 
-Segments read(const Field& document) {
+Segments read_segments(const Field& document) {
   Segments all;
   for (const Field& item : document["rows"].items()) {
     item["segments"].count();
-    all.rows.push_back(read_row(item));
+    all.rows.push_back(read_segment_row(item));
   }
   std::stable_sort(all.rows.begin(), all.rows.end(),
-                   [](const Row& a, const Row& b) { return a.segments < b.segments; });
-  if (const auto plain = document.find("plain")) all.plain = read_row(*plain);
-  if (const auto per_layer = document.find("per_layer")) all.per_layer = read_row(*per_layer);
+                   [](const SegmentRow& a, const SegmentRow& b) { return a.segments < b.segments; });
+  if (const auto plain = document.find("plain")) all.plain = read_segment_row(*plain);
+  if (const auto per_layer = document.find("per_layer")) all.per_layer = read_segment_row(*per_layer);
   all.sqrt_segments = document["sqrt_segments"].duration();
   return all;
 }
 
-std::vector<Row> with_references(const Segments& all) {
-  std::vector<Row> rows = all.rows;
+std::vector<SegmentRow> with_references(const Segments& all) {
+  std::vector<SegmentRow> rows = all.rows;
   for (const auto& row : {all.plain, all.per_layer}) {
     if (row) rows.push_back(*row);
   }
@@ -84,17 +84,17 @@ void draw(Svg& svg, const Segments& all, const ByteUnit& unit) {
                    .height = 300};
   const auto bytes_line = [&](const char* name, size_t colour, const char* css, const auto& bytes) {
     return line(
-        all, name, colour, css, [&](const Row& row) { return unit.of(bytes(row)); },
-        [&](const Row& row) { return grouped(bytes(row)) + " bytes"; });
+        all, name, colour, css, [&](const SegmentRow& row) { return unit.of(bytes(row)); },
+        [&](const SegmentRow& row) { return grouped(bytes(row)) + " bytes"; });
   };
-  memory.lines.push_back(bytes_line("peak", 0, "", [](const Row& row) { return row.peak_bytes; }));
+  memory.lines.push_back(bytes_line("peak", 0, "", [](const SegmentRow& row) { return row.peak_bytes; }));
   memory.lines.push_back(
-      bytes_line("after forward", 1, "thin", [](const Row& row) { return row.after_forward_bytes; }));
+      bytes_line("after forward", 1, "thin", [](const SegmentRow& row) { return row.after_forward_bytes; }));
   const bool is_predicted = std::all_of(all.rows.begin(), all.rows.end(),
-                                        [](const Row& row) { return row.predicted_peak_bytes.has_value(); });
+                                        [](const SegmentRow& row) { return row.predicted_peak_bytes.has_value(); });
   if (is_predicted) {
     memory.lines.push_back(
-        bytes_line("predicted peak", 2, "dots", [](const Row& row) { return *row.predicted_peak_bytes; }));
+        bytes_line("predicted peak", 2, "dots", [](const SegmentRow& row) { return *row.predicted_peak_bytes; }));
     memory.lines.back().is_labelled = false;
   }
   LineChart time{.x = memory.x,
@@ -104,9 +104,9 @@ void draw(Svg& svg, const Segments& all, const ByteUnit& unit) {
                  .marks = {},
                  .height = 150};
   time.lines.push_back(line(
-      all, "step", 0, "", [](const Row& row) { return row.step_ms; },
-      [](const Row& row) { return exact(row.step_ms) + " ms"; }));
-  const auto refer = [&](const char* name, const std::optional<Row>& row) {
+      all, "step", 0, "", [](const SegmentRow& row) { return row.step_ms; },
+      [](const SegmentRow& row) { return exact(row.step_ms) + " ms"; }));
+  const auto refer = [&](const char* name, const std::optional<SegmentRow>& row) {
     if (!row) return;
     memory.references.push_back({std::string(name), unit.of(row->peak_bytes)});
     time.references.push_back({std::string(name), row->step_ms});
@@ -123,7 +123,7 @@ std::string table(const Segments& all, const ByteUnit& unit) {
   HtmlTable table("The same in numbers",
                   {"segments", fmt::format("after forward, {}", unit.name), fmt::format("peak, {}", unit.name),
                    fmt::format("predicted peak, {}", unit.name), "step, ms"});
-  const auto add = [&](const std::string& name, const Row& row, const char* css) {
+  const auto add = [&](const std::string& name, const SegmentRow& row, const char* css) {
     table.add({name, bytes_cell(row.after_forward_bytes, unit), bytes_cell(row.peak_bytes, unit),
                row.predicted_peak_bytes ? bytes_cell(*row.predicted_peak_bytes, unit) : "–",
                median_and_spread(row.step_ms, row.spread_ms)},
@@ -138,14 +138,15 @@ std::string table(const Segments& all, const ByteUnit& unit) {
 }  // namespace
 
 std::string segments_section(const Field& document, const Place& place) {
-  const Segments all = read(document);
+  const Segments all = read_segments(document);
   const int64_t layers = document["layers"].count();
   if (all.rows.empty()) return "<p class=\"finding\">No numbers of segments were measured.</p>\n";
   int64_t largest = 0;
   for (const auto& row : with_references(all)) largest = std::max({largest, row.peak_bytes, row.after_forward_bytes});
   const ByteUnit unit = unit_for(largest);
-  const auto& best = *std::min_element(all.rows.begin(), all.rows.end(),
-                                       [](const Row& a, const Row& b) { return a.peak_bytes < b.peak_bytes; });
+  const auto& best = *std::min_element(all.rows.begin(), all.rows.end(), [](const SegmentRow& a, const SegmentRow& b) {
+    return a.peak_bytes < b.peak_bytes;
+  });
 
   std::string out = fmt::format("<p class=\"finding\">Of {} layers, <b>{} segments</b> have the lowest peak, {}",
                                 count(layers).html(), count(best.segments).html(), with_unit(best.peak_bytes, unit));
@@ -166,7 +167,7 @@ std::string segments_section(const Field& document, const Place& place) {
       "Lines over the number of segments: peak, level after forward, predicted peak, and below them the time of a step. The table after the chart has the numbers.",
       [&](Svg& svg) { draw(svg, all, unit); });
   const bool is_predicted = std::any_of(all.rows.begin(), all.rows.end(),
-                                        [](const Row& row) { return row.predicted_peak_bytes.has_value(); });
+                                        [](const SegmentRow& row) { return row.predicted_peak_bytes.has_value(); });
   if (is_predicted) out += "<p class=\"note\">Open diamonds: predicted peak.</p>\n";
   return out + table(all, unit);
 }

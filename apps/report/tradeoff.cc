@@ -53,7 +53,7 @@ Series read_series(const Field& item) {
   return series;
 }
 
-Tradeoff read(const Field& document) {
+Tradeoff read_tradeoff(const Field& document) {
   Tradeoff all;
   all.plain_peak_bytes = document["plain"]["peak_bytes"].bytes();
   all.plain_ms = document["plain"]["step_ms_median"].duration();
@@ -188,7 +188,7 @@ std::string note(const Tradeoff& all) {
 }  // namespace
 
 std::string pareto_section(const Field& document, const Place& place) {
-  const Tradeoff all = read(document);
+  const Tradeoff all = read_tradeoff(document);
   if (all.series.empty()) return "<p class=\"finding\">No plans were made.</p>\n";
   int64_t largest = all.plain_peak_bytes;
   for (const auto& series : all.series) largest = std::max(largest, series.points.front().peak_bytes);
