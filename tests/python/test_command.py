@@ -158,5 +158,36 @@ class Command(unittest.TestCase):
             self.assertIn(text, errors)
 
 
+class Search(unittest.TestCase):
+    """The bisection for the lowest limit, of a program that needs a known one."""
+
+    def search(self, needed, peak, says_needed):
+        from refrain._least_program import Trial, search
+
+        tried = []
+
+        def attempt(limit):
+            tried.append(limit)
+            holds = limit >= needed
+            return Trial(limit, holds, min(limit, peak), 1.0, 4, needed if says_needed and not holds else 0)
+
+        held, refused = search(attempt, peak, 0.01)
+        self.assertTrue(needed <= held.limit <= needed + peak // 100 + 1, (needed, held))
+        self.assertLess(refused, needed)
+        return len(tried)
+
+    def test_it_ends_within_a_hundredth(self):
+        for needed in (1, 5_000_001, 10_000_000, 31_415_926, 99_999_999):
+            self.assertLessEqual(self.search(needed, 100_000_000, False), 9)
+            self.assertLessEqual(self.search(needed, 100_000_000, True), 9)
+
+    def test_a_refusal_says_how_much_is_needed(self):
+        self.assertLess(self.search(90_000_000, 100_000_000, True), self.search(90_000_000, 100_000_000, False))
+
+    def test_a_cap_may_need_more_than_the_peak(self):
+        self.assertLessEqual(self.search(103_000_000, 100_000_000, True), 9)
+        self.assertLessEqual(self.search(113_000_000, 100_000_000, False), 12)
+
+
 if __name__ == "__main__":
     unittest.main()

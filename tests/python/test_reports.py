@@ -197,6 +197,18 @@ class Pictures(unittest.TestCase):
         self.assertEqual(html.unescape(inside), timeline.report.html())
         self.assertIn("<svg", html.unescape(inside))
 
+    def test_the_drawings_library_stands_alone(self):
+        """It exports its two functions, and needs neither LibTorch nor the library."""
+        from refrain import _report
+
+        path = _report._drawing()._name
+        lines = subprocess.run(["nm", "-D", path], check=True, capture_output=True, text=True).stdout.splitlines()
+        symbols = [line.split()[-2:] for line in lines]
+        self.assertEqual(
+            {name for kind, name in symbols if kind == "T"}, {"refrain_report_free", "refrain_report_html"}
+        )
+        self.assertFalse([name for kind, name in symbols if kind == "U" and ("c10" in name or "N2at" in name)])
+
     def test_a_document_that_is_none(self):
         from refrain._report import page
 
