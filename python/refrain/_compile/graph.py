@@ -353,8 +353,17 @@ class JointGraph:
         from torch.utils.checkpoint import CheckpointPolicy
 
         for value in self.values:
-            if value[0].meta.get("recompute") is CheckpointPolicy.MUST_SAVE:
+            if value[0].meta.get("recompute") is CheckpointPolicy.MUST_SAVE or self._is_inlined_when_made_again(
+                value[0]
+            ):
                 self.kept.add(value)
+
+    def _is_inlined_when_made_again(self, node: fx.Node) -> bool:
+        """Offsets of a pooling: inductor would compute them in their readers, and keep what was pooled for that. They
+        are a byte each."""
+        if not self._is_item(node) or node.args[1] != 1:
+            return False
+        return str(packet_of(first_input(node))).endswith("max_pool_with_offsets")
 
     def _sources(self, node: fx.Node, phase: int) -> list[Key]:
         """The values that a node is a view of, or is computed from if it is inlined."""

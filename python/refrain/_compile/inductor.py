@@ -9,7 +9,8 @@ What is used, and for what:
   returns the graphs of a plan; the first pass
   has inductor not fuse a recomputation with what is far from it in the plan, the second puts kernels into the plan's
   order.
-- The C++ backend's `ready_to_flush`: large kernels are called one by one.
+- The C++ backend's `ready_to_flush`: large kernels are called one by one. The wrapper's `memory_plan_reuse` and its
+  `estimate_peak`: a dead buffer is handed on to the next kernel only.
 - `Scheduler` nodes: the fx nodes that a kernel was made of, what it reads and writes, its predecessors.
 - `reset_code` and the code object that Dynamo compiles: a graph whose peak was above its budget is compiled again.
 """
@@ -54,6 +55,7 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("torch._inductor.virtualized", ("V",)),
     ("torch._inductor.scheduler", ("Scheduler", "BaseSchedulerNode")),
     ("torch._inductor.output_code", ("CompiledFxGraph",)),
+    ("torch._inductor.codegen.wrapper", ("EfficientPeakEstimate", "PythonWrapperCodegen")),
     ("torch._dynamo.symbolic_convert", ("InstructionTranslator",)),
     ("torch._C._dynamo.eval_frame", ("reset_code",)),
     ("torch.fx._lazy_graph_module", ("_make_graph_module",)),
@@ -178,14 +180,15 @@ NEAR = 2
 
 
 def are_near(one: Any, other: Any) -> bool:
-    """Whether two kernels may be fused: none of them recomputes, or their places in the plan are close. Fused, both run
-    where the later one does or the earlier one,
-    and what they make is there from then on: a recomputation that comes too early is a value that was never dropped."""
+    """Whether two kernels may be fused: none of them recomputes, or their places in the plan are close, and all
+    recomputations of one place. Fused, both run where the later one does, and so does all that waits for them; what
+    they make is there from then on."""
     tags = tags_of(one) + tags_of(other)
-    if not any(is_recomputed for _, _, is_recomputed in tags):
+    recomputed = {place for _, place, is_recomputed in tags if is_recomputed}
+    if not recomputed:
         return True
     places = [place for _, place, _ in tags]
-    return max(places) - min(places) <= NEAR
+    return len(recomputed) == 1 and max(places) - min(places) <= NEAR
 
 
 _choices_class: list[Any] = []
@@ -285,6 +288,22 @@ def call_large_kernels_alone() -> None:
     backend.ready_to_flush = ready_to_flush
 
 
+def reuse_buffers_at_once() -> None:
+    """Has inductor hand on a dead buffer to the next kernel only. It would hold one until a later kernel has use for
+    it,
+    up to what it takes for the peak: an estimate that knows of nothing written in place and of no workspace."""
+    wrapper = part("torch._inductor.virtualized", "V").graph.wrapper_code
+    inner = wrapper.memory_plan_reuse
+
+    def memory_plan_reuse() -> None:
+        estimate = getattr(wrapper, "estimate_peak", None)
+        if estimate is not None:
+            estimate.overall_peak_memory = 0
+        inner()
+
+    wrapper.memory_plan_reuse = memory_plan_reuse
+
+
 _open_choices: list[Any] = []
 
 
@@ -329,6 +348,7 @@ def passes() -> tuple[Any, Any]:
                 _close_choices()
                 if any(place >= 0 for node in nodes for _, place, _ in tags_of(node)):
                     call_large_kernels_alone()
+                    reuse_buffers_at_once()
                 return in_plan_order(nodes)
 
         for kind in (BeforeFusion, AfterFusion):  # pickled by name, as part of inductor's configuration
