@@ -266,8 +266,8 @@ def breakdown(
     Raises:
         ValueError: without batches, and as `estimate_fixed`; also what `loss` raises.
 
-    Cost: two forwards, and two real steps for each batch: parameters change, gradients are dropped. What was made before
-    `install_memory_tracking()` is not measured: call it before the model is built.
+    Cost: two forwards, and two real steps for each batch: parameters change, gradients are dropped. What was made
+    before `install_memory_tracking()` is not measured: call it before the model is built.
     """
     if not batches or min(batches) < 1:
         raise ValueError(f"refrain.breakdown: batches are {list(batches)}, expected at least one, each at least 1")

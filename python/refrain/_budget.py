@@ -16,7 +16,12 @@ Bytes = Union[int, str]
 
 
 class _Budget(ctypes.Structure):
-    _fields_ = [("kind", ctypes.c_int32), ("unused", ctypes.c_int32), ("bytes", ctypes.c_int64), ("part", ctypes.c_double)]
+    _fields_ = [
+        ("kind", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+        ("bytes", ctypes.c_int64),
+        ("part", ctypes.c_double),
+    ]
 
 
 def parse_bytes(value: Bytes, what: str) -> int:
@@ -27,10 +32,15 @@ def parse_bytes(value: Bytes, what: str) -> int:
         TypeError: for anything else.
     """
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise TypeError(f"refrain: {what} is {value!r}, expected bytes: text such as '2GiB', or an int above {_LEAST_BYTES}")
+        raise TypeError(
+            f"refrain: {what} is {value!r}, expected bytes: text such as '2GiB', or an int above {_LEAST_BYTES}"
+        )
     if isinstance(value, int):
         if value <= _LEAST_BYTES:
-            raise ValueError(f"refrain: {what} is {value}, expected bytes: an int above {_LEAST_BYTES}, or text such as '{max(value, 1)}GiB'")
+            raise ValueError(
+                f"refrain: {what} is {value}, expected bytes: an int above {_LEAST_BYTES}, or text such as "
+                f"'{max(value, 1)}GiB'"
+            )
         return value
     if value.strip().replace(".", "", 1).isdigit():
         raise ValueError(f"refrain: {what} is {value!r}, expected a unit, such as '{value.strip()}GiB'")
@@ -40,9 +50,11 @@ def parse_bytes(value: Bytes, what: str) -> int:
 
 
 class Budget:
-    """How much memory a training may use, and what is counted. Taken by `MemoryBudget`, `MemoryCap`, `MemoryLimit` and `plan_step`.
+    """How much memory a training may use, and what is counted. Taken by `MemoryBudget`, `MemoryCap`, `MemoryLimit` and
+    `plan_step`.
 
-    Make one with `bytes`, `fraction`, `process` or `available`; `MemoryCap("2GiB")` and `MemoryBudget(0.5)` make it themselves.
+    Make one with `bytes`, `fraction`, `process` or `available`; `MemoryCap("2GiB")` and `MemoryBudget(0.5)` make it
+    themselves.
     """
 
     def __init__(self, kind: int, bytes: int, part: float, text: str) -> None:
@@ -59,10 +71,15 @@ class Budget:
 
     @staticmethod
     def fraction(part: float) -> Budget:
-        """Limits the peak of a planned step: 0.0 is the lowest peak that a plan can reach, 1.0 that of the baseline. For `MemoryBudget` and `plan_step`."""
+        """Limits the peak of a planned step: 0.0 is the lowest peak that a plan can reach, 1.0 that of the baseline.
+        For `MemoryBudget` and `plan_step`.
+        """
         part = float(part)
         if not 0.0 <= part <= 1.0:
-            raise ValueError(f"refrain: a budget of {part} is out of range, expected a fraction from 0.0 to 1.0, or bytes such as '400MiB'")
+            raise ValueError(
+                f"refrain: a budget of {part} is out of range, expected a fraction from 0.0 to 1.0, or bytes such as "
+                "'400MiB'"
+            )
         return Budget(1, 0, part, f"Budget.fraction({part})")
 
     @staticmethod
@@ -72,7 +89,9 @@ class Budget:
 
     @staticmethod
     def available(part: float) -> Budget:
-        """Limits the process to what it has now and this part (above 0, at most 1) of what its control group and the system have free."""
+        """Limits the process to what it has now and this part (above 0, at most 1) of what its control group and the
+        system have free.
+        """
         return Budget(3, 0, float(part), f"Budget.available({part})")
 
     @property
@@ -85,7 +104,10 @@ def limit_of(limit: Bytes | Budget, what: str) -> Budget:
     if isinstance(limit, Budget):
         return limit
     if isinstance(limit, float):
-        raise ValueError(f"refrain: {what}({limit}) is no number of bytes; write {what}('2GiB'), or MemoryBudget({limit}) for a fraction of the peak")
+        raise ValueError(
+            f"refrain: {what}({limit}) is no number of bytes; write {what}('2GiB'), or MemoryBudget({limit}) for a "
+            "fraction of the peak"
+        )
     return Budget.bytes(limit)
 
 
@@ -97,7 +119,8 @@ def budget_of(budget: float | Bytes | Budget) -> Budget:
         return Budget.fraction(budget)
     if isinstance(budget, int) and not isinstance(budget, bool) and budget <= _LEAST_BYTES:
         raise ValueError(
-            f"refrain: MemoryBudget({budget}) could be a fraction or bytes; write MemoryBudget({float(budget) if 0 <= budget <= 1 else 0.5}) for a fraction "
+            f"refrain: MemoryBudget({budget}) could be a fraction or bytes; write "
+            f"MemoryBudget({float(budget) if 0 <= budget <= 1 else 0.5}) for a fraction "
             f"of the way from the lowest peak to the baseline's, or MemoryBudget('{max(budget, 1)}GiB') for bytes"
         )
     return Budget.bytes(budget)

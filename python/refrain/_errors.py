@@ -56,7 +56,7 @@ REASONS = ("memory_limit", "memory_cap", "process_limit", "max_overhead")
 
 @dataclass(frozen=True)
 class OutOfMemoryNumbers:
-    """The numbers of a refused allocation, in bytes: of tensors, or resident ones of the process for "process_limit"."""
+    """The numbers of a refusal, in bytes: of tensors, or resident ones of the process for "process_limit"."""
 
     #: "memory_limit": a `MemoryLimit`; "memory_cap": nothing more can be evicted; "process_limit": the process's limit;
     #: "max_overhead": the limit holds, but recomputing takes longer than allowed
@@ -82,6 +82,8 @@ class _Numbers(ctypes.Structure):
 def out_of_memory_numbers(error: BaseException) -> OutOfMemoryNumbers | None:
     """The numbers of a `torch.OutOfMemoryError` that a limit, cap or budget of this library raised, also inside of an
     operator of torch; None for any other. The error has them as attributes, too: `error.min_limit`.
+
+    An error of `max_overhead` that comes before a recomputation, and not from an allocation, has none yet.
 
     Threads: on another than the error's, only if it was asked for on the error's own, or left a `with` of this library.
     """

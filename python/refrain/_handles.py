@@ -51,7 +51,9 @@ def struct_of(of: type, leave: Iterable[str] = ()) -> Any:
 
 
 def read(of: type[_T], struct: Any, function: Any, *arguments: Any, text: str | None = None) -> _T:
-    """The dataclass of the struct that `function` fills. @param text  field of the text that it makes beside the struct, if it makes one."""
+    """The dataclass of the struct that `function` fills. @param text  field of the text that it makes beside the
+    struct, if it makes one.
+    """
     found, made = struct(), ctypes.c_void_p()
     more = () if text is None else (ctypes.byref(made),)
     library.check(function(*arguments, ctypes.byref(found), ctypes.sizeof(found), *more))

@@ -14,7 +14,13 @@ from ._errors import raise_last
 API_VERSION = 1
 _HERE = Path(__file__).resolve().parent
 
-_int32, _int64, _size, _double, _text = ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t, ctypes.c_double, ctypes.c_char_p
+_int32, _int64, _size, _double, _text = (
+    ctypes.c_int32,
+    ctypes.c_int64,
+    ctypes.c_size_t,
+    ctypes.c_double,
+    ctypes.c_char_p,
+)
 _pointer = ctypes.c_void_p
 
 StepFunction = ctypes.CFUNCTYPE(_int32, _pointer)
@@ -26,7 +32,9 @@ def _minor(version: str) -> str:
 
 
 def _candidates() -> list[Path]:
-    """Where the library may be: named by the environment, in the package (one folder for each torch), in the build tree of the sources."""
+    """Where the library may be: named by the environment, in the package (one folder for each torch), in the build
+    tree of the sources.
+    """
     named = os.environ.get("REFRAIN_LIBRARY")
     if named:
         return [Path(named)]
@@ -52,14 +60,16 @@ def _open() -> tuple[ctypes.CDLL, ctypes.PyDLL, Path]:
         held = ctypes.PyDLL(str(path))
     except OSError as error:
         raise ImportError(
-            f"refrain: {path} does not load beside torch {torch.__version__}: {error}. It was built for another torch: build it with this one "
-            "(`make build`), or install the torch that it was built for."
+            f"refrain: {path} does not load beside torch {torch.__version__}: {error}. It was built for another torch: "
+            "build it with this one (`make build`), or install the torch that it was built for."
         ) from error
     return released, held, path
 
 
 class Library:
-    """The functions of refrain/c_api.h. `last_*`, `region_open` and `op_*` keep the GIL, as they neither wait nor run operators."""
+    """The functions of refrain/c_api.h. `last_*`, `region_open` and `op_*` keep the GIL, as they neither wait nor run
+    operators.
+    """
 
     path: Path
 
@@ -178,7 +188,9 @@ class Library:
 
     def _declare_timelines(self, f: Callable[..., Any], quick: Callable[..., Any]) -> None:
         self.timeline_open = f("timeline_open", _pointer)
-        self.timeline_annotate = f("timeline_annotate", _int32, _pointer, _int32, _pointer, ctypes.POINTER(_text), _size)
+        self.timeline_annotate = f(
+            "timeline_annotate", _int32, _pointer, _int32, _pointer, ctypes.POINTER(_text), _size
+        )
         self.timeline_stop = f("timeline_stop", _pointer, _pointer)
         self.timeline_close = f("timeline_close", None, _pointer)
         self.timeline_read = f("timeline_read", _int32, _pointer, _pointer, _size)
@@ -212,13 +224,18 @@ class Library:
             self.version: str = self._quick("version", _text)().decode()
             self.torch_version: str = self._quick("torch_version", _text)().decode()
         except AttributeError as error:
-            raise ImportError(f"refrain: {self.path} has no C API ({error}): it is older than this package. Build it again.") from error
+            raise ImportError(
+                f"refrain: {self.path} has no C API ({error}): it is older than this package. Build it again."
+            ) from error
         if api != API_VERSION:
-            raise ImportError(f"refrain: {self.path} has C API {api}, this package expects {API_VERSION}: install both from one source.")
+            raise ImportError(
+                f"refrain: {self.path} has C API {api}, this package expects {API_VERSION}: install both from one "
+                "source."
+            )
         if _minor(self.torch_version) != _minor(torch.__version__):
             raise ImportError(
-                f"refrain: {self.path} was built for torch {self.torch_version}, found torch {torch.__version__}; LibTorch has no stable ABI. "
-                "Build it with this torch (`make build`), or install that one."
+                f"refrain: {self.path} was built for torch {self.torch_version}, found torch {torch.__version__}; "
+                "LibTorch has no stable ABI. Build it with this torch (`make build`), or install that one."
             )
 
     # ---- what every caller does

@@ -1,4 +1,6 @@
-"""Limits, caps and budgets on memory, and what is measured of it. Bytes everywhere; of tensors unless it says of the process."""
+"""Limits, caps and budgets on memory, and what is measured of it. Bytes everywhere; of tensors unless it says of the
+process.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,10 @@ from ._library import impls, library
 from ._plans import StepPlan
 
 __all__ = [
-    "CapThreadScope", "MemoryBudget", "MemoryBudgetStats", "MemoryCap", "MemoryCapStats", "MemoryLimit", "MemoryScope", "MemoryStats", "OpaqueScope", "PinScope",
-    "TapeStats", "format_bytes", "install_memory_tracking", "memory_stats", "pin", "register_side_effect_op", "release_free_memory", "reset_peak_memory",
-    "reset_tape_counters", "set_check_inputs", "tape_stats",
+    "CapThreadScope", "MemoryBudget", "MemoryBudgetStats", "MemoryCap", "MemoryCapStats", "MemoryLimit", "MemoryScope",
+    "MemoryStats", "OpaqueScope", "PinScope", "TapeStats", "format_bytes", "install_memory_tracking", "memory_stats",
+    "pin", "register_side_effect_op", "release_free_memory", "reset_peak_memory", "reset_tape_counters",
+    "set_check_inputs", "tape_stats",
 ]  # fmt: skip
 
 
@@ -86,7 +89,9 @@ _BUDGET = struct_of(MemoryBudgetStats, {"first_mismatch"})
 
 
 def install_memory_tracking() -> None:
-    """Counts the bytes of torch's CPU allocator from now on. Scopes, limits, caps and budgets do so themselves; call it early, as older tensors are not counted."""
+    """Counts the bytes of torch's CPU allocator from now on. Scopes, limits, caps and budgets do so themselves; call
+    it early, as older tensors are not counted.
+    """
     library.check(library.install_memory_tracking())
 
 
@@ -116,12 +121,16 @@ def reset_tape_counters() -> None:
 
 
 def set_check_inputs(value: bool) -> bool:
-    """Hashes what recorded operators read from outside and compares it before it is read again. Returns the old setting."""
+    """Hashes what recorded operators read from outside and compares it before it is read again. Returns the old
+    setting.
+    """
     return bool(library.set_check_inputs(int(value)))
 
 
 def register_side_effect_op(op: str) -> None:
-    """Declares that an operator, "namespace::name", has effects outside of its tensors: it is never replayed, and its outputs are kept."""
+    """Declares that an operator, "namespace::name", has effects outside of its tensors: it is never replayed, and its
+    outputs are kept.
+    """
     library.check(library.register_side_effect_op(op.encode()))
 
 
@@ -131,7 +140,9 @@ def format_bytes(size: int) -> str:
 
 
 class MemoryScope:
-    """A `with` block whose bytes are measured, of all threads, over the level at its beginning. What it measured stays readable after it."""
+    """A `with` block whose bytes are measured, of all threads, over the level at its beginning. What it measured stays
+    readable after it.
+    """
 
     def __init__(self) -> None:
         self._handle = 0
@@ -170,11 +181,12 @@ class MemoryScope:
 
 
 class MemoryLimit(Scope):
-    """A `with` block in which allocations above a limit are refused with `torch.OutOfMemoryError`, in the whole process.
-    The error has its numbers as attributes, see `OutOfMemoryNumbers`.
+    """A `with` block in which allocations above a limit are refused with `torch.OutOfMemoryError`, in the whole
+    process. The error has its numbers as attributes, see `OutOfMemoryNumbers`.
 
     Args:
-        limit: bytes, absolute as `memory_stats().current`: "2GiB" or an int above 4096; or `Budget.process`, `Budget.available`.
+        limit: bytes, absolute as `memory_stats().current`: "2GiB" or an int above 4096; or `Budget.process`,
+            `Budget.available`.
 
     Raises:
         ValueError: for anything else.
@@ -210,28 +222,37 @@ def cap_options(heuristic: str, min_bytes: int, max_overhead: float) -> _CapOpti
 
 
 class MemoryCap:
-    """A `with` block that keeps the bytes of CPU tensors at or below a limit: tensors that can be recomputed are evicted, and recomputed when they are read.
+    """A `with` block that keeps the bytes of CPU tensors at or below a limit: tensors that can be recomputed are
+    evicted, and recomputed when they are read.
 
         with refrain.MemoryCap("2GiB"):
             train(...)          # forward, backward, optimizer step, unchanged
 
-    Results are those without it, to the bit. Parameters, inputs and gradients of parameters are never evicted. While one is open, what reads a tensor's bytes by
-    pointer (`numpy`, `tolist`, `data_ptr`, `torch.save`, `copy.deepcopy`, ...) makes them resident first.
+    Results are those without it, to the bit. Parameters, inputs and gradients of parameters are never evicted. While
+    one is open, what reads a tensor's bytes by pointer (`numpy`, `tolist`, `data_ptr`, `torch.save`, `copy.deepcopy`,
+    ...) makes them resident first.
 
     Args:
-        limit: bytes, absolute as `memory_stats().current`: "2GiB" or an int above 4096; or `Budget.process`, `Budget.available`.
-        heuristic: what is evicted first: "h_dtr" (least time per byte and age), or for comparison "lru", "largest", "msps".
-        max_overhead: bounds the time that a step may spend recomputing, as a fraction of its operators' time; beyond it, `torch.OutOfMemoryError`.
+        limit: bytes, absolute as `memory_stats().current`: "2GiB" or an int above 4096; or `Budget.process`,
+            `Budget.available`.
+        heuristic: what is evicted first: "h_dtr" (least time per byte and age), or for comparison "lru", "largest",
+            "msps".
+        max_overhead: bounds the time that a step may spend recomputing, as a fraction of its operators' time; beyond
+            it, `torch.OutOfMemoryError`.
         min_bytes: values below it stay.
 
     Raises:
         ValueError: for a limit that is no number of bytes, and options out of range.
-        torch.OutOfMemoryError: inside, by an operator for which nothing more can be evicted; it says the smallest limit that would have done.
+        torch.OutOfMemoryError: inside, by an operator for which nothing more can be evicted; it says the smallest
+            limit that would have done.
 
-    Cost: 1 to 4 us an operator. Threads: the limit holds for all; only operators of the thread that opened it, and of threads in a `CapThreadScope`, are recorded.
+    Cost: 1 to 4 us an operator. Threads: the limit holds for all; only operators of the thread that opened it, and of
+    threads in a `CapThreadScope`, are recorded.
     """
 
-    def __init__(self, limit: Bytes | Budget, *, heuristic: str = "h_dtr", max_overhead: float = math.inf, min_bytes: int = 512) -> None:
+    def __init__(
+        self, limit: Bytes | Budget, *, heuristic: str = "h_dtr", max_overhead: float = math.inf, min_bytes: int = 512
+    ) -> None:
         self._budget = limit_of(limit, "MemoryCap")
         self._options = cap_options(heuristic, min_bytes, max_overhead)
         self._handle = 0
@@ -273,14 +294,17 @@ class MemoryBudget:
             train(...)                        # a step ends with its outermost backward
         with refrain.MemoryBudget("400MiB"): ...
 
-    The first step of each kind (operators, shapes) is traced and planned at the end of its backward; the next ones run by that plan. A step that diverges from it
-    still has the right results. With bytes, a `MemoryCap` of the same size holds in all steps.
+    The first step of each kind (operators, shapes) is traced and planned at the end of its backward; the next ones run
+    by that plan. A step that diverges from it still has the right results. With bytes, a `MemoryCap` of the same size
+    holds in all steps.
 
     Args:
-        budget: a float from 0.0 to 1.0 (a fraction), bytes as "400MiB" or an int above 4096 (absolute), a `Budget`, or a `StepPlan`.
+        budget: a float from 0.0 to 1.0 (a fraction), bytes as "400MiB" or an int above 4096 (absolute), a `Budget`, or
+            a `StepPlan`.
 
     Raises:
-        ValueError: for `MemoryBudget(1)`, which could be either; for numbers out of range; if another budget or `profile` is active.
+        ValueError: for `MemoryBudget(1)`, which could be either; for numbers out of range; if another budget or
+            `profile` is active.
         torch.OutOfMemoryError: inside, as under a `MemoryCap`.
 
     Cost: as a cap's. Threads: the one that opens it; one at a time in the process.
@@ -328,7 +352,8 @@ class MemoryBudget:
 
 
 class PinScope(Scope):
-    """A `with` block in which the bytes of tensors stay resident and in place, so that raw pointers to them stay valid. Without a cap it does nothing.
+    """A `with` block in which the bytes of tensors stay resident and in place, so that raw pointers to them stay
+    valid. Without a cap it does nothing.
 
     Raises:
         What an operator would that reads the tensors.
@@ -352,14 +377,16 @@ def pin(*tensors: torch.Tensor | Iterable[torch.Tensor]) -> PinScope:
 
 
 class OpaqueScope(Scope):
-    """A `with` block for code that reads and writes tensors through raw pointers: kernels of Triton or Numba, libraries called by ctypes.
+    """A `with` block for code that reads and writes tensors through raw pointers: kernels of Triton or Numba,
+    libraries called by ctypes.
 
         with refrain.OpaqueScope(reads=[x, weight], writes=[state]):
             y = kernel(x, weight, state)
 
-    Inside of a region, under a cap or in a budget: `reads` and `writes` are resident and stay in place, what `writes` held before is kept where backward needs it,
-    and operators called inside are not recorded. What is made inside is kept for backward and never recomputed. Graphs that torch.compile made do this themselves.
-    A tensor that is overwritten and not among `writes` may give wrong gradients.
+    Inside of a region, under a cap or in a budget: `reads` and `writes` are resident and stay in place, what `writes`
+    held before is kept where backward needs it, and operators called inside are not recorded. What is made inside is
+    kept for backward and never recomputed. Graphs that torch.compile made do this themselves. A tensor that is
+    overwritten and not among `writes` may give wrong gradients.
 
     Raises:
         What an operator would that reads the tensors.
@@ -375,7 +402,9 @@ class OpaqueScope(Scope):
 
 
 class CapThreadScope(Scope):
-    """A `with` block for worker threads: their operators run under the caps that are open, as those of the thread that opened these."""
+    """A `with` block for worker threads: their operators run under the caps that are open, as those of the thread that
+    opened these.
+    """
 
     _close = "cap_thread_close"
 

@@ -1,10 +1,9 @@
-"""Offload: forward copies what backward needs to a store and frees it, and backward fetches it; nothing is recomputed."""
+"""Offload: forward copies what backward needs to a store and frees it, and backward fetches it: nothing recomputed."""
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any
 
 from ._budget import Bytes, parse_bytes
 from ._handles import Owned, Scope, read, struct_of
@@ -14,9 +13,11 @@ __all__ = ["OffloadScope", "OffloadStats", "OffloadStore"]
 
 
 class _Options(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int32) for name in ("to", "compress", "has_compress", "strict", "pin_memory", "unused")] + [
-        (name, ctypes.c_int64) for name in ("prefetch", "min_bytes", "max_in_flight", "capacity")
-    ] + [("directory", ctypes.c_char_p)]
+    _fields_ = (
+        [(name, ctypes.c_int32) for name in ("to", "compress", "has_compress", "strict", "pin_memory", "unused")]
+        + [(name, ctypes.c_int64) for name in ("prefetch", "min_bytes", "max_in_flight", "capacity")]
+        + [("directory", ctypes.c_char_p)]
+    )
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class OffloadStore(Owned):
     Args:
         to: "host", for bytes of a device (those in host memory stay where they are), or "disk", a scratch file.
         directory: folder of the scratch file. Default: the system's for temporary files.
-        prefetch, min_bytes, max_in_flight, capacity: bytes; see refrain/offload.h. Defaults: 32 MiB, 64 KiB, 64 MiB, the disk's.
+        prefetch, min_bytes, max_in_flight, capacity: bytes; see refrain/offload.h. Defaults: 32 MiB, 64 KiB, 64 MiB,
+            the disk's.
         compress: level of zstd, for "disk". Default: none.
         strict: a value that finds no room is an `OffloadError` instead of kept in memory.
 
@@ -84,7 +86,8 @@ class OffloadStore(Owned):
         options = _Options(
             int(to == "disk"), compress or 0, int(compress is not None), int(strict), int(pin_memory), 0,
             _bytes_or_default(prefetch, "prefetch"), _bytes_or_default(min_bytes, "min_bytes"),
-            _bytes_or_default(max_in_flight, "max_in_flight"), _bytes_or_default(capacity, "capacity"), None if directory is None else directory.encode(),
+            _bytes_or_default(max_in_flight, "max_in_flight"), _bytes_or_default(capacity, "capacity"), None if
+            directory is None else directory.encode(),
         )  # fmt: skip
         self._handle = library.made(library.offload_store_open(ctypes.byref(options)))
 
@@ -98,7 +101,8 @@ class OffloadStore(Owned):
 
 
 class OffloadScope(Scope):
-    """A `with` block in which what autograd saves outside of regions goes to a store, and is fetched when backward reads it.
+    """A `with` block in which what autograd saves outside of regions goes to a store, and is fetched when backward
+    reads it.
 
     The counterpart of `torch.autograd.graph.save_on_cpu`. Parameters and their views are never stored.
     """

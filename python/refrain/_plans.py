@@ -112,18 +112,33 @@ def _explained(function: Any, handle: int, most_holders: int) -> PlanExplanation
     library.check(function(handle, most_holders, ctypes.byref(text), ctypes.byref(document)))
     found = json.loads(library.text(document.value))
     scopes = [
-        PlanScope(s["scope"], s["what"], s["runs"], s["ns"] / 1e6, s["first_place"], s["last_place"], s["dropped"], s["freed_at_peak_bytes"])
+        PlanScope(
+            s["scope"],
+            s["what"],
+            s["runs"],
+            s["ns"] / 1e6,
+            s["first_place"],
+            s["last_place"],
+            s["dropped"],
+            s["freed_at_peak_bytes"],
+        )
         for s in found["scopes"]
     ]
-    holders = [PlanHolder(h["value"], h["bytes"], h["op"], h["scope"], h["made"], h["next_read"], h["temporary"]) for h in found["holders"]]
+    holders = [
+        PlanHolder(h["value"], h["bytes"], h["op"], h["scope"], h["made"], h["next_read"], h["temporary"])
+        for h in found["holders"]
+    ]
     return PlanExplanation(
-        found["plain_peak_bytes"], found["peak_bytes"], found["peak_op"], found["peak_scope"], found["peak_in_recompute"], found["step_ns"] / 1e6,
-        found["added_ns"] / 1e6, found["recomputed_ops"], found["dropped_values"], scopes, holders, library.text(text.value),
+        found["plain_peak_bytes"], found["peak_bytes"], found["peak_op"], found["peak_scope"],
+        found["peak_in_recompute"], found["step_ns"] / 1e6, found["added_ns"] / 1e6, found["recomputed_ops"],
+        found["dropped_values"], scopes, holders, library.text(text.value),
     )  # fmt: skip
 
 
 class StepTrace(Owned):
-    """One real step: its operators with times, its values with exact bytes and live ranges. Made by `profile` or `StepTrace.load`."""
+    """One real step: its operators with times, its values with exact bytes and live ranges. Made by `profile` or
+    `StepTrace.load`.
+    """
 
     _close = "step_trace_close"
 
@@ -157,7 +172,11 @@ class StepTrace(Owned):
 
     def _read(self) -> tuple[int, int, float]:
         operators, peak, operators_ms = ctypes.c_int64(), ctypes.c_int64(), ctypes.c_double()
-        library.check(library.step_trace_read(self._handle, ctypes.byref(operators), ctypes.byref(peak), ctypes.byref(operators_ms)))
+        library.check(
+            library.step_trace_read(
+                self._handle, ctypes.byref(operators), ctypes.byref(peak), ctypes.byref(operators_ms)
+            )
+        )
         return operators.value, peak.value, operators_ms.value
 
     @property
@@ -201,7 +220,8 @@ class StepPlan(Owned):
         return library.text(library.step_plan_report(self._handle, 1))
 
     def explain(self, most_holders: int = 12) -> PlanExplanation:
-        """Says what the plan evicts and recomputes, module by module, and what is resident at its peak: what the tool's `explain PLAN` prints.
+        """Says what the plan evicts and recomputes, module by module, and what is resident at its peak: what the
+        tool's `explain PLAN` prints.
 
         Args:
             most_holders: values at the peak to name, the largest first.
@@ -218,7 +238,11 @@ class StepPlan(Owned):
 
     def _read(self) -> tuple[bool, int, float, float]:
         fits, peak, added, bound = ctypes.c_int32(), ctypes.c_int64(), ctypes.c_double(), ctypes.c_double()
-        library.check(library.step_plan_read(self._handle, ctypes.byref(fits), ctypes.byref(peak), ctypes.byref(added), ctypes.byref(bound)))
+        library.check(
+            library.step_plan_read(
+                self._handle, ctypes.byref(fits), ctypes.byref(peak), ctypes.byref(added), ctypes.byref(bound)
+            )
+        )
         return bool(fits.value), peak.value, added.value, bound.value
 
     @property
@@ -268,7 +292,9 @@ def plan_step(trace: StepTrace, budget: float | Bytes | Budget, *, time_limit: f
         time_limit: seconds to search; a bound may take as long again. Default: 1.
     """
     given = budget_of(budget)
-    return StepPlan(library.made(library.plan_step(trace._handle, given._pointer, -1.0 if time_limit is None else time_limit)))
+    return StepPlan(
+        library.made(library.plan_step(trace._handle, given._pointer, -1.0 if time_limit is None else time_limit))
+    )
 
 
 class _LeastOptions(ctypes.Structure):
@@ -283,7 +309,10 @@ class _LeastOptions(ctypes.Structure):
 
 
 class _LeastValues(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_double if name == "baseline_ms" else ctypes.c_int64) for name in ("limit", "refused", "level", "peak", "baseline_ms", "steps")]
+    _fields_ = [
+        (name, ctypes.c_double if name == "baseline_ms" else ctypes.c_int64)
+        for name in ("limit", "refused", "level", "peak", "baseline_ms", "steps")
+    ]
 
 
 class _Cost(ctypes.Structure):
@@ -330,22 +359,31 @@ class LeastLimit:
         return as_text(self.text)
 
 
-def least_limit(step: Step, *, tolerance: float = 0.01, multiples: Sequence[float] = (1.0, 1.1, 1.25, 1.5), runs: int = 3, steps: int = 2) -> LeastLimit:
+def least_limit(
+    step: Step,
+    *,
+    tolerance: float = 0.01,
+    multiples: Sequence[float] = (1.0, 1.1, 1.25, 1.5),
+    runs: int = 3,
+    steps: int = 2,
+) -> LeastLimit:
     """Finds the lowest limit of a `MemoryCap` under which `step` runs, by running it, and what a few limits above cost.
 
         least = refrain.least_limit(lambda: (optimizer.zero_grad(), loss_of(batch).backward()))
         with refrain.MemoryCap(least.costs[1].limit): ...      # a tenth above the lowest
 
     Args:
-        step: a whole step that can be run again and again, also after a refusal stopped it half-way: it begins by dropping gradients, and lets
-            `torch.OutOfMemoryError` through. Nothing is put back: each call is a real step.
+        step: a whole step that can be run again and again, also after a refusal stopped it half-way: it begins by
+            dropping gradients, and lets `torch.OutOfMemoryError` through. Nothing is put back: each call is a real
+            step.
         tolerance: ends the search; a fraction of what the step needs over the level before it.
         multiples: of the lowest limit, to measure.
         runs: timed steps at each of them.
         steps: how many steps in a row a limit must hold.
 
     Raises:
-        ValueError: if an option is out of range, under a cap or limit, or if `step` caught a `torch.OutOfMemoryError`; also what else `step` raises.
+        ValueError: if an option is out of range, under a cap or limit, or if `step` caught a `torch.OutOfMemoryError`;
+            also what else `step` raises.
 
     Cost: some 20 to 40 steps.
     """
@@ -361,8 +399,12 @@ def least_limit(step: Step, *, tolerance: float = 0.01, multiples: Sequence[floa
         for index in range(library.least_limit_costs(handle)):
             cost = _Cost()
             library.check(library.least_limit_cost(handle, index, ctypes.byref(cost), ctypes.sizeof(cost)))
-            costs.append(LimitCost(cost.limit, cost.peak, cost.ms, cost.ratio, cost.recomputes, cost.evictions, bool(cost.holds)))
+            costs.append(
+                LimitCost(cost.limit, cost.peak, cost.ms, cost.ratio, cost.recomputes, cost.evictions, bool(cost.holds))
+            )
         text = library.text(library.least_limit_report(handle))
-        return LeastLimit(values.limit, values.refused, values.level, values.peak, values.baseline_ms, values.steps, costs, text)
+        return LeastLimit(
+            values.limit, values.refused, values.level, values.peak, values.baseline_ms, values.steps, costs, text
+        )
     finally:
         library.least_limit_close(handle)

@@ -14,8 +14,9 @@ from ._handles import Owned
 from ._library import DecideFunction, library
 
 __all__ = [
-    "CheckpointPolicy", "Op", "Policy", "TensorInfo", "and_then", "checkpoint_name", "dots_saveable", "everything_saveable", "nothing_saveable",
-    "offload_compute_intensive", "offload_larger_than", "offload_only_these_names", "offload_ops", "save_any_names_but_these", "save_compute_intensive",
+    "CheckpointPolicy", "Op", "Policy", "TensorInfo", "and_then", "checkpoint_name", "dots_saveable",
+    "everything_saveable", "nothing_saveable", "offload_compute_intensive", "offload_larger_than",
+    "offload_only_these_names", "offload_ops", "save_any_names_but_these", "save_compute_intensive",
     "save_every_second_matmul", "save_matmuls", "save_only_these_names", "save_ops", "save_random", "set_policy",
 ]  # fmt: skip
 
@@ -40,9 +41,10 @@ class TensorInfo(NamedTuple):
 
 # c10::ScalarType and c10::DeviceType by number
 DTYPES = {
-    0: torch.uint8, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.int64, 5: torch.float16, 6: torch.float32, 7: torch.float64,
-    8: torch.complex32, 9: torch.complex64, 10: torch.complex128, 11: torch.bool, 12: torch.qint8, 13: torch.quint8, 14: torch.qint32, 15: torch.bfloat16,
-    23: torch.float8_e5m2, 24: torch.float8_e4m3fn, 25: torch.float8_e5m2fnuz, 26: torch.float8_e4m3fnuz, 27: torch.uint16, 28: torch.uint32, 29: torch.uint64,
+    0: torch.uint8, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.int64, 5: torch.float16, 6: torch.float32,
+    7: torch.float64, 8: torch.complex32, 9: torch.complex64, 10: torch.complex128, 11: torch.bool, 12: torch.qint8,
+    13: torch.quint8, 14: torch.qint32, 15: torch.bfloat16, 23: torch.float8_e5m2, 24: torch.float8_e4m3fn,
+    25: torch.float8_e5m2fnuz, 26: torch.float8_e4m3fnuz, 27: torch.uint16, 28: torch.uint32, 29: torch.uint64,
 }  # fmt: skip
 _DEVICES = {0: "cpu", 1: "cuda"}
 
@@ -112,8 +114,13 @@ class Op:
             library.op_tensor(self._op, of, index, *map(ctypes.byref, (sizes, dimensions, dtype, device)))
             kind = DTYPES.get(dtype.value)
             if kind is None:
-                raise NotImplementedError(f"refrain: a policy was asked about a tensor of c10::ScalarType {dtype.value}, which Python's binding does not know")
-            found.append(TensorInfo(tuple(sizes[: dimensions.value]), kind, _DEVICES.get(device.value, str(device.value))))
+                raise NotImplementedError(
+                    f"refrain: a policy was asked about a tensor of c10::ScalarType {dtype.value}, which Python's "
+                    "binding does not know"
+                )
+            found.append(
+                TensorInfo(tuple(sizes[: dimensions.value]), kind, _DEVICES.get(device.value, str(device.value)))
+            )
         return found
 
 
@@ -154,7 +161,10 @@ def policy_of(policy: AnyPolicy) -> Policy:
     if isinstance(policy, Policy):
         return policy
     if not callable(policy):
-        raise TypeError(f"refrain: policy is {policy!r}, expected one such as save_matmuls(), or a callable that takes an Op and returns a CheckpointPolicy")
+        raise TypeError(
+            f"refrain: policy is {policy!r}, expected one such as save_matmuls(), or a callable that takes an Op and "
+            "returns a CheckpointPolicy"
+        )
     return CallablePolicy(policy)
 
 
@@ -204,7 +214,9 @@ def save_matmuls() -> Policy:
 
 
 def save_compute_intensive() -> Policy:
-    """Saves matrix products, convolutions, attention and upsample_bilinear2d: what torch.compile's partitioner calls compute intensive."""
+    """Saves matrix products, convolutions, attention and upsample_bilinear2d: what torch.compile's partitioner calls
+    compute intensive.
+    """
     return Policy(library.policy_named(b"save_compute_intensive"))
 
 
@@ -244,7 +256,9 @@ def offload_larger_than(size: Bytes) -> Policy:
 
 
 def and_then(first: Policy, second: Policy) -> Policy:
-    """Asks `first`, and where that answers PREFER_RECOMPUTE, `second`. Both are policies of the library, not callables."""
+    """Asks `first`, and where that answers PREFER_RECOMPUTE, `second`. Both are policies of the library, not
+    callables.
+    """
     return Policy(library.policy_and_then(first._handle, second._handle))
 
 
@@ -290,8 +304,8 @@ def torch_policy(context_fn: Callable[[], Any]) -> Policy | None:
     decide = getattr(forward, "policy_fn", None)
     if decide is None:
         raise ValueError(
-            "refrain.checkpoint: context_fn is not create_selective_checkpoint_contexts; the function is never called again, so the second context would "
-            "never be entered. Enter the first one inside of the function."
+            "refrain.checkpoint: context_fn is not create_selective_checkpoint_contexts; the function is never called "
+            "again, so the second context would never be entered. Enter the first one inside of the function."
         )
     answers = {
         theirs.CheckpointPolicy.MUST_SAVE: CheckpointPolicy.MUST_SAVE,

@@ -56,8 +56,10 @@ class region:
     As `checkpoint`, for code that is not a function. Opened and closed on one thread.
 
     Args:
-        policy: what to keep rather than recompute, such as `save_matmuls()`, or a callable that takes an `Op`. Default: nothing.
-        preserve_rng_state: replayed random operators draw the numbers that they drew in forward. Without it backward refuses to replay one.
+        policy: what to keep rather than recompute, such as `save_matmuls()`, or a callable that takes an `Op`.
+            Default: nothing.
+        preserve_rng_state: replayed random operators draw the numbers that they drew in forward. Without it backward
+            refuses to replay one.
         store: where a policy that answers OFFLOAD puts bytes.
 
     Raises:
@@ -114,14 +116,16 @@ def checkpoint(
     store: OffloadStore | None = None,
     **kwargs: Any,
 ) -> _R:
-    """Runs `function(*args, **kwargs)` once and keeps for backward only what it read from outside; backward replays the rest.
+    """Runs `function(*args, **kwargs)` once and keeps for backward only what it read from outside; backward replays
+    the rest.
 
-    In place of `torch.utils.checkpoint.checkpoint`. Gradients, random numbers, buffers and side effects are those of the call without it, to the bit: backward
-    replays recorded operators below autograd and never calls `function` again. So BatchNorm's statistics move once, a router decides once, and arguments may be
-    anything.
+    In place of `torch.utils.checkpoint.checkpoint`. Gradients, random numbers, buffers and side effects are those of
+    the call without it, to the bit: backward replays recorded operators below autograd and never calls `function`
+    again. So BatchNorm's statistics move once, a router decides once, and arguments may be anything.
 
     Args:
-        use_reentrant, determinism_check, debug, early_stop: taken for torch's sake and ignored, as there is no second call.
+        use_reentrant, determinism_check, debug, early_stop: taken for torch's sake and ignored, as there is no second
+            call.
         context_fn: only torch's `create_selective_checkpoint_contexts`; its policy is asked as `policy` is.
         preserve_rng_state, policy, store: see `region`.
 
@@ -132,7 +136,8 @@ def checkpoint(
         ValueError: under vmap, forward-mode AD, or inference mode with gradients switched on; for another `context_fn`.
         CheckpointError: in backward, if a tensor that `function` read from outside was changed since.
 
-    Cost: 2 to 5 us, and about 0.4 us an operator in forward; the replayed operators in backward. With gradients disabled nothing is recorded.
+    Cost: 2 to 5 us, and about 0.4 us an operator in forward; the replayed operators in backward. With gradients
+    disabled nothing is recorded.
     """
     if context_fn is not None and policy is None:
         policy = torch_policy(context_fn)
@@ -165,7 +170,8 @@ def checkpoint_sequential(
     use_reentrant: bool | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Runs a sequence in `segments` parts, all but the last one under `checkpoint`; as torch.utils.checkpoint.checkpoint_sequential.
+    """Runs a sequence in `segments` parts, all but the last one under `checkpoint`; as
+    torch.utils.checkpoint.checkpoint_sequential.
 
     Raises:
         ValueError: if `segments` is below 1 or above the number of functions.
@@ -173,7 +179,8 @@ def checkpoint_sequential(
     parts = list(functions.children()) if isinstance(functions, torch.nn.Sequential) else list(functions)
     if not 1 <= segments <= len(parts):
         raise ValueError(
-            f"refrain.checkpoint_sequential: segments is {segments}, expected 1 to {len(parts)}, the number of functions"
+            f"refrain.checkpoint_sequential: segments is {segments}, expected 1 to {len(parts)}, the number of "
+            "functions"
         )
     size = len(parts) // segments
 

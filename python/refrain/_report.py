@@ -1,4 +1,4 @@
-"""Pictures of results: the page that the tool draws, by the same code (`librefrain_report.so`, which needs no torch)."""
+"""Pictures of results: the page that the tool draws, by the same code, `librefrain_report.so`, which needs no torch."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def write_atomically(path: str | os.PathLike[str], content: str) -> None:
 
 
 class Document:
-    """A result that is a document of docs/design/report.md: it is drawn in notebooks and written as a page or as JSON."""
+    """A result that is a document of docs/design/report.md: drawn in notebooks, and written as a page or as JSON."""
 
     def document(self) -> dict[str, Any]:
         """The result as the tool's `--json` has it."""

@@ -1,12 +1,17 @@
-"""All that is changed in torch. Nothing else of this package writes into it; `unpatch_torch` undoes it, `self_test` checks it.
+"""All that is changed in torch. Nothing else of this package writes into it; `unpatch_torch` undoes it, and `self_test`
+checks it.
 
-1. `torch.autograd.Variable._execution_engine`, when the package is imported: Python's backward calls its engine past LibTorch's default one, so a cap would hear
-   of no step's end, and `CheckpointError` would arrive as a plain RuntimeError.
-2. Methods of `torch.Tensor` that read bytes by pointer, while a cap or budget is open: they make evicted bytes resident first.
-3. `CompiledFxGraph.__call__` of torch._inductor, once that is imported: its kernels read and write through raw pointers, so it runs in an `OpaqueScope`.
+1. `torch.autograd.Variable._execution_engine`, when the package is imported: Python's backward calls its engine past
+   LibTorch's default one, so a cap would hear of no step's end, and `CheckpointError` would arrive as a plain
+   RuntimeError.
+2. Methods of `torch.Tensor` that read bytes by pointer, while a cap or budget is open: they make evicted bytes resident
+   first.
+3. `CompiledFxGraph.__call__` of torch._inductor, once that is imported: its kernels read and write through raw
+   pointers, so it runs in an `OpaqueScope`.
 4. `torch.utils.checkpoint`, by `patch_torch`.
 5. Attributes of `torch.OutOfMemoryError` with the numbers of a refusal, when the package is imported.
-6. `torch.UntypedStorage.resize_`, when the package is imported: FSDP2 frees and fills parameters with it, which no operator shows.
+6. `torch.UntypedStorage.resize_`, when the package is imported: FSDP2 frees and fills parameters with it, which no
+   operator shows.
 
 Of ours, what opens a region is marked for torch.compile: it is run as it is, and all inside of it uncompiled.
 """
@@ -85,7 +90,8 @@ def _unpatch_engine() -> None:
 
 # ---- 2. Readers by pointer
 
-#: `untyped_storage` is how pickling, `torch.save`, `copy.deepcopy`, `share_memory_` and DataLoader's workers get at bytes: its result is read at any later time.
+#: `untyped_storage` is how pickling, `torch.save`, `copy.deepcopy`, `share_memory_` and DataLoader's workers get at
+#: bytes: its result is read at any later time.
 _READERS = ("numpy", "tolist", "data_ptr", "untyped_storage", "__dlpack__", "__array__")
 _KEPT = ("untyped_storage",)
 _before: dict[str, Any] = {}
@@ -244,7 +250,9 @@ _ours: dict[str, Callable[..., Any]] = {}
 
 def _copy_of(function: types.FunctionType) -> types.FunctionType:
     """The same function as another object, so that it can be told from one that a program took from us on purpose."""
-    copy = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    copy = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
     copy.__kwdefaults__ = function.__kwdefaults__
     functools.update_wrapper(copy, function)
     return copy
@@ -262,10 +270,12 @@ def _replace_everywhere(old: Any, new: Any) -> None:
 
 
 def patch_torch() -> None:
-    """Whoever calls `torch.utils.checkpoint.checkpoint` or `checkpoint_sequential` gets ours from now on: transformers, accelerate, Lightning, timm.
+    """Whoever calls `torch.utils.checkpoint.checkpoint` or `checkpoint_sequential` gets ours from now on:
+    transformers, accelerate, Lightning, timm.
 
-    Modules that have imported it by name are changed, too. Not seen: a `functools.partial` or attribute that holds torch's function already, as that of
-    `gradient_checkpointing_enable()`; so call it first. Calling it again does no harm.
+    Modules that have imported it by name are changed, too. Not seen: a `functools.partial` or attribute that holds
+    torch's function already, as that of `gradient_checkpointing_enable()`; so call it first. Calling it again does no
+    harm.
     """
     from torch.utils import checkpoint as module
 
@@ -290,9 +300,11 @@ def patch_on_import() -> None:
 
 
 def unpatch_torch() -> None:
-    """Gives torch back all that this package changed in it: `torch.utils.checkpoint` and the engine. `patch_torch` puts it back.
+    """Gives torch back all that this package changed in it: `torch.utils.checkpoint` and the engine. `patch_torch`
+    puts it back.
 
-    Until then a backward raises RuntimeError where it would raise `CheckpointError`, and what compiled code writes is not seen: use `OpaqueScope`.
+    Until then a backward raises RuntimeError where it would raise `CheckpointError`, and what compiled code writes is
+    not seen: use `OpaqueScope`.
 
     Raises:
         RuntimeError: while a cap or budget is open, which need it.
@@ -372,7 +384,8 @@ def _same_as_torch() -> None:
 
 
 def self_test() -> None:
-    """Checks on a small program that torch still behaves as the library needs, and that what is patched in it is in place.
+    """Checks on a small program that torch still behaves as the library needs, and that what is patched in it is in
+    place.
 
     Raises:
         UnsupportedError: naming the first fact about LibTorch that no longer holds.
@@ -381,11 +394,17 @@ def self_test() -> None:
     library.check(library.self_test())
     if not isinstance(Variable._execution_engine, _Engine):
         raise RuntimeError(
-            "refrain.self_test: torch.autograd.Variable._execution_engine is not ours: caps hear of no step's end. Something replaced it after "
+            "refrain.self_test: torch.autograd.Variable._execution_engine is not ours: caps hear of no step's end. "
+            "Something replaced it after "
             "`import refrain`, or unpatch_torch was called; call patch_torch()."
         )
     packed: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: packed.append(tensor) or tensor, lambda tensor: tensor):  # type: ignore[func-returns-value]
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        packed.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         torch.ones(2, requires_grad=True).exp()
     if not packed:
         raise RuntimeError("refrain.self_test: Python's saved_tensors_hooks are no longer called")
@@ -393,8 +412,9 @@ def self_test() -> None:
 
 
 def run_uncompiled(*functions: types.FunctionType) -> None:
-    """Has torch.compile run these functions, and all that they call, as they are. torch.compiler.disable does the same, but imports torch._dynamo for it, which
-    takes a second, and costs a call."""
+    """Has torch.compile run these functions, and all that they call, as they are. torch.compiler.disable does the
+    same, but imports torch._dynamo for it, which takes a second, and costs a call.
+    """
     try:
         from torch._C._dynamo import eval_frame
 

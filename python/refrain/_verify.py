@@ -43,8 +43,13 @@ class VerifyReport:
         if self.error:
             return f"replay: {self.error}"
         other = [tensor for tensor in self.tensors if not tensor.bit_equal]
-        lines = [f"replay: {len(self.tensors)} tensors, " + (f"{len(other)} of them differ" if other else "equal to the bit")]
-        lines += [f"  {tensor.name}: largest difference {tensor.max_abs:.3g}, relative {tensor.max_rel:.3g}" for tensor in other]
+        lines = [
+            f"replay: {len(self.tensors)} tensors, " + (f"{len(other)} of them differ" if other else "equal to the bit")
+        ]
+        lines += [
+            f"  {tensor.name}: largest difference {tensor.max_abs:.3g}, relative {tensor.max_rel:.3g}"
+            for tensor in other
+        ]
         return "\n".join(lines)
 
 
@@ -88,12 +93,18 @@ def _compared(name: str, baseline: torch.Tensor | None, found: torch.Tensor | No
 
 
 def verify_checkpoint(
-    function: Callable[..., Any], *args: Any, policy: AnyPolicy | None = None, store: OffloadStore | None = None, **kwargs: Any
+    function: Callable[..., Any],
+    *args: Any,
+    policy: AnyPolicy | None = None,
+    store: OffloadStore | None = None,
+    **kwargs: Any,
 ) -> VerifyReport:
-    """Runs `function(*args, **kwargs)` and its backward twice, without a region and in one, and compares results, gradients, buffers and generators to the bit.
+    """Runs `function(*args, **kwargs)` and its backward twice, without a region and in one, and compares results,
+    gradients, buffers and generators to the bit.
 
-    Gradients are those of tensors among the arguments that require one and, if `function` is a module, of its parameters. The module's buffers and the CPU's
-    generator are as before afterwards, and no `.grad` is written. In the region `set_check_inputs` is on, so memory that is refilled through a raw pointer shows.
+    Gradients are those of tensors among the arguments that require one and, if `function` is a module, of its
+    parameters. The module's buffers and the CPU's generator are as before afterwards, and no `.grad` is written. In
+    the region `set_check_inputs` is on, so memory that is refilled through a raw pointer shows.
 
     Args:
         policy, store: see `region`.
@@ -124,12 +135,23 @@ def verify_checkpoint(
         with region(policy=policy, store=store) if in_region else contextlib.nullcontext():
             result = function(*given, **named)
         outputs = list(_tensors_in(result))
-        found: dict[str, torch.Tensor | None] = {f"output {i}": output.detach().clone() for i, output in enumerate(outputs)}
+        found: dict[str, torch.Tensor | None] = {
+            f"output {i}": output.detach().clone() for i, output in enumerate(outputs)
+        }
         inputs = [tensor for tensor in _tensors_in((given, named)) if tensor.requires_grad]
-        wanted = {**{f"gradient of input {i}": tensor for i, tensor in enumerate(inputs)}, **{f"gradient of {name}": p for name, p in parameters.items()}}
+        wanted = {
+            **{f"gradient of input {i}": tensor for i, tensor in enumerate(inputs)},
+            **{f"gradient of {name}": p for name, p in parameters.items()},
+        }
         roots = [output for output in outputs if output.requires_grad]
         if roots and wanted:
-            seeds = [torch.linspace(0.5, 1.5, max(1, root.numel())).to(root.dtype)[: root.numel()].reshape(root.shape).to(root.device) for root in roots]
+            seeds = [
+                torch.linspace(0.5, 1.5, max(1, root.numel()))
+                .to(root.dtype)[: root.numel()]
+                .reshape(root.shape)
+                .to(root.device)
+                for root in roots
+            ]
             gradients = torch.autograd.grad(roots, list(wanted.values()), seeds, allow_unused=True)
             found.update(zip(wanted, gradients))
         found.update({f"buffer {name}": buffer.detach().clone() for name, buffer in buffers.items()})

@@ -24,8 +24,8 @@ def apply_activation_checkpointing(
     policy: AnyPolicy | None = None,
     store: OffloadStore | None = None,
 ) -> list[str]:
-    """Has the forward of chosen submodules run under `checkpoint`, in place. As torch's function of that name, but modules stay what they are: no wrapper in between,
-    so names of parameters and `state_dict` do not change.
+    """Has the forward of chosen submodules run under `checkpoint`, in place. As torch's function of that name, but
+    modules stay what they are: no wrapper in between, so names of parameters and `state_dict` do not change.
 
         refrain.apply_activation_checkpointing(model, classes=GPT2Block)
         refrain.apply_activation_checkpointing(model, names="layers.*", policy=refrain.save_matmuls())
@@ -33,7 +33,8 @@ def apply_activation_checkpointing(
     Args:
         check_fn: takes a submodule and returns whether to choose it.
         classes: a class, or several; instances of them are chosen.
-        names: patterns of qualified names as `fnmatch` takes them; "layers.*" takes the layers, and not what is inside of them once they are chosen.
+        names: patterns of qualified names as `fnmatch` takes them; "layers.*" takes the layers, and not what is inside
+            of them once they are chosen.
         policy, store: see `region`.
 
     Returns:
@@ -45,11 +46,17 @@ def apply_activation_checkpointing(
     kinds = (classes,) if isinstance(classes, type) else tuple(classes)
     patterns = [names] if isinstance(names, str) else list(names)
     if check_fn is None and not kinds and not patterns:
-        raise ValueError("refrain.apply_activation_checkpointing: found no check_fn, classes or names; pass one that chooses modules")
+        raise ValueError(
+            "refrain.apply_activation_checkpointing: found no check_fn, classes or names; pass one that chooses modules"
+        )
     chosen: list[str] = []
 
     def wanted(name: str, module: torch.nn.Module) -> bool:
-        return isinstance(module, kinds) or any(fnmatch.fnmatchcase(name, each) for each in patterns) or (check_fn is not None and check_fn(module))
+        return (
+            isinstance(module, kinds)
+            or any(fnmatch.fnmatchcase(name, each) for each in patterns)
+            or (check_fn is not None and check_fn(module))
+        )
 
     def visit(name: str, module: torch.nn.Module) -> None:
         if name and wanted(name, module):
@@ -62,7 +69,10 @@ def apply_activation_checkpointing(
     visit("", model)
     if not chosen:
         asked = [*(kind.__name__ for kind in kinds), *patterns, *(["check_fn"] if check_fn else [])]
-        raise ValueError(f"refrain.apply_activation_checkpointing: {type(model).__name__} has no submodule that {', '.join(asked)} chooses")
+        raise ValueError(
+            f"refrain.apply_activation_checkpointing: {type(model).__name__} has no submodule that {', '.join(asked)} "
+            "chooses"
+        )
     return chosen
 
 

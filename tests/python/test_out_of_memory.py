@@ -6,7 +6,7 @@ import unittest
 
 import refrain
 import torch
-from support import mlp, unpatch_checkpoint
+from support import unpatch_checkpoint
 
 
 class OutOfMemory(unittest.TestCase):
@@ -77,16 +77,17 @@ class OutOfMemory(unittest.TestCase):
         self.check(errors[0], "memory_limit")
 
     def test_max_overhead(self):
-        program = mlp()
-        x = program.batch()
-        program.model(x).pow(2).sum().backward()
+        """Refused by an allocation, after something was recomputed."""
         level = refrain.memory_stats().current
 
         def step():
-            program.model(x).pow(2).sum().backward()
+            y = torch.full((64, 64), 0.5).add(1)  # 16 KiB
+            others = [torch.full((64, 64), float(i)).cos().tan() for i in range(12)]
+            y.sum()  # was evicted
+            others += [torch.full((64, 64), float(i)).sin().tan() for i in range(12)]
 
-        error = self.refused(refrain.MemoryCap(level + 250_000, max_overhead=1e-6), step)
-        self.assertEqual((error.reason, error.limit), ("max_overhead", level + 250_000))
+        error = self.refused(refrain.MemoryCap(level + 70_000, min_bytes=1, max_overhead=1e-9), step)
+        self.assertEqual((error.reason, error.limit), ("max_overhead", level + 70_000))
         self.assertGreater(error.min_limit, error.limit)
 
     def test_of_others(self):
