@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import unittest
 import warnings
+from pathlib import Path
 from unittest import mock
 
 FOLDER = tempfile.mkdtemp(prefix="refrain-compile-")
@@ -372,6 +374,20 @@ class Compiled(unittest.TestCase):
                 found.append(json.loads(done.stdout.splitlines()[-1]))
         self.assertEqual(found[0][:3] + found[0][4:], found[1][:3] + found[1][4:])
         self.assertEqual((found[0][3], found[1][3]), ([False], [True]))
+
+    def test_the_example(self):
+        """compile_budget.py: torch's peaks are not monotone, ours fall; the budget of a step with a graph break; bytes, with
+        dropout."""
+        program = Path(__file__).resolve().parents[2] / "examples/python/compile_budget.py"
+        done = subprocess.run([sys.executable, "-W", "ignore", program], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr[-2000:])
+        numbers = [[float(n) for n in re.findall(r"\d+\.\d\d", line)] for line in done.stdout.splitlines()]
+        self.assertGreater(numbers[1][2], numbers[1][1], "torch's budget is monotone now: say so in the guide")
+        self.assertEqual(numbers[2][:3], sorted(numbers[2][:3], reverse=True))
+        self.assertLess(numbers[2][2], 0.8 * min(numbers[1]))
+        self.assertLessEqual(numbers[5][0], numbers[5][2])
+        self.assertLessEqual(numbers[8][0], 3.0)
+        self.assertIn("equal to torch.compile's, to the bit", done.stdout)
 
 
 # ---- Keys, private parts, arguments
