@@ -84,7 +84,8 @@ plain = under(model, x)[0]
 print(f"   torch:   {under(model, x, 0.3)[0]:.2f} MiB of {plain:.2f}")
 options = refrain.compile_options(0.3)
 print(
-    f"   refrain: {under(model, x, options=options)[0]:.2f} MiB of {plain:.2f}, asked {options.report.target / 2**20:.2f}"
+    f"   refrain: {under(model, x, options=options)[0]:.2f} MiB of {plain:.2f}, "
+    f"asked {options.report.target / 2**20:.2f}"
 )
 
 model = Model(drop=0.1)

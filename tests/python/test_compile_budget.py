@@ -274,6 +274,30 @@ class Compiled(unittest.TestCase):
         self.assertLess(peaks[1], peaks[0])
         self.assertLess(peaks[2], peaks[1])
 
+    def test_a_step_that_fails(self):
+        """A backward that raises half-way, and a forward without a backward, are no steps: the next one is measured."""
+        model, x = blocks(2), torch.randn(128, 64)
+        options = refrain.compile_options(0.5)
+        first, second = (torch.compile(part, options=options) for part in model)
+
+        def stop(_):
+            raise ArithmeticError("half-way")
+
+        for fails in (False, True):  # the first compiles
+            between = first(x)
+            if fails:
+                between.register_hook(stop)
+            with self.assertRaises(ArithmeticError) if fails else contextlib.nullcontext():
+                second(between).sum().backward()
+            self.assertEqual(options.report.measured, None)
+        with torch.no_grad():
+            second(first(x))
+        del between
+        second(first(x))
+        step = Step(model, lambda v: second(first(v)), x)
+        self.assertTrue(options.report.is_settled)
+        self.assertLess(abs(options.report.measured - step.peak), 0.1 * step.peak)
+
     def test_what_does_not_fit_is_said(self):
         model, x = blocks(1), torch.randn(64, 64)
         with self.assertWarnsRegex(refrain.BudgetWarning, r"measured peak is .*, the budget 4.9 KiB"):
@@ -376,8 +400,7 @@ class Compiled(unittest.TestCase):
         self.assertEqual((found[0][3], found[1][3]), ([False], [True]))
 
     def test_the_example(self):
-        """compile_budget.py: torch's peaks are not monotone, ours fall; the budget of a step with a graph break; bytes, with
-        dropout."""
+        """compile_budget.py: torch's peaks are not monotone, ours fall; a graph break; bytes, with dropout."""
         program = Path(__file__).resolve().parents[2] / "examples/python/compile_budget.py"
         done = subprocess.run([sys.executable, "-W", "ignore", program], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr[-2000:])

@@ -6,6 +6,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .. import _torch_patches
 from .._memory import MemoryScope
 from . import inductor
@@ -93,8 +95,12 @@ def _called(compiled: Any) -> None:
 
 
 def _is_over(step: Step) -> bool:
-    """Whether forwards ran whose backwards will not come: nothing of them is held."""
-    return bool(step.calls) and not any(call.is_backward for call in step.calls) and step.memory.current <= 0
+    """Whether it ended unseen: its backward failed, or forwards ran whose backwards will not come, as nothing of them
+    is
+    held."""
+    if any(call.is_backward for call in step.calls):
+        return torch._C._current_graph_task_id() < 0
+    return bool(step.calls) and step.memory.current <= 0
 
 
 def _ended() -> None:
