@@ -48,15 +48,22 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("torch._functorch.config", ("cse", "activation_memory_budget")),
     ("torch._inductor.custom_graph_pass", ("CustomPartitionerFn", "CustomSchedulerPass")),
     ("torch._inductor.config", ("custom_partitioner_fn", "_pre_fusion_custom_pass", "_post_fusion_custom_pass")),
-    ("torch._inductor.graph", ("GraphLowering",)),
+    ("torch._inductor.graph", ("GraphLowering.decide_layout_opt",)),
     ("torch._inductor.memory", ("compute_size_for_scheduler_buffer",)),
     ("torch._inductor.lowering", ("fallbacks", "lowerings")),
-    ("torch._inductor.choices", ("InductorChoices",)),
+    ("torch._inductor.choices", ("InductorChoices.can_fuse",)),
     ("torch._inductor.virtualized", ("V",)),
-    ("torch._inductor.scheduler", ("Scheduler", "BaseSchedulerNode")),
+    (
+        "torch._inductor.scheduler",
+        (
+            "Scheduler.get_backend", "BaseScheduling.ready_to_flush", "BaseSchedulerNode.get_nodes",
+            "BaseSchedulerNode.get_outputs", "BaseSchedulerNode.get_buffer_names",
+            "BaseSchedulerNode.get_operation_names", "BaseSchedulerNode.get_device",
+        ),
+    ),
     ("torch._inductor.output_code", ("CompiledFxGraph",)),
-    ("torch._inductor.codegen.wrapper", ("EfficientPeakEstimate", "PythonWrapperCodegen")),
-    ("torch._dynamo.symbolic_convert", ("InstructionTranslator",)),
+    ("torch._inductor.codegen.wrapper", ("EfficientPeakEstimate", "PythonWrapperCodegen.memory_plan_reuse")),
+    ("torch._dynamo.symbolic_convert", ("InstructionTranslator.current_tx",)),
     ("torch._C._dynamo.eval_frame", ("reset_code",)),
     ("torch.fx._lazy_graph_module", ("_make_graph_module",)),
     (
@@ -93,7 +100,12 @@ def missing_parts() -> list[str]:
         except ImportError:
             missing.append(f"no module {module}")
             continue
-        missing += [f"no {module}.{name}" for name in names if not hasattr(found, name)]
+        for name in names:
+            one: Any = found
+            for word in name.split("."):
+                one = getattr(one, word, None)
+            if one is None and not hasattr(found, name):
+                missing.append(f"no {module}.{name}")
     return missing
 
 
