@@ -81,6 +81,22 @@ class Broken(nn.Module):
         return self.third(x)
 
 
+class Stateful(nn.Module):
+    """Forward writes a large state of its own, whose new bytes nobody reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = blocks(3)
+        self.register_buffer("state", torch.zeros(256, 64))
+
+    def forward(self, x):
+        for block in self.body:
+            x = block(x)
+            with torch.no_grad():
+                self.state.mul_(0.5).add_(x.detach().sin())
+        return x
+
+
 class Step:
     """One step of a model, as it is measured."""
 
@@ -319,6 +335,18 @@ class Compiled(unittest.TestCase):
         torch._dynamo.reset()
         for one, two in zip(found.results, Step(model, model, other).results, strict=True):
             torch.testing.assert_close(one, two)
+
+    def test_what_forward_writes_into_an_input(self):
+        model, x = Stateful(), torch.randn(256, 64)
+        plain = self.by_torch(model, x)
+        expected = model.state.clone()
+        for budget in (0.2, 0.0):
+            torch._dynamo.reset()
+            model.state.zero_()
+            step, report, _ = self.under(model, x, budget, steps=2)
+            self.assertEqual([found.fallback for found in report.graphs], [""])
+            self.assertTrue(torch.equal(model.state, expected))
+            self.assert_same(step.results, plain.results)
 
     def test_modules_that_share_a_budget(self):
         parts = nn.ModuleList(blocks(2) for _ in range(2))

@@ -350,6 +350,7 @@ class JointGraph:
                 for given in node.all_input_nodes:
                     for value in self._sources(given, phase):
                         self.death[value] = max(self.death[value], end if phase == 1 else self.forward_ops)
+                        self.kept.add(value)  # no operator of the trace reads it
         from torch.utils.checkpoint import CheckpointPolicy
 
         for value in self.values:

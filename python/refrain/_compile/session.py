@@ -24,6 +24,8 @@ from .report import CompileReport, GraphReport, counted
 
 #: Seconds that a graph's plan is searched for.
 PLAN_S = 1.0
+#: A fraction is one of predicted peaks: a measured one that is over by no more than this part of it is let be.
+FRACTION_SLACK = 0.02
 #: A peak that is over is planned for again so often.
 MOST_REPLANS = 2
 
@@ -221,8 +223,8 @@ class Session:
                 report.is_settled = True
                 return
         target = report.target or 0
-        over = measured.peak - target
-        if over <= 0:
+        slack = 0 if self._fraction is None else int(FRACTION_SLACK * target)
+        if measured.peak <= target + slack:
             report.is_settled = True
             return
         sizes = f"the measured peak is {format_bytes(measured.peak)}, the budget {format_bytes(target)}"

@@ -52,6 +52,8 @@ def choice_of(trace: dict[str, Any], forward_ops: int, plan: GraphPlan) -> Choic
         for number, is_there in resident.items()
         if is_there and trace["values"][number]["death"] > forward_ops
     )
+    if forward_ops < len(trace["ops"]):
+        saved += trace["ops"][forward_ops].get("outside", 0)  # inputs that were copied to another layout
     forward = max(plan.peaks[:forward_ops], default=0)
     return Choice(
         plan.peak_bytes, saved, forward, max(0, max(plan.peaks[forward_ops:], default=0) - saved), plan.added_ns
