@@ -39,6 +39,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refrain" / "compile"
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file at once: another process reads the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    os.replace(name, path)
+
+
 def _hint(size: Any) -> int:
     return int(size) if isinstance(size, int) else int(size.node.hint)
 
@@ -136,11 +145,7 @@ class Costs:
         if not self._is_new:
             return
         with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._path.parent)
-            with os.fdopen(handle, "w") as file:
-                json.dump(self._known, file)
-            os.replace(name, self._path)
+            write_text(self._path, json.dumps(self._known))
         self._is_new = False
 
     # ---- Of an operator

@@ -18,12 +18,14 @@ from .._library import library
 from .._memory import format_bytes
 from . import cut, emit, graph, inductor, shares, steps
 from .api import BudgetWarning
-from .cost import cache_folder, costs
+from .cost import cache_folder, costs, write_text
 from .planner import GraphPlan, GraphPlanner, planner_version
 from .report import CompileReport, GraphReport, counted
 
 #: Seconds that a graph's plan is searched for.
 PLAN_S = 1.0
+#: Newest plans that are kept in the cache's folder.
+MOST_RECORDS = 200
 #: A fraction is one of predicted peaks: a measured one that is over by no more than this part of it is let be.
 FRACTION_SLACK = 0.02
 #: A peak that is over is planned for again so often.
@@ -57,8 +59,10 @@ class Record:
             "report": self.report.__dict__,
         }  # fmt: skip
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{self.id}.json").write_text(json.dumps(document))
+            write_text(folder / f"{self.id}.json", json.dumps(document))
+            kept = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+            for path in kept[:-MOST_RECORDS]:
+                path.unlink(missing_ok=True)
         except OSError:
             pass  # it is known in this process
 
