@@ -10,6 +10,7 @@
 #include "evict/cap_state.h"
 #include "evict/evict.h"
 #include "evict/operands.h"
+#include "memory/refusals.h"
 #include "memory/stack.h"
 #include "tape/thread_state.h"
 
@@ -114,7 +115,7 @@ void RoomMaker::check_overhead(Bytes limit) {
     break;
   }
   refusals_.fetch_add(1);
-  throw OutOfMemory(
+  const OutOfMemory error(
       fmt::format(
           "[refrain::MemoryCap] out of memory: under the limit {} bytes ({}) recompute overhead {:.2f} exceeds max_overhead {:.2f}: this "
           "step spent {:.1f} ms recomputing beside {:.1f} ms of operators; the smallest limit that keeps max_overhead so far is {} bytes ({}); "
@@ -125,6 +126,8 @@ void RoomMaker::check_overhead(Bytes limit) {
           format_bytes(enough)),
       OutOfMemoryReason::kMaxOverhead,
       {.requested = 0, .in_use = limiting_allocator().in_use(), .limit = limit, .min_limit = enough});
+  note_refusal(error);  // a replay pass asks, too, outside of any allocation
+  throw error;
 }
 
 void RoomMaker::make_room(Bytes missing, Bytes requested, Bytes limit) {

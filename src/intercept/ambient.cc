@@ -30,6 +30,15 @@ int64_t priority_order(at::Context& context) {
   return number;
 }
 
+// LibTorch before 2.13 has no such switch.
+template <typename Context>
+int64_t cudnn_depthwise_kernel(Context& context) {
+  if constexpr (requires { context.cudnnDepthwiseKernel(); })
+    return static_cast<int64_t>(context.cudnnDepthwiseKernel());
+  else
+    return 0;
+}
+
 // Only switches that change what a kernel computes. Names as in the functions that set them.
 constexpr Switch kSwitches[] = {
     {"mkldnn", [](at::Context& c) { return int64_t{c.userEnabledMkldnn()}; }},
@@ -38,7 +47,7 @@ constexpr Switch kSwitches[] = {
     {"cudnn benchmark", [](at::Context& c) { return int64_t{c.benchmarkCuDNN()}; }},
     {"limit of the cudnn benchmark", [](at::Context& c) { return int64_t{c.benchmarkLimitCuDNN()}; }},
     {"deterministic cudnn", [](at::Context& c) { return int64_t{c.deterministicCuDNN()}; }},
-    {"cudnn depthwise kernel", [](at::Context& c) { return static_cast<int64_t>(c.cudnnDepthwiseKernel()); }},
+    {"cudnn depthwise kernel", &cudnn_depthwise_kernel<at::Context>},
     {"immediate miopen", [](at::Context& c) { return int64_t{c.immediateMiopen()}; }},
     {"nnpack", [](at::Context& c) { return int64_t{c.userEnabledNNPACK()}; }},
     {"deterministic algorithms", [](at::Context& c) { return int64_t{c.deterministicAlgorithms()}; }},

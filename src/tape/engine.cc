@@ -46,6 +46,11 @@ void hook_gradients(const edge_list& roots) {
   }
 }
 
+// What holds a node differs between versions of LibTorch.
+template <typename Result, typename Task, typename Root, typename Input>
+Root root_of(Result (torch::autograd::Engine::*)(Task, Root, Input));
+using NodePointer = decltype(root_of(&torch::autograd::Engine::execute_with_graph_task));
+
 /// Wraps the engine that was the default, with its threads, queues and hooks, and lets the open region keep what
 /// autograd wants to save. A second engine that ran graphs itself would lack the first one's threads.
 class TapeEngine final : public torch::autograd::Engine {
@@ -61,7 +66,7 @@ class TapeEngine final : public torch::autograd::Engine {
   }
 
   c10::intrusive_ptr<at::ivalue::Future> execute_with_graph_task(
-      const std::shared_ptr<torch::autograd::GraphTask>& task, c10::intrusive_ptr<torch::autograd::Node> root,
+      const std::shared_ptr<torch::autograd::GraphTask>& task, NodePointer root,
       torch::autograd::InputBuffer&& input) override {
     return inner_.execute_with_graph_task(task, std::move(root), std::move(input));
   }

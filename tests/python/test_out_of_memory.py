@@ -90,6 +90,20 @@ class OutOfMemory(unittest.TestCase):
         self.assertEqual((error.reason, error.limit), ("max_overhead", level + 70_000))
         self.assertGreater(error.min_limit, error.limit)
 
+    def test_max_overhead_before_a_recomputation(self):
+        """Refused where a second evicted tensor is read: no allocation has asked."""
+        level = refrain.memory_stats().current
+
+        def step():
+            y, z = torch.full((64, 64), 0.5).add(1), torch.full((64, 64), 0.25).add(1)
+            others = [torch.full((64, 64), float(i)).cos().tan() for i in range(12)]
+            y.sum()
+            z.sum()
+            del others
+
+        error = self.refused(refrain.MemoryCap(level + 120_000, min_bytes=1, max_overhead=1e-9), step)
+        self.assertEqual((error.reason, error.requested, error.limit), ("max_overhead", 0, level + 120_000))
+
     def test_of_others(self):
         error = torch.OutOfMemoryError("of a GPU")
         self.assertIsNone(refrain.out_of_memory_numbers(error))
