@@ -42,7 +42,7 @@ class Examples(unittest.TestCase):
 
     def check(self, name):
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", PROGRAMS / f"{name}.py"], capture_output=True, text=True, timeout=120
+            [sys.executable, "-W", "ignore", PROGRAMS / f"{name}.py"], capture_output=True, text=True, timeout=300
         )
         self.assertEqual(done.returncode, 0, done.stderr)
         lines = done.stdout.splitlines()
