@@ -67,6 +67,7 @@ class REFRAIN_API OutOfMemory : public detail::TorchError<c10::OutOfMemoryError>
       : TorchError(std::move(message)), reason_(reason), numbers_(numbers) {}
 
   OutOfMemoryReason reason() const { return reason_; }
+  const OutOfMemoryNumbers& numbers() const { return numbers_; }
   Bytes requested() const { return numbers_.requested; }  ///< see `OutOfMemoryNumbers`
   Bytes in_use() const { return numbers_.in_use; }        ///< see `OutOfMemoryNumbers`
   Bytes limit() const { return numbers_.limit; }          ///< in force

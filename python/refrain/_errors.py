@@ -83,8 +83,6 @@ def out_of_memory_numbers(error: BaseException) -> OutOfMemoryNumbers | None:
     """The numbers of a `torch.OutOfMemoryError` that a limit, cap or budget of this library raised, also inside of an
     operator of torch; None for any other. The error has them as attributes, too: `error.min_limit`.
 
-    An error of `max_overhead` that comes before a recomputation, and not from an allocation, has none yet.
-
     Threads: on another than the error's, only if it was asked for on the error's own, or left a `with` of this library.
     """
     from ._library import library

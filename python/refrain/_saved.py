@@ -88,4 +88,4 @@ def saved_text(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
 
 def print_saved(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Prints `saved_tensors(function, ...)`, as JAX's `print_saved_residuals`."""
-    print(saved_tensors(function, *args, **kwargs).text, end="")
+    print(saved_text(function, *args, **kwargs), end="")

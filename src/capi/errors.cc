@@ -58,10 +58,7 @@ void note(const std::exception& error) {
   const auto* const torch_error = dynamic_cast<const c10::Error*>(&error);
   last.message = torch_error ? torch_error->what_without_backtrace() : error.what();
   if (const auto* const memory = dynamic_cast<const OutOfMemory*>(&error))
-    last.numbers = numbers_of(memory->reason(), {.requested = memory->requested(),
-                                                 .in_use = memory->in_use(),
-                                                 .limit = memory->limit(),
-                                                 .min_limit = memory->min_limit()});
+    last.numbers = numbers_of(memory->reason(), memory->numbers());
 }
 
 }  // namespace

@@ -28,8 +28,8 @@ graph::Graph graph_from(const char* text) {
   return std::get<graph::Graph>(std::move(read));
 }
 
-/// @param with_levels  bytes in use at the start of each operator, and the peak of each, too.
-Json json_of(const graph::Graph& graph, const plan::Plan& plan, bool with_levels) {
+/// With the bytes in use at the start of each operator, and the peak of each.
+Json json_of(const graph::Graph& graph, const plan::Plan& plan) {
   Json json = {{"fits", plan.is_feasible},
                {"peak_bytes", plan.peak},
                {"plain_peak_bytes", plan.plain_peak},
@@ -41,11 +41,9 @@ Json json_of(const graph::Graph& graph, const plan::Plan& plan, bool with_levels
                {"solver", plan.solver},
                {"timed_out", plan.timed_out}};
   json["schedule"] = Json::parse(graph::to_json(graph, plan.schedule));
-  if (with_levels) {
-    const auto run = graph::simulate(graph, plan.schedule);
-    json["in_use"] = run.in_use;
-    json["peaks"] = run.peaks;
-  }
+  const auto run = graph::simulate(graph, plan.schedule);
+  json["in_use"] = run.in_use;
+  json["peaks"] = run.peaks;
   return json;
 }
 
@@ -73,7 +71,7 @@ char* refrain_graph_planner_plan(refrain_graph_planner_t* planner, int64_t bytes
   return capi::made([&] {
     capi::require(planner, "refrain_graph_planner_plan", "planner");
     const auto budget = fraction < 0.0 ? plan::Budget::of_bytes(bytes) : plan::Budget::of_fraction(fraction);
-    return capi::owned_text(json_of(planner->graph, planner->planner.plan(budget), true).dump());
+    return capi::owned_text(json_of(planner->graph, planner->planner.plan(budget)).dump());
   });
 }
 
@@ -84,7 +82,7 @@ char* refrain_graph_planner_pareto(refrain_graph_planner_t* planner, int32_t poi
       throw InvalidArgument("[refrain_graph_planner_pareto] `points` is " + std::to_string(points) +
                             ", expected 2 or more");
     Json all = Json::array();
-    for (const auto& plan : planner->planner.pareto(points)) all.push_back(json_of(planner->graph, plan, true));
+    for (const auto& plan : planner->planner.pareto(points)) all.push_back(json_of(planner->graph, plan));
     return capi::owned_text(all.dump());
   });
 }

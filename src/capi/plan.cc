@@ -35,17 +35,14 @@ namespace {
 std::function<void()> step_of(refrain_step_t step, void* context, const char* function) {
   if (!step) throw InvalidArgument(std::string("[") + function + "] `step` is null, expected a function");
   return [step, context] {
-    const auto newest = [] {
-      const auto found = find_refusal();
-      return found ? found->number : 0;
-    };
-    const int64_t before = newest();
+    const auto last = find_refusal();
+    const int64_t before = last ? last->number : 0;
     const auto code = step(context);
     if (code == REFRAIN_OK) return;
     if (code == REFRAIN_OUT_OF_MEMORY) {
-      if (newest() == before)
-        throw OutOfMemory("[refrain] the step met an OutOfMemory", OutOfMemoryReason::kMemoryCap, {});
       const auto refusal = find_refusal();
+      if (!refusal || refusal->number == before)
+        throw OutOfMemory("[refrain] the step met an OutOfMemory", OutOfMemoryReason::kMemoryCap, {});
       throw OutOfMemory(refusal->message, refusal->reason, refusal->numbers);
     }
     throw capi::CallbackFailed("[refrain] the step failed");

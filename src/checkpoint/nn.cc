@@ -52,8 +52,8 @@ class ModuleNumbers {
   std::unordered_map<std::string, int64_t> next_;
 };
 
-/// The marks of the process, and the numbers of its modules. Options are moved to `Dropped`, which its user declares before the lock and so frees after
-/// it: a policy's captures may have destructors that call this again.
+/// The marks of the process, and the numbers of its modules. Options are moved to `Dropped`, which its user declares
+/// before the lock and so frees after it: a policy's captures may have destructors that call this again.
 struct Marks {
   using Map = std::unordered_map<const Module*, Mark>;
   using Dropped = std::vector<std::shared_ptr<const CheckpointOptions>>;

@@ -39,7 +39,7 @@ void RoomMaker::forget_caps() {
 int RoomMaker::add(const MemoryCapOptions& options) {
   std::lock_guard guard(mutex_);
   if (options_.empty()) policy_ns_ = 0;
-  tape::set_before_pass([] { get().check_overhead(limiting_allocator().limit()); });
+  tape::set_before_pass([] { get().check_before_pass(); });
   options_.emplace_back(++last_number_, options);
   set_relief(this);
   return last_number_;
@@ -115,7 +115,7 @@ void RoomMaker::check_overhead(Bytes limit) {
     break;
   }
   refusals_.fetch_add(1);
-  const OutOfMemory error(
+  throw OutOfMemory(
       fmt::format(
           "[refrain::MemoryCap] out of memory: under the limit {} bytes ({}) recompute overhead {:.2f} exceeds max_overhead {:.2f}: this "
           "step spent {:.1f} ms recomputing beside {:.1f} ms of operators; the smallest limit that keeps max_overhead so far is {} bytes ({}); "
@@ -126,8 +126,16 @@ void RoomMaker::check_overhead(Bytes limit) {
           format_bytes(enough)),
       OutOfMemoryReason::kMaxOverhead,
       {.requested = 0, .in_use = limiting_allocator().in_use(), .limit = limit, .min_limit = enough});
-  note_refusal(error);  // a replay pass asks, too, outside of any allocation
-  throw error;
+}
+
+// Outside of any allocation, where the allocator would note it.
+void RoomMaker::check_before_pass() {
+  try {
+    check_overhead(limiting_allocator().limit());
+  } catch (const OutOfMemory& error) {
+    note_refusal(error);
+    throw;
+  }
 }
 
 void RoomMaker::make_room(Bytes missing, Bytes requested, Bytes limit) {

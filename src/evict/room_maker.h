@@ -40,6 +40,7 @@ class RoomMaker final : public LimitingAllocator::Relief {
   Bytes evict_queued(tape::TapeLock& lock, Bytes missing);
   /// @throws OutOfMemory if the step exceeds `max_overhead`. Call it without the tape's lock.
   void check_overhead(Bytes limit);
+  void check_before_pass();
 
   OrderedMutex mutex_{LockOrder::kRoom};  // guards what follows
   std::vector<std::pair<int, MemoryCapOptions>> options_;

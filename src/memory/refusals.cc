@@ -23,13 +23,8 @@ struct RecentRefusals {
 void note_refusal(const OutOfMemory& error) noexcept {
   try {
     auto& recent = thread_owned<RecentRefusals>();
-    Refusal refusal{.number = recent.count + 1,
-                    .message = error.what(),
-                    .reason = error.reason(),
-                    .numbers = {.requested = error.requested(),
-                                .in_use = error.in_use(),
-                                .limit = error.limit(),
-                                .min_limit = error.min_limit()}};
+    Refusal refusal{
+        .number = recent.count + 1, .message = error.what(), .reason = error.reason(), .numbers = error.numbers()};
     recent.at(++recent.count) = std::move(refusal);
   } catch (const std::bad_alloc&) {
     // the exception itself has all of it

@@ -22,7 +22,7 @@ from torch import nn  # noqa: E402
 
 import refrain  # noqa: E402
 from refrain._compile import cut, emit, graph, inductor  # noqa: E402
-from refrain._compile.planner import GraphPlanner  # noqa: E402
+from refrain._compile.planner import GraphPlanner, places_of  # noqa: E402
 
 HAS_COMPILER = shutil.which("g++") is not None or shutil.which("clang++") is not None
 
@@ -162,7 +162,7 @@ class Planned:
         joint = graph.JointGraph(module, cut.prepare(module, static_lifetime_input_indices, num_fwd_outputs))
         trace = joint.trace(lambda _, op: (1000, 0), "test")
         plan = GraphPlanner(trace, 0.5).plan(self.fraction)
-        emitted = emit.emit(joint, emit.places_of(plan.schedule), "test")
+        emitted = emit.emit(joint, places_of(plan.schedule), "test")
         self.plans.append(plan)
         self.saved.append(emit.saved_bytes(emitted.saved))
         return emitted.forward, emitted.backward

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from .._memory import MemoryScope
+from .._report import write_atomically
 from .graph import JointGraph, JointOp, aten, packet_of
 from .inductor import part, partitioners
 
@@ -40,12 +40,9 @@ def cache_folder() -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file at once: another process reads the old text or the new one."""
+    """Writes a file of the cache, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    os.replace(name, path)
+    write_atomically(path, text)
 
 
 def _hint(size: Any) -> int:

@@ -13,13 +13,7 @@ from torch import fx
 from .cut import NotPlanned
 from .graph import JointGraph, JointOp, Key, is_call
 from .inductor import NEAR, TAG, part, partitioners
-
-#: Actions of a plan before each operator: (kind, id of a value or an operator).
-Places = dict[int, list[tuple[str, int]]]
-
-
-def places_of(schedule: dict[str, Any]) -> Places:
-    return {entry[0]: list(zip(entry[1::2], entry[2::2])) for entry in schedule["places"]}
+from .planner import Places, resident_after
 
 
 @dataclass
@@ -154,15 +148,9 @@ class _Walk:
 
 
 def _resident_after_forward(joint: JointGraph, places: Places) -> list[Key]:
-    state: dict[Key, bool] = {}
-    for place in range(joint.forward_ops):
-        for kind, number in places.get(place, []):
-            if kind == "drop":
-                state[joint.values[number]] = False
-            else:
-                state.update(dict.fromkeys(joint.ops[number].values, True))
-        state.update(dict.fromkeys(joint.ops[place].values, True))
-    return [value for value in joint.values if state.get(value) and joint.death[value] > joint.forward_ops]
+    outputs = [[joint.index[value] for value in op.values] for op in joint.ops]
+    resident = resident_after(places, outputs, joint.forward_ops)
+    return [joint.values[n] for n in sorted(resident) if joint.death[joint.values[n]] > joint.forward_ops]
 
 
 def _unchecked(node: fx.Node) -> bool:

@@ -6,10 +6,35 @@ import ctypes
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Sequence
 
 from .._handles import Owned
 from .._library import library
+
+
+#: Actions of a plan before each operator: (kind, id of a value or an operator).
+Places = dict[int, list[tuple[str, int]]]
+
+
+def places_of(schedule: dict[str, Any]) -> Places:
+    return {entry[0]: list(zip(entry[1::2], entry[2::2])) for entry in schedule["places"]}
+
+
+def resident_after(places: Places, outputs: Sequence[Sequence[int]], count: int) -> set[int]:
+    """Values that the first `count` operators have left resident, those that nothing reads any more among them.
+
+    Args:
+        outputs: of each operator, the values that it makes.
+    """
+    resident: set[int] = set()
+    for place in range(count):
+        for kind, number in places.get(place, []):
+            if kind == "drop":
+                resident.discard(number)
+            else:
+                resident.update(outputs[number])
+        resident.update(outputs[place])
+    return resident
 
 
 @dataclass(frozen=True)
@@ -60,12 +85,12 @@ class GraphPlanner(Owned):
         text = library.graph_planner_plan(
             self._handle, 0 if is_fraction else max(0, int(budget)), float(budget) if is_fraction else -1.0
         )
-        return GraphPlan.of(json.loads(library.text(library.made(text))))
+        return GraphPlan.of(json.loads(library.text(text)))
 
     def curve(self, points: int) -> list[GraphPlan]:
         """Plans for `points` budgets, from the lowest peak to that of the step as it is; each adds no more time than
         those before it."""
-        text = library.text(library.made(library.graph_planner_pareto(self._handle, points)))
+        text = library.text(library.graph_planner_pareto(self._handle, points))
         return [GraphPlan.of(one) for one in json.loads(text)]
 
 

@@ -19,7 +19,7 @@ from .._memory import format_bytes
 from . import cut, emit, graph, inductor, shares, steps
 from .api import BudgetWarning
 from .cost import cache_folder, costs, write_text
-from .planner import GraphPlan, GraphPlanner, planner_version
+from .planner import GraphPlan, GraphPlanner, places_of, planner_version
 from .report import CompileReport, GraphReport, counted
 
 #: Seconds that a graph's plan is searched for.
@@ -179,7 +179,7 @@ class Session:
         planner = GraphPlanner(trace, PLAN_S)
         plan = planner.plan(ask)
         name = f"{key}-{fingerprint}"
-        emitted = emit.emit(joint, emit.places_of(plan.schedule), name)
+        emitted = emit.emit(joint, places_of(plan.schedule), name)
         report.least, report.plain = planner.range()
         report.asked = int(report.least + ask * (report.plain - report.least)) if isinstance(ask, float) else ask
         report.predicted, report.added_ms = plan.peak_bytes, plan.added_ns / 1e6
@@ -210,7 +210,7 @@ class Session:
     def finished(self, step: steps.Step) -> None:
         """A whole step ran in which nothing was compiled."""
         with self._lock:
-            measured = shares.Measured.of(step, self.records)
+            measured = shares.Measured.of(step)
             if measured is None or self.is_settled:
                 return
             self._compare(measured)
@@ -219,9 +219,9 @@ class Session:
         report = self.report
         report.measured = measured.peak
         report.predicted = measured.predicted_peak()
-        least, plain = measured.range()
         if self._fraction is not None:
             if report.target is None:
+                least, plain = measured.range()
                 report.target = int(least + self._fraction * (plain - least))
             if self._fraction >= 1.0:
                 report.is_settled = True
@@ -237,7 +237,7 @@ class Session:
             return
         asks = measured.asks(target)
         if not any(asks[record.fingerprint] < (record.report.asked or 0) for record in measured.records):
-            self._give_up(f"{sizes}; the lowest peak of a plan is {format_bytes(least)}")
+            self._give_up(f"{sizes}; the lowest peak of a plan is {format_bytes(measured.range()[0])}")
             return
         self._asks.update(asks)
         report.replans += 1

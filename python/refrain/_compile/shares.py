@@ -1,17 +1,18 @@
 """Several graphs in one step: what each may take so that the peak of the step fits.
 
 While graph i runs, what the graphs before it saved is held, and nothing of those whose backward is over. So other plans
-move the level at which a call begins by what the
-graphs before it save more or less, and the peak of the step is the largest over its calls of that level and the graph's
-own peak from there.
+move the level at which a call begins by what the graphs before it save more or less, and the peak of the step is the
+largest over its calls of that level and the graph's own peak from there.
 """
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .planner import GraphPlan
+from .planner import GraphPlan, places_of, resident_after
 
 if TYPE_CHECKING:
     from .session import Record
@@ -36,22 +37,10 @@ class Choice:
 
 def choice_of(trace: dict[str, Any], forward_ops: int, plan: GraphPlan) -> Choice:
     """Reads a plan for the parts of a step."""
-    resident: dict[int, bool] = {}
-    for value in trace["values"]:
-        value.setdefault("death", len(trace["ops"]))
-    places = {entry[0]: list(zip(entry[1::2], entry[2::2])) for entry in plan.schedule["places"]}
-    for place in range(forward_ops):
-        for kind, number in places.get(place, []):
-            if kind == "drop":
-                resident[number] = False
-            else:
-                resident.update(dict.fromkeys(trace["ops"][number]["outputs"], True))
-        resident.update(dict.fromkeys(trace["ops"][place]["outputs"], True))
-    saved = sum(
-        trace["values"][number]["bytes"]
-        for number, is_there in resident.items()
-        if is_there and trace["values"][number]["death"] > forward_ops
-    )
+    outputs = [op["outputs"] for op in trace["ops"]]
+    resident = resident_after(places_of(plan.schedule), outputs, forward_ops)
+    values = [trace["values"][number] for number in resident]
+    saved = sum(value["bytes"] for value in values if value["death"] > forward_ops)
     if forward_ops < len(trace["ops"]):
         saved += trace["ops"][forward_ops].get("outside", 0)  # inputs that were copied to another layout
     forward = max(plan.peaks[:forward_ops], default=0)
@@ -70,7 +59,7 @@ class Measured:
     _curves: dict[str, list[Choice]] = field(default_factory=dict)
 
     @staticmethod
-    def of(step: Step, known: dict[str, Record]) -> Measured | None:
+    def of(step: Step) -> Measured | None:
         """None if a graph ran that is not known: one of an earlier plan."""
         names = dict.fromkeys(call.record for call in step.calls)
         records = [step.session.record(name) for name in names]
@@ -83,7 +72,9 @@ class Measured:
         """Whether one graph ran once: its own peak is the step's."""
         return sum(not is_backward for _, is_backward, _ in self.calls) == 1
 
+    @functools.cached_property
     def _now(self) -> dict[str, Choice]:
+        """Of the plans that ran."""
         return {record.id: choice_of(record.trace, record.forward_ops, record.plan) for record in self.records}
 
     def _curve(self, record: Record) -> list[Choice]:
@@ -94,58 +85,52 @@ class Measured:
             ]
         return self._curves[record.id]
 
-    def _peaks(self, choices: dict[str, Choice], now: dict[str, Choice]) -> list[int]:
+    def _peaks(self, choices: dict[str, Choice]) -> list[int]:
         """Of each call, by other plans than those that ran."""
         peaks: list[int] = []
-        stack: list[str] = []
+        waiting: Counter[str] = Counter()  # for their backward
         moved = 0
         for record, is_backward, level in self.calls:
             choice = choices[record]
             if is_backward:
                 peaks.append(level + moved + choice.backward_peak)
-                if record in stack:
-                    stack.reverse()
-                    stack.remove(record)
-                    stack.reverse()
-                    moved -= choice.saved - now[record].saved
+                if waiting[record] > 0:
+                    waiting[record] -= 1
+                    moved -= choice.saved - self._now[record].saved
             else:
                 peaks.append(level + moved + choice.forward_peak)
-                moved += choice.saved - now[record].saved
-                stack.append(record)
+                moved += choice.saved - self._now[record].saved
+                waiting[record] += 1
         return peaks
 
     def predicted_peak(self) -> int:
         """By the plans that ran."""
-        now = self._now()
-        return max(self._peaks(now, now), default=0)
+        return max(self._peaks(self._now), default=0)
 
     def range(self) -> tuple[int, int]:
         """Predicted peaks of the step with all graphs at their lowest, and without recomputation."""
-        now = self._now()
         ends = [{record.id: self._curve(record)[k] for record in self.records} for k in (0, -1)]
-        least, plain = (max(self._peaks(end, now), default=0) for end in ends)
+        least, plain = (max(self._peaks(end), default=0) for end in ends)
         return min(least, plain), plain
 
     def asks(self, target: int) -> dict[str, int]:
         """Bytes to plan each graph for, by fingerprint, so that the step fits. What was measured above the prediction
-        is
-        taken off the target."""
+        is taken off the target."""
         allowed = target - max(0, self.peak - self.predicted_peak())
         return self._alone(allowed) if self.is_single else self._shared(allowed)
 
     def _alone(self, target: int) -> dict[str, int]:
         """Of one graph: the largest budget whose plan fits."""
-        record, now = self.records[0], self._now()
+        record = self.records[0]
         least, most = record.planner().range()
         while most - least > _STEP:
             ask = (least + most) // 2
             choice = choice_of(record.trace, record.forward_ops, record.planner().plan(ask))
-            fits = max(self._peaks({record.id: choice}, now)) <= target
+            fits = max(self._peaks({record.id: choice})) <= target
             least, most = (ask, most) if fits else (least, ask)
         return {record.fingerprint: least}
 
     def _shared(self, target: int) -> dict[str, int]:
-        now = self._now()
         at = {record.id: POINTS - 1 for record in self.records}
         runs = {
             record.id: sum(name == record.id and not is_backward for name, is_backward, _ in self.calls)
@@ -156,7 +141,7 @@ class Measured:
         def excess(places: dict[str, int]) -> int:
             return sum(
                 max(0, peak - target)
-                for peak in self._peaks({name: curves[name][k] for name, k in places.items()}, now)
+                for peak in self._peaks({name: curves[name][k] for name, k in places.items()})
             )
 
         over = excess(at)

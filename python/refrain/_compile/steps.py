@@ -96,8 +96,7 @@ def _called(compiled: Any) -> None:
 
 def _is_over(step: Step) -> bool:
     """Whether it ended unseen: its backward failed, or forwards ran whose backwards will not come, as nothing of them
-    is
-    held."""
+    is held."""
     if any(call.is_backward for call in step.calls):
         return torch._C._current_graph_task_id() < 0
     return bool(step.calls) and step.memory.current <= 0
