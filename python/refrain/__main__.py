@@ -1,11 +1,12 @@
-"""`python -m refrain run --memory-limit 2GiB train.py ...`: runs an unmodified program within a limit."""
+"""`python -m refrain run --memory-limit 2GiB train.py ...`: runs an unmodified program within a limit; `python -m refrain
+pareto --compile train.py ...`: what budgets for torch.compile do to it."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 EXAMPLES = """examples:
   python -m refrain run --memory-limit 2GiB train.py --epochs 3
@@ -13,17 +14,27 @@ EXAMPLES = """examples:
   python -m refrain run --timeline step.html train.py
   python -m refrain run --least-limit train.py
 """
+PARETO_EXAMPLES = """examples:
+  python -m refrain pareto --compile train.py --epochs 3
+  python -m refrain pareto --compile --points 9 --html pareto.html -m package.train
+"""
 
 
-def _parser() -> argparse.ArgumentParser:
-    form = {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(
-        prog="python -m refrain",
-        description="Trains torch models in less memory.",
-        **form,  # type: ignore[arg-type]
+def _add_program(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no line of progress, or at the end")
+    parser.add_argument("--trial", help=argparse.SUPPRESS)  # in a process that the command began: a file for what it found
+    parser.add_argument("-m", dest="module", action="store_true", help="PROGRAM is the name of a module")
+    parser.add_argument("program", metavar="PROGRAM", help="a Python file")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the program")
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="run an unmodified program within a limit",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run an unmodified program within a limit", **form)  # type: ignore[arg-type]
     add = run.add_argument
     which = run.add_mutually_exclusive_group()
     which.add_argument("--memory-limit", metavar="BYTES", help="cap on the bytes of tensors: 2GiB")
@@ -58,15 +69,48 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--steps", metavar="N", type=int, default=4, help="backwards that --least-limit waits for; default: 4; 0: all")
     add("--patch-torch", action="store_true", help="let torch.utils.checkpoint replay operators")
-    add("--quiet", action="store_true", help="no line at the end")
-    add("--trial", help=argparse.SUPPRESS)  # a file for what a trial of --least-limit found
-    add("-m", dest="module", action="store_true", help="PROGRAM is the name of a module")
-    add("program", metavar="PROGRAM", help="a Python file")
-    add("arguments", nargs=argparse.REMAINDER, help="arguments of the program")
+    _add_program(run)
+
+
+def _add_pareto(commands: Any) -> None:
+    pareto = commands.add_parser(
+        "pareto",
+        help="peak and time of an unmodified program under budgets for torch.compile, beside torch's own",
+        description="Begins the program once for each budget, until enough steps are measured; its output is discarded.",
+        epilog=PARETO_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = pareto.add_argument
+    add("--compile", action="store_true", required=True, help="the program uses torch.compile")
+    add("--points", metavar="N", type=int, default=5, help="budgets of ours, evenly from 1.0 to 0.0; default: 5")
+    add(
+        "--torch",
+        dest="torch_budgets",
+        metavar="LIST",
+        default="0.7,0.5,0.3,0.0",
+        help="torch's `activation_memory_budget`s beside 1.0, which always runs; default: 0.7,0.5,0.3,0.0",
+    )
+    add("--steps", metavar="N", type=int, default=10, help="steps to measure under each budget; default: 10")
+    add("--html", metavar="FILE", help="page with the curves")
+    add("--json", metavar="FILE", help="the numbers, for `refrain report`")
+    add("--under", help=argparse.SUPPRESS)  # of a trial: whose budget, and which
+    _add_program(pareto)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m refrain",
+        description="Trains torch models in less memory.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_run(commands)
+    _add_pareto(commands)
     return parser
 
 
-def _run(given: argparse.Namespace, scope: Any, timeline: Any) -> None:
+def _run(given: argparse.Namespace, scope: Any, timeline: Any) -> int:
     import refrain
 
     from ._programs import run_program, summary
@@ -78,7 +122,7 @@ def _run(given: argparse.Namespace, scope: Any, timeline: Any) -> None:
         from ._least_program import run_trial
 
         run_trial(given, scope)
-        return
+        return 0
     try:
         with scope, timeline:
             run_program(given)
@@ -86,6 +130,7 @@ def _run(given: argparse.Namespace, scope: Any, timeline: Any) -> None:
         if not given.quiet:
             more = f"; {timeline.summary()}" if given.timeline else ""
             print(summary(scope) + more, file=sys.stderr)
+    return 0
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -103,6 +148,36 @@ def _check(given: argparse.Namespace) -> None:
         raise ValueError(f"refrain: --steps is {given.steps}, expected 0 or more")
 
 
+def _pareto(given: argparse.Namespace) -> Callable[[], int]:
+    """Checks the arguments. @return what to do."""
+    from ._compile import pareto
+    from ._programs import check_can_write
+
+    if given.trial:
+        return lambda: pareto.run_trial(given)
+    given.torch_budgets = pareto.budgets_of(given.torch_budgets)
+    if given.points < 2:
+        raise ValueError(f"refrain: --points is {given.points}, expected 2 or more")
+    if given.steps < 1:
+        raise ValueError(f"refrain: --steps is {given.steps}, expected 1 or more")
+    for option, path in (("--html", given.html), ("--json", given.json)):
+        if path:
+            check_can_write(option, path)
+    return lambda: pareto.pareto_of_program(given)
+
+
+def _run_command(given: argparse.Namespace) -> Callable[[], int]:
+    """Checks the arguments. @return what to do."""
+    _check(given)
+    from ._least_program import least_limit_of_program
+    from ._programs import scope_of, timeline_of
+
+    scope, timeline = scope_of(given), timeline_of(given)
+    if given.least_limit:
+        return lambda: least_limit_of_program(given)
+    return lambda: _run(given, scope, timeline)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 2 for arguments that cannot be, else the program's."""
     given = _parser().parse_args(arguments)
@@ -110,19 +185,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"refrain: found no file {given.program}, expected a Python program", file=sys.stderr)
         return 2
     try:
-        _check(given)
-        from ._programs import scope_of, timeline_of
-
-        scope, timeline = scope_of(given), timeline_of(given)
+        action = _pareto(given) if given.command == "pareto" else _run_command(given)
     except (ValueError, ImportError) as error:
         print(f"refrain: {str(error).removeprefix('refrain: ')}", file=sys.stderr)
         return 2
-    if given.least_limit:
-        from ._least_program import least_limit_of_program
-
-        return least_limit_of_program(given)
-    _run(given, scope, timeline)
-    return 0
+    return action()
 
 
 if __name__ == "__main__":

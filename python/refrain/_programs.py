@@ -18,7 +18,7 @@ from ._budget import Budget
 from ._memory import MemoryBudget, MemoryCap, format_bytes, memory_stats
 from ._timeline import MemoryTimeline, MemoryTimelineReport
 
-__all__ = ["BudgetFromThirdStep", "TimelineOfStep", "run_program", "scope_of", "summary"]
+__all__ = ["BudgetFromThirdStep", "TimelineOfStep", "check_can_write", "run_program", "scope_of", "summary"]
 
 
 class EachBackward:
@@ -226,6 +226,17 @@ def scope_of(given: Any) -> Any:
     return contextlib.nullcontext()
 
 
+def check_can_write(option: str, path: str) -> None:
+    """Before a program runs for a long time.
+
+    Raises:
+        ValueError: if the file cannot be written.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise ValueError(f"refrain: {option} {path}: expected a file in a folder that can be written to")
+
+
 def timeline_of(given: Any) -> Any:
     """The timeline that the options ask for, not open yet; a null context without any.
 
@@ -234,9 +245,7 @@ def timeline_of(given: Any) -> Any:
     """
     if given.timeline is None:
         return contextlib.nullcontext()
-    folder = os.path.dirname(os.path.abspath(given.timeline))
-    if os.path.isdir(given.timeline) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise ValueError(f"refrain: --timeline {given.timeline}: expected a file in a folder that can be written to")
+    check_can_write("--timeline", given.timeline)
     # a budget traces the third step and plans the fourth
     step = given.timeline_step if given.timeline_step is not None else 5 if given.budget is not None else 3
     if step < 1:

@@ -444,6 +444,89 @@ class Compiled(unittest.TestCase):
 # ---- Keys, private parts, arguments
 
 
+PROGRAM = """
+import sys, torch
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(*[layer for _ in range(6) for layer in (nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))])
+optimizer = torch.optim.AdamW(model.parameters())
+call = torch.compile(model) if sys.argv[1] == "compiled" else model
+for step in range(int(sys.argv[2])):
+    call(torch.randn(256, 64)).pow(2).mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+if sys.argv[2] == "1":
+    raise KeyError("mine")
+"""
+
+
+class Pareto(unittest.TestCase):
+    """`python -m refrain pareto --compile`: budgets of a program that is not changed."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        (Path(cls.folder.name) / "train_it.py").write_text(PROGRAM)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.cleanup()
+
+    def pareto(self, *arguments):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "refrain", "pareto", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=self.folder.name,
+            timeout=400,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    @unittest.skipUnless(HAS_COMPILER, "inductor needs a C++ compiler")
+    def test_peaks_and_times(self):
+        code, table, errors = self.pareto(
+            "--compile", "--points", "3", "--torch", "0.0", "--steps", "3", "--json", "a.json", "--html", "a.html",
+            "train_it.py", "compiled", "1000",
+        )  # fmt: skip
+        self.assertEqual(code, 0, errors)
+        names = re.findall("^(?:torch|refrain) [0-9.]+", table, re.MULTILINE)
+        self.assertEqual(names, ["torch 1.00", "torch 0.00", "refrain 1.00", "refrain 0.50", "refrain 0.00"])
+        self.assertEqual(errors.count(" ms a step"), 5, errors)
+        document = json.loads((Path(self.folder.name) / "a.json").read_text())
+        ours, theirs = ([point["peak_bytes"] for point in series["points"]] for series in document["series"])
+        self.assertEqual(document["plain"]["peak_bytes"], theirs[0])
+        self.assertLess(abs(ours[0] - theirs[0]), 0.02 * theirs[0])  # 1.0 compiles torch's own graph
+        self.assertTrue(ours[0] > ours[1] > ours[2], ours)
+        for point in (point for series in document["series"] for point in series["points"]):
+            self.assertEqual((point["steps"], point["warning"]), (3, ""))
+            self.assertTrue(0 < point["ms_low"] <= point["ms"] <= point["ms_high"], point)
+        page = (Path(self.folder.name) / "a.html").read_text()
+        self.assertTrue("refrain.compile_options" in page and "activation_memory_budget" in page)
+
+    @unittest.skipUnless(HAS_COMPILER, "inductor needs a C++ compiler")
+    def test_programs_that_cannot_be_measured(self):
+        for arguments, expected, text in (
+            (("eager", "3"), 2, "no backward of a compiled graph, expected a use of torch.compile"),
+            (("compiled", "2"), 2, "torch 1.0: of 2 steps none counts, expected more"),
+            (("compiled", "1"), 1, "KeyError: 'mine'"),
+        ):
+            code, table, errors = self.pareto("--compile", "train_it.py", *arguments)
+            self.assertEqual((code, table), (expected, ""), errors)
+            self.assertIn(text, errors)
+
+    def test_bad_arguments(self):
+        for options, text in (
+            ((), "the following arguments are required: --compile"),
+            (("--compile", "--points", "1"), "--points is 1, expected 2 or more"),
+            (("--compile", "--steps", "0"), "--steps is 0, expected 1 or more"),
+            (("--compile", "--torch", "0.5,much"), "expected fractions from 0.0 to 1.0"),
+            (("--compile", "--html", "no/where.html"), "--html no/where.html: expected a file in a folder"),
+        ):
+            code, _, errors = self.pareto(*options, "train_it.py", "compiled", "9")
+            self.assertEqual(code, 2, errors)
+            self.assertIn(text, errors)
+
+
 class Surroundings(unittest.TestCase):
     def test_private_parts_of_this_torch(self):
         self.assertEqual(inductor.missing_parts(), [])
