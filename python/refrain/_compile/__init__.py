@@ -9,6 +9,7 @@ docs/guide/compile.md; how it works: docs/design/compile.md.
 | `cut`, `graph`, `cost` | a joint graph, where torch cuts it; as a trace, with times and workspaces |
 | `planner` | the C++ planner |
 | `emit` | a plan as two graphs |
+| `ranks` | one plan for all ranks |
 | `pareto` | the command that runs a program under many budgets |
 | `inductor` | all that is used of torch's private parts |
 """

@@ -45,7 +45,7 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "torch._functorch._aot_autograd.descriptors",
         ("SavedForBackwardsAOTOutput", "SavedForBackwardsNoVcCheckAOTOutput"),
     ),
-    ("torch._functorch.config", ("cse", "activation_memory_budget")),
+    ("torch._functorch.config", ("cse", "activation_memory_budget", "_sync_decision_cross_ranks")),
     ("torch._inductor.custom_graph_pass", ("CustomPartitionerFn", "CustomSchedulerPass")),
     ("torch._inductor.config", ("custom_partitioner_fn", "_pre_fusion_custom_pass", "_post_fusion_custom_pass")),
     ("torch._inductor.graph", ("GraphLowering.decide_layout_opt",)),
@@ -70,6 +70,7 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "torch.fx.experimental.symbolic_shapes",
         ("find_symbol_binding_fx_nodes", "free_symbols", "is_symbol_binding_fx_node"),
     ),
+    ("torch._subclasses.fake_tensor", ("unset_fake_temporarily",)),
     ("torch.utils._mode_utils", ("no_dispatch",)),
 )  # fmt: skip
 

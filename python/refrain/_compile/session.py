@@ -16,7 +16,7 @@ from typing import Any
 from .._budget import Budget
 from .._library import library
 from .._memory import format_bytes
-from . import cut, emit, graph, inductor, shares, steps
+from . import cut, emit, graph, inductor, ranks, shares, steps
 from .api import BudgetWarning
 from .cost import cache_folder, costs, write_text
 from .planner import GraphPlan, GraphPlanner, places_of, planner_version
@@ -101,6 +101,7 @@ class Session:
         self._asks: dict[str, int] = {}  #: bytes for a graph, by fingerprint, where it is not the budget itself
         self._codes: set[types.CodeType] = set()
         self._compiled = 0
+        self._is_agreed = False  #: a plan is that of all ranks: one that compiles again alone would wait for the others
         self.partitioner = inductor.partitioner_of(self._partition, self.key)
 
     # ---- Compilation
@@ -178,6 +179,9 @@ class Session:
         ask = self._ask(fingerprint)
         planner = GraphPlanner(trace, PLAN_S)
         plan = planner.plan(ask)
+        if ranks.agrees(joint.module.graph):
+            plan = ranks.plan_of_rank_0(fingerprint, plan)
+            self._is_agreed = True
         name = f"{key}-{fingerprint}"
         emitted = emit.emit(joint, places_of(plan.schedule), name)
         report.least, report.plain = planner.range()
@@ -232,6 +236,9 @@ class Session:
             report.is_settled = True
             return
         sizes = f"the measured peak is {format_bytes(measured.peak)}, the budget {format_bytes(target)}"
+        if self._is_agreed:
+            self._give_up(f"{sizes}; plans that ranks agree on are not made again")
+            return
         if report.replans >= MOST_REPLANS:
             self._give_up(f"after {report.replans} further plans {sizes}")
             return
