@@ -9,6 +9,7 @@
 #include "apps/refrain/steps.h"
 #include "apps/refrain/verify.h"
 #include "refrain/memory.h"
+#include "refrain/memory_cap.h"
 #include "refrain/tape.h"
 
 namespace refrain::cli {
@@ -18,7 +19,9 @@ double run_step(models::TrainableModel& model, const models::Batch& batch, Gradi
   if (gradients == Gradients::kMade) drop_gradients(model.module());
   set_model_strategy(model, seen.strategy);
   MemoryScope memory;
+  std::optional<MemoryCap> recording;
   std::optional<MemoryBudget> budget;
+  if (seen.is_following) recording.emplace(Bytes{1} << 62, MemoryCapOptions().always_record(true));
   if (seen.planned) budget.emplace(seen.planned->plan);
   const auto begin = std::chrono::steady_clock::now();
   {
@@ -55,18 +58,14 @@ void count_replays(models::TrainableModel& model, const models::Batch& batch, Gr
   seen.replayed_kernel_ms = after.replayed_forward_ms - before.replayed_forward_ms;
 }
 
-constexpr const char* kFollowing = "budget:1.0";  ///< evicts nothing: its time is that of recording and following
-
 bool needs_following(const std::vector<Measurement>& all) {
-  const auto is_following = [](const auto& m) { return m.strategy == kFollowing; };
-  return std::any_of(all.begin(), all.end(), [](const auto& m) { return is_budget(m.strategy); }) &&
-         std::none_of(all.begin(), all.end(), is_following);
+  return std::any_of(all.begin(), all.end(), [](const auto& m) { return is_budget(m.strategy); });
 }
 
 void note_following(std::vector<Measurement>& all) {
   double took = 0.0;
   for (const auto& seen : all)
-    if (seen.strategy == kFollowing) took = std::max(0.0, median(seen.added_ms));
+    if (seen.is_following) took = std::max(0.0, median(seen.added_ms));
   for (auto& seen : all)
     if (seen.planned) seen.following_ms = took;
 }
@@ -97,7 +96,7 @@ void verify(models::TrainableModel& model, const models::Batch& batch, std::vect
 void measure(models::TrainableModel& model, const models::Batch& batch, int iters, int warmup,
              std::vector<Measurement>& all, Gradients gradients) {
   const bool measures_following = needs_following(all);
-  if (measures_following) all.push_back({.strategy = kFollowing});
+  if (measures_following) all.push_back({.strategy = "budget:1.0", .is_following = true});
   const size_t n = all.size();
   if (gradients == Gradients::kThere) {
     drop_gradients(model.module());

@@ -16,6 +16,7 @@ namespace refrain::cli {
 /// included.
 struct Measurement {
   std::string strategy;
+  bool is_following = false;  ///< of a plan that evicts nothing, with everything recorded all the same
   Bytes after_forward = 0, peak = 0;
   Bytes resident_peak =
       0;  ///< of the process in a step of its own, over what was resident before it with all that is free given back

@@ -227,16 +227,17 @@ typedef struct refrain_cap_thread_t refrain_cap_thread_t;
 
 /// `MemoryCapOptions`.
 typedef struct refrain_memory_cap_options_t {
-  int32_t heuristic;  ///< `EvictionHeuristic`: 0 h_DTR, 1 least recently used, 2 largest, 3 MSPS
-  int32_t unused;
-  int64_t min_bytes;    ///< default 512
-  double max_overhead;  ///< default infinity
+  int32_t heuristic;      ///< `EvictionHeuristic`: 0 h_DTR, 1 least recently used, 2 largest, 3 MSPS
+  int32_t always_record;  ///< 0 or 1; default 0
+  int64_t min_bytes;      ///< default 512
+  double max_overhead;    ///< default infinity
 } refrain_memory_cap_options_t;
 
 /// `MemoryCapStats`, in its order.
 typedef struct refrain_memory_cap_stats_t {
   int64_t limit, process_limit, evictions, evicted_bytes, recomputes;
   double recompute_ms, policy_ms;
+  int64_t unrecorded_steps;
 } refrain_memory_cap_stats_t;
 
 /// @param options  null for the defaults.
@@ -302,7 +303,7 @@ REFRAIN_API void refrain_step_plan_close(refrain_step_plan_t* plan);
 typedef struct refrain_memory_budget_stats_t {
   int64_t traced_steps, planned_steps, mismatched_steps;
   double planning_ms;
-  int64_t replans;
+  int64_t replans, unrecorded_steps;
 } refrain_memory_budget_stats_t;
 
 REFRAIN_API refrain_memory_budget_t* refrain_memory_budget_open(const refrain_budget_t* budget);

@@ -142,6 +142,8 @@ struct MemoryBudgetStats {
   std::string first_mismatch = {};  ///< where the first of them diverged, in words
   double planning_ms = 0.0;
   int64_t replans = 0;  ///< in bytes: a kind of step was planned again, as more was in use when it began
+  int64_t unrecorded_steps =
+      0;  ///< ran without a plan, as all kinds of steps fit so; see `MemoryCapOptions::always_record`
 };
 
 /// Keeps the steps of this thread within a budget while alive, by a plan: least time added for the peak. Results are

@@ -58,21 +58,35 @@ class MemoryCapOptions {
   }
   double max_overhead() const { return max_overhead_; }
 
+  /// Sets whether to record also where nothing will be evicted. Default: false.
+  ///
+  /// Else, after three steps or more that evicted nothing and left three quarters of what they rise free below the
+  /// limit, steps run without being recorded, at the cost of steps without a cap, until one rises a quarter above all of
+  /// them. From there on it is recorded; what it made before cannot be evicted. So a step that needs several times what
+  /// those before it did may be refused where a cap that always records would have made room.
+  MemoryCapOptions& always_record(bool value) {
+    always_record_ = value;
+    return *this;
+  }
+  bool always_record() const { return always_record_; }
+
  private:
   EvictionHeuristic heuristic_ = EvictionHeuristic::kHDtr;
   Bytes min_bytes_ = 512;
   double max_overhead_ = std::numeric_limits<double>::infinity();
+  bool always_record_ = false;
 };
 
 /// Counts what all caps of the process did since the first of those alive began.
 struct MemoryCapStats {
-  Bytes limit = 0;          ///< in force, of tensors' bytes
-  Bytes process_limit = 0;  ///< in force, of resident bytes; the largest number if there is none
-  int64_t evictions = 0;    ///< number of them
-  Bytes evicted_bytes = 0;  ///< of all evictions together
-  int64_t recomputes = 0;   ///< operators recomputed
-  double recompute_ms = 0;  ///< time of those operators
-  double policy_ms = 0;     ///< time spent choosing what to evict
+  Bytes limit = 0;               ///< in force, of tensors' bytes
+  Bytes process_limit = 0;       ///< in force, of resident bytes; the largest number if there is none
+  int64_t evictions = 0;         ///< number of them
+  Bytes evicted_bytes = 0;       ///< of all evictions together
+  int64_t recomputes = 0;        ///< operators recomputed
+  double recompute_ms = 0;       ///< time of those operators
+  double policy_ms = 0;          ///< time spent choosing what to evict
+  int64_t unrecorded_steps = 0;  ///< that ran with room to spare, see `MemoryCapOptions::always_record`
 };
 
 /// Keeps the bytes of CPU tensors at or below a limit while alive, by evicting tensors that can be recomputed and
@@ -89,7 +103,8 @@ struct MemoryCapStats {
 ///   the cause; hold a `PinScope`.
 /// - Caps nest: the smallest limit holds, with the options of the innermost.
 /// - At the end of the last cap all evicted tensors are recomputed.
-/// Cost: 1 to 4 us an operator; less in a cache that is warm.
+/// Cost: 1 to 4 us an operator; less in a cache that is warm. 10 ns in steps with room to spare, which are not recorded
+/// (`MemoryCapOptions::always_record`).
 /// Threads: the limit holds for other threads too. Their operators are recorded only in a `CapThreadScope` or with a
 /// cap of their own; else an evicted tensor is an error there.
 class REFRAIN_API MemoryCap {

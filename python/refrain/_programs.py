@@ -97,6 +97,8 @@ class BudgetFromThirdStep:
         line = (
             f"{stats.traced_steps} steps traced, {stats.planned_steps} ran by plan, {stats.mismatched_steps} diverged"
         )
+        if stats.unrecorded_steps:
+            line += f", {stats.unrecorded_steps} needed none"
         return line + (f" ({stats.first_mismatch})" if stats.first_mismatch else "")
 
 

@@ -49,6 +49,7 @@ void BudgetedStep::Kind::set(std::shared_ptr<const StepPlan::State> planned) {
   step = std::make_unique<tape::PlannedStep>(planned->graph, planned->plan.schedule);
   state = std::move(planned);
   plan = &state->plan;
+  fits_plainly = plan->recomputed_ops == 0 && plan->plain_peak <= plan->budget_bytes;
 }
 
 int BudgetedStep::add(std::shared_ptr<const StepPlan::State> state) {
@@ -61,7 +62,15 @@ int BudgetedStep::add(std::shared_ptr<const StepPlan::State> state) {
   return static_cast<int>(kinds_.size()) - 1;
 }
 
+bool BudgetedStep::may_rest() const {
+  // a fraction is of each kind's own peak, and other kinds may have something to do
+  const bool is_of_level = budget_.fraction < 0.0 || budget_.fraction >= 1.0;
+  return is_of_level && !of_process_ && (planned_ > 0 || !may_trace_) &&
+         std::all_of(kinds_.begin(), kinds_.end(), [](const auto& kind) { return kind->fits_plainly; });
+}
+
 tape::StepListener* BudgetedStep::active() const {
+  if (skips_) return nullptr;
   if (tracer_) return tracer_.get();
   return running_ ? running_->step.get() : nullptr;
 }
@@ -126,6 +135,7 @@ void BudgetedStep::plan_for_level(Kind& kind) {
 }
 
 void BudgetedStep::before(const tape::OpTraits& traits, const torch::jit::Stack& stack) {
+  if (skips_) return;
   if (may_trace_ && !tracer_ && !(running_ && running_->step->is_under_way())) begin_step(traits, stack);
   if (auto* listener = active()) listener->before(traits, stack);
 }
@@ -196,6 +206,11 @@ void BudgetedStep::note_mismatch(const Kind* kind) {
 }
 
 void BudgetedStep::step_ended() {
+  if (skips_.exchange(false)) return;
+  if (tape::Tape::get().rests.load()) {
+    ++unrecorded_;
+    return;
+  }
   const bool has_begun = std::exchange(has_begun_, false);
   if (tracer_) return plan_traced();
   if (may_trace_ && !has_begun) {
@@ -225,7 +240,8 @@ MemoryBudgetStats BudgetedStep::stats() const {
           .mismatched_steps = mismatched_,
           .first_mismatch = first_mismatch_,
           .planning_ms = planning_ms_,
-          .replans = replans_};
+          .replans = replans_,
+          .unrecorded_steps = unrecorded_};
 }
 
 }  // namespace refrain::budget

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <string>
@@ -37,6 +38,8 @@ class BudgetedStep final : public tape::StepListener {
   void ends(tape::TapeLock& lock) override;
   void step_ended() override;
   void scope_changed() override;
+  bool may_rest() const override;
+  void woke() override { skips_ = true; }
   void evicted(tape::TapeLock& lock, tape::Value& value) override;
   void replayed(tape::TapeLock& lock, const tape::Op& op, tape::Value* consumed) override;
   void dropped(tape::TapeLock& lock, tape::Value& value) override;
@@ -64,6 +67,7 @@ class BudgetedStep final : public tape::StepListener {
     std::unique_ptr<tape::PlannedStep> step;
     int64_t level = 0;  ///< bytes in use when a step begins, as planned for
     int replans = 0;
+    bool fits_plainly = false;  ///< within the budget without a plan
 
     void set(std::shared_ptr<const StepPlan::State> planned);
   };
@@ -93,11 +97,12 @@ class BudgetedStep final : public tape::StepListener {
   Situation situation_;  ///< of this step, once it has begun
   int64_t level_ = 0;    ///< then
   bool has_begun_ = false;
+  std::atomic<bool> skips_{false};  ///< to the end of this step, whose beginning was not recorded
   int before_ = kNoKind, row_ = 0;
   Kind* running_ = nullptr;
   Kind* last_ = nullptr;
   bool has_warned_ = false;
-  int64_t traced_ = 0, planned_ = 0, mismatched_ = 0, replans_ = 0;
+  int64_t traced_ = 0, planned_ = 0, mismatched_ = 0, replans_ = 0, unrecorded_ = 0;
   std::string first_mismatch_;
   double planning_ms_ = 0.0;
 };

@@ -36,8 +36,8 @@ T parsed(std::variant<T, FormatError>&& read, const std::string& path) {
 /// A cap without a limit: everything is recorded, nothing is evicted.
 class OpenCap {
  public:
-  OpenCap() { tape::open_cap(); }
-  ~OpenCap() { tape::close_cap(); }
+  OpenCap() { tape::open_cap(true); }
+  ~OpenCap() { tape::close_cap(true); }
   OpenCap(const OpenCap&) = delete;
   OpenCap& operator=(const OpenCap&) = delete;
 };

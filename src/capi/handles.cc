@@ -46,7 +46,8 @@ MemoryCapOptions cap_options_of(const refrain_memory_cap_options_t* options) {
                           ", expected 0 to 3");
   return made.heuristic(static_cast<EvictionHeuristic>(options->heuristic))
       .min_bytes(options->min_bytes)
-      .max_overhead(options->max_overhead);
+      .max_overhead(options->max_overhead)
+      .always_record(options->always_record != 0);
 }
 
 }  // namespace refrain::capi

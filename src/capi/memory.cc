@@ -97,7 +97,8 @@ int32_t refrain_memory_cap_stats(const refrain_memory_cap_t* cap, refrain_memory
                                            .evicted_bytes = now.evicted_bytes,
                                            .recomputes = now.recomputes,
                                            .recompute_ms = now.recompute_ms,
-                                           .policy_ms = now.policy_ms};
+                                           .policy_ms = now.policy_ms,
+                                           .unrecorded_steps = now.unrecorded_steps};
     capi::fill(stats, size, &found, sizeof(found), "refrain_memory_cap_stats");
   });
 }

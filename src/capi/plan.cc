@@ -184,7 +184,8 @@ int32_t refrain_memory_budget_stats(const refrain_memory_budget_t* budget, refra
                                               .planned_steps = now.planned_steps,
                                               .mismatched_steps = now.mismatched_steps,
                                               .planning_ms = now.planning_ms,
-                                              .replans = now.replans};
+                                              .replans = now.replans,
+                                              .unrecorded_steps = now.unrecorded_steps};
     capi::fill(stats, size, &found, sizeof(found), "refrain_memory_budget_stats");
     if (first_mismatch) *first_mismatch = capi::owned_text(now.first_mismatch);
   });

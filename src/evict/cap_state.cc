@@ -26,8 +26,6 @@ Cap& cap() {
 
 CapCounters& cap_counters() { return cap().counters; }
 
-void set_before_operator(std::function<void()> call) { cap().before_operator = std::move(call); }
-
 bool has_before_operator() { return static_cast<bool>(cap().before_operator); }
 
 void before_operator() {

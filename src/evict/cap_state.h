@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "evict/evicted_classes.h"
+#include "evict/quiet_steps.h"
 #include "evict/step_history.h"
 #include "tape/tape.h"
 
@@ -18,6 +19,8 @@ struct CapCounters {
   std::atomic<int64_t> evicted_bytes{0};
   std::atomic<int64_t> recomputes{0};
   std::atomic<int64_t> recompute_ns{0};
+  std::atomic<int64_t> unrecorded_steps{0};
+  std::atomic<int64_t> rests{0};  ///< that began
 };
 CapCounters& cap_counters();
 
@@ -47,15 +50,19 @@ void before_pass();
 /// Returns the least time that this operator took so far with arguments of these sizes, in this process.
 int64_t least_ns(TapeLock& lock, const Op& op, int64_t ns);
 
-/// Sets, for tests, a function called before each operator, replayed ones included; null for none.
-void set_before_operator(std::function<void()> call);
+/// Whether there is a function to call before each operator, see `set_before_operator`.
 bool has_before_operator();
 void before_operator();
 
 /// State that the caps of the process share. Guarded by the tape's lock.
 struct Cap {
   int open = 0;
-  bool closing = false;  ///< nothing is evicted any more
+  int always_recording = 0;  ///< of these
+  Region* region = nullptr;  ///< owned while one is open; `Tape::cap`, or null there while it rests
+  RestRule rest_rule;
+  QuietSteps quiet;
+  std::vector<QuietSteps> quiet_before;  ///< under caps with other limits
+  bool closing = false;                  ///< nothing is evicted any more
   std::vector<Value*> evicted;
   EvictedClasses classes;
   StepHistory history;

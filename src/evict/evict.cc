@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "evict/cap_state.h"
+#include "evict/rest.h"
 #include "evict/securing.h"
 #include "intercept/storage_barrier.h"
 #include "memory/stack.h"
@@ -123,7 +124,10 @@ bool put_back(TapeLock& lock, Value* value, c10::Storage& bytes) {
 
 void end_step() {
   auto* region = Tape::get().cap.load();
-  if (!region) return;
+  if (!region) {
+    cap().counters.unrecorded_steps += Tape::get().rests.load() ? 1 : 0;
+    return;
+  }
   {
     TapeLock lock;
     collect_gone(lock);
@@ -163,6 +167,7 @@ void end_step() {
       if (out.value && (out.value->gradient || out.value->fixed) && is_resident(*out.value))
         turn_into_source(lock, out.value);
   mark_lost(lock, ops);
+  rest_after_step(lock);
 }
 
 void forget_history(TapeLock& lock) {

@@ -5,6 +5,7 @@
 #include "evict/cap_state.h"
 #include "evict/evict.h"
 #include "evict/operands.h"
+#include "evict/rest.h"
 #include "tape/step_listener.h"
 #include "tape/thread_state.h"
 
@@ -47,6 +48,8 @@ class EvictionHooks final : public CapHooks {
   void pin(const at::Tensor& tensor, int by) override { tape::pin(tensor, by); }
 
   void accumulated(const at::Tensor& parameter) override { note_gradient(parameter); }
+  void wake() override { tape::wake(); }
+  void listening() override { rest_under_listener(); }
   void step_ended() override {
     if (auto* listener = step_listener()) listener->step_ended();
     end_step();

@@ -21,9 +21,10 @@ Bytes checked(Bytes value, const char* name) {
 }  // namespace
 
 struct MemoryCap::State {
-  State(Budget budget, const MemoryCapOptions& options) : limit(budget), number(budget::RoomMaker::get().add(options)) {
+  State(Budget budget, const MemoryCapOptions& options)
+      : limit(budget), always(options.always_record()), number(budget::RoomMaker::get().add(options)) {
     try {
-      tape::open_cap();
+      tape::open_cap(always);
     } catch (...) {
       budget::RoomMaker::get().remove(number);
       throw;
@@ -31,6 +32,7 @@ struct MemoryCap::State {
   }
 
   MemoryLimit limit;
+  bool always;
   int number;
 };
 
@@ -48,8 +50,9 @@ MemoryCap::MemoryCap(Budget budget, const MemoryCapOptions& options) {
 
 MemoryCap::~MemoryCap() {
   const int number = state_->number;
+  const bool always = state_->always;
   state_.reset();  // first lift the limit, then recompute what is evicted
-  tape::close_cap();
+  tape::close_cap(always);
   budget::RoomMaker::get().remove(number);
 }
 
@@ -61,7 +64,8 @@ MemoryCapStats MemoryCap::stats() const {
           .evicted_bytes = counters.evicted_bytes.load(),
           .recomputes = counters.recomputes.load(),
           .recompute_ms = static_cast<double>(counters.recompute_ns.load()) / 1e6,
-          .policy_ms = static_cast<double>(budget::RoomMaker::get().policy_ns()) / 1e6};
+          .policy_ms = static_cast<double>(budget::RoomMaker::get().policy_ns()) / 1e6,
+          .unrecorded_steps = counters.unrecorded_steps.load()};
 }
 
 void MemoryCap::pin(const at::Tensor& tensor) { tape::pin(tensor, 1); }

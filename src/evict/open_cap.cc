@@ -5,10 +5,12 @@
 #include "evict/cap_state.h"
 #include "evict/composite_ops.h"
 #include "evict/eviction_hooks.h"
+#include "evict/rest.h"
 #include "evict/securing.h"
 #include "intercept/key.h"
 #include "memory/block.h"
 #include "replay/run_again.h"
+#include "tape/cap.h"
 #include "tape/engine.h"
 #include "tape/region.h"
 #include "tape/thread_state.h"
@@ -26,13 +28,15 @@ void try_bring_back_one(Value* value) {
 
 }  // namespace
 
-void open_cap() {
+void open_cap(bool always) {
   install();
   add_composite_ops();
   Block::owner_died.store(&memory_died);
   install_cap_hooks();
+  wake();
   {
     TapeLock lock;
+    cap().always_recording += always;
     if (cap().open++ == 0) {
       cap().history.clear();
       cap().step = {};
@@ -40,21 +44,25 @@ void open_cap() {
       cap().last_operators_ns = 0;
       auto& counters = cap().counters;
       counters.evictions = counters.evicted_bytes = counters.recomputes = counters.recompute_ns = 0;
+      counters.unrecorded_steps = counters.rests = 0;
       auto* region = new Region;
       region->cap = true;
       region->refs = 1;
       region->top = region;
       ++lock.tape().stats.live_regions;
+      cap().region = region;
       lock.tape().cap.store(region);
+      rest_from_start(lock);
     }
   }
   set_tape_included(true);
 }
 
-void close_cap() {
+void close_cap(bool always) {
   std::vector<Value*> left;
   {
     TapeLock lock;
+    cap().always_recording -= always;
     if (cap().open > 1) {
       --cap().open;
       return;
@@ -76,26 +84,17 @@ void close_cap() {
     settle(lock, ThreadState::get());
     cap().open = 0;
     cap().closing = false;
-    auto* region = lock.tape().cap.exchange(nullptr);
-    region->active = false;
-    for (auto* value : region->values) {
-      if (value->is_evicted()) continue;
-      turn_into_source(lock, value);
-      disown(lock, value);
-    }
-    lock.tape().map.for_each([&](Value* value) {
-      if (value->gradient && !value->region) disown(lock, value);
-    });
-    if (auto* candidates = std::exchange(lock.tape().candidates, nullptr)) candidates->clear();
-    for (auto* value : std::exchange(lock.tape().touched, {}))
-      if (value) value->touched = false;
-    lock.release(region);
+    lock.tape().cap.store(nullptr);
+    lock.tape().rests.store(false);
+    forget_recorded(lock);
+    cap().region->active = false;
+    lock.release(std::exchange(cap().region, nullptr));
   }
   leave_dispatch();
 }
 
 bool join_cap() {
-  if (!Tape::get().cap.load() || c10::impl::tls_is_dispatch_key_included(kTapeKey)) return false;
+  if (!is_cap_open() || c10::impl::tls_is_dispatch_key_included(kTapeKey)) return false;
   set_tape_included(true);
   return true;
 }

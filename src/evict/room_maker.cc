@@ -10,6 +10,7 @@
 #include "evict/cap_state.h"
 #include "evict/evict.h"
 #include "evict/operands.h"
+#include "evict/rest.h"
 #include "memory/refusals.h"
 #include "memory/stack.h"
 #include "tape/thread_state.h"
@@ -138,7 +139,12 @@ void RoomMaker::check_before_pass() {
   }
 }
 
+void RoomMaker::rose() noexcept { tape::wake_above(); }
+
+void RoomMaker::limit_lowered() noexcept { tape::wake_unless_roomy(); }
+
 void RoomMaker::make_room(Bytes missing, Bytes requested, Bytes limit) {
+  tape::wake();
   check_overhead(limit);
   const auto start = std::chrono::steady_clock::now();
   {

@@ -18,6 +18,8 @@ class RoomMaker final : public LimitingAllocator::Relief {
   /// Evicts, by the heuristic in force, until `missing` bytes are free. @throws OutOfMemory if nothing can be evicted,
   /// or the step exceeds `max_overhead`.
   void make_room(Bytes missing, Bytes requested, Bytes limit) override;
+  void rose() noexcept override;
+  void limit_lowered() noexcept override;
 
   /// Evicts everything evictable. For tests.
   void evict_all();

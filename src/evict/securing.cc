@@ -1,6 +1,9 @@
 #include "evict/securing.h"
 
 #include <algorithm>
+#include <utility>
+
+#include "evict/cap_state.h"
 
 namespace refrain::tape {
 namespace {
@@ -113,6 +116,20 @@ void release_op(TapeLock& lock, Op* op) {
       }
     }
   }
+}
+
+void forget_recorded(TapeLock& lock) {
+  for (auto* value : cap().region->values) {
+    if (value->is_evicted()) continue;
+    turn_into_source(lock, value);
+    disown(lock, value);
+  }
+  lock.tape().map.for_each([&](Value* value) {
+    if (value->gradient && !value->region) disown(lock, value);
+  });
+  if (auto* candidates = std::exchange(lock.tape().candidates, nullptr)) candidates->clear();
+  for (auto* value : std::exchange(lock.tape().touched, {}))
+    if (value) value->touched = false;
 }
 
 }  // namespace refrain::tape

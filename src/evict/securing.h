@@ -23,5 +23,7 @@ void mark_lost(TapeLock& lock, c10::ArrayRef<Op*> ops);
 /// @return whether it can
 bool secure(TapeLock& lock, Op* op);
 void release_op(TapeLock& lock, Op* op);
+/// Makes all values sources but those that are evicted, and forgets which could be. As if the cap began now.
+void forget_recorded(TapeLock& lock);
 
 }  // namespace refrain::tape

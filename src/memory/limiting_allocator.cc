@@ -61,6 +61,23 @@ void LimitingAllocator::reserve(size_t bytes) {
     }
     if (!fits) refuse(bytes, used, limit);
   } while (!in_use_.compare_exchange_weak(used, used + static_cast<Bytes>(bytes)));
+  const Bytes level = used + static_cast<Bytes>(bytes);
+  if (level > mark_.load(std::memory_order_relaxed)) raise_mark(level);
+}
+
+void LimitingAllocator::raise_mark(Bytes level) {
+  for (Bytes mark = mark_.load(); level > mark;)
+    if (mark_.compare_exchange_weak(mark, level)) break;
+  if (auto* relief = relief_.load()) relief->rose();
+}
+
+void LimitingAllocator::set_relief(Relief* relief) {
+  relief_.store(relief);
+  if (!relief) mark_.store(kNoLimit);
+}
+
+void LimitingAllocator::tell_limit_lowered() {
+  if (auto* relief = relief_.load()) relief->limit_lowered();
 }
 
 }  // namespace refrain

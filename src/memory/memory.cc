@@ -234,6 +234,7 @@ MemoryLimit::MemoryLimit(Budget budget) : kind_(budget.kind()) {
   refuse_fraction(budget, "MemoryLimit");
   if (kind_ == Budget::Kind::kProcess) check_process_limit(budget.bytes());
   id_ = stack().limits.add(budget);
+  stack().limiting.tell_limit_lowered();
 }
 
 MemoryLimit::~MemoryLimit() { stack().limits.remove(id_); }

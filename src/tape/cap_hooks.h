@@ -65,6 +65,10 @@ class CapHooks {
 
   /// A backward has accumulated the gradient of `parameter`.
   virtual void accumulated(const at::Tensor& parameter) = 0;
+  /// A `StepListener` is about to be set: from now on operators are recorded. No lock is held.
+  virtual void wake() = 0;
+  /// One was set.
+  virtual void listening() = 0;
   /// The outermost backward of this thread has ended, and with it a step. No lock is held.
   virtual void step_ended() = 0;
 

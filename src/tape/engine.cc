@@ -151,9 +151,9 @@ void install() {
 }
 
 EngineRun::EngineRun(const edge_list& roots, bool accumulates)
-    : has_cap_(is_capped()),
+    : has_cap_(is_cap_open()),
       is_outermost_(torch::autograd::get_current_graph_task_id() < 0 && ThreadState::get().engine_runs == 0) {
-  if (has_cap_ && accumulates) hook_gradients(roots);
+  if (is_capped() && accumulates) hook_gradients(roots);
   ++ThreadState::get().engine_runs;
 }
 

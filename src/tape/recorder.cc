@@ -124,7 +124,20 @@ bool looks_at_views() {
   return thread.stop || thread.trace || !(thread.region || is_capped());
 }
 
+bool sees_nothing() {
+  const auto& tape = Tape::get();
+  if (!tape.rests.load(std::memory_order_relaxed)) return false;
+  const auto& thread = ThreadState::get();
+  return !thread.region && !thread.saver && !thread.trace && !thread.stop && !thread.draws && !thread.offloads &&
+         thread.unsettled.empty() && thread.unknown_slots.empty() &&
+         tape.pending_slots.load(std::memory_order_relaxed) == 0;
+}
+
 void look_at_boxed(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  if (sees_nothing()) {
+    const UnseenScope below;
+    return op.redispatchBoxed(keys & kBelowTape, stack);
+  }
   const auto& traits = op_traits(op);
   look_at(traits, keys, stack, [&] {
     const UnseenScope below;

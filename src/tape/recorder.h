@@ -19,5 +19,8 @@ void look_at_boxed(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torc
 
 /// Whether this thread's state needs operators with `view_only` too, or switches the tape off.
 bool looks_at_views();
+/// Whether operators of this thread may pass unseen: a cap rests, and nothing else looks at them. Cost: a load where no
+/// cap rests.
+bool sees_nothing();
 
 }  // namespace refrain::tape

@@ -10,6 +10,7 @@
 #include "intercept/key.h"
 #include "intercept/saved_hooks.h"
 #include "refrain/error.h"
+#include "tape/cap.h"
 #include "tape/engine.h"
 #include "tape/lifetime.h"
 #include "tape/region_end.h"
@@ -123,8 +124,7 @@ void refuse_unsupported_modes() {
 void leave_dispatch() {
   const auto& thread = ThreadState::get();
   const auto& tape = Tape::get();
-  if (!thread.region && !thread.saver && !tape.cap.load(std::memory_order_relaxed) &&
-      tape.pending_slots.load(std::memory_order_relaxed) == 0)
+  if (!thread.region && !thread.saver && !is_cap_open() && tape.pending_slots.load(std::memory_order_relaxed) == 0)
     set_tape_included(false);
 }
 

@@ -3,6 +3,7 @@
 #include "base/fork.h"
 #include "intercept/module_scope.h"
 #include "refrain/error.h"
+#include "tape/cap.h"
 #include "tape/thread_state.h"
 
 namespace refrain::tape {
@@ -33,8 +34,11 @@ ListenerScope::ListenerScope(StepListener& listener) {
   if (!open_scope.compare_exchange_strong(none, number_))
     throw InvalidArgument(
         "[refrain] another profile() or MemoryBudget is active in this process; expected one at a time");
+  auto* hooks = Tape::get().cap_hooks.load();
+  if (hooks) hooks->wake();
   ThreadState::get().listener_scope = number_;
   current_listener.store(&listener, std::memory_order_release);
+  if (hooks) hooks->listening();
 }
 
 ListenerScope::~ListenerScope() {

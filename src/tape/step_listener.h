@@ -22,6 +22,10 @@ class StepListener {
   virtual void step_ended() = 0;
   /// `trace_path` has changed. No lock is held.
   virtual void scope_changed() {}
+  /// Whether steps may run unrecorded for now, as there is nothing to do in them. Asked when a step has ended.
+  virtual bool may_rest() const { return false; }
+  /// Operators are recorded again, from the middle of a step on. Threads: any.
+  virtual void woke() {}
 
   virtual void evicted(TapeLock&, Value&) {}
   /// @param consumed  the value that it overwrote without a copy, or null.

@@ -102,7 +102,8 @@ struct Tape {
   std::atomic<int64_t> discardable{0};    ///< live values with `discard`, read likewise
   std::atomic<bool> timing{false};
   std::atomic<bool> check_inputs{false};
-  std::atomic<Region*> cap{nullptr};             ///< while there is a `MemoryCap`
+  std::atomic<Region*> cap{nullptr};             ///< while there is a `MemoryCap` that records
+  std::atomic<bool> rests{false};                ///< there is one, and it records nothing for now, see evict/rest.h
   std::atomic<CapHooks*> cap_hooks{nullptr};     ///< from the first `MemoryCap` of the process on
   std::atomic<SavedHooks> saved_hooks{nullptr};  ///< from the first region on
   Candidates* candidates = nullptr;              ///< from the first eviction on; until then `touched` stays empty

@@ -75,6 +75,7 @@ struct Typed;
 template <typename Op, typename R, typename... A>
 struct Typed<Op, R(A...)> {
   static R call(c10::DispatchKeySet keys, A... args) {
+    if (sees_nothing()) return below(keys, args...);
     const auto& traits = op_traits(handle<Op>());
     if (traits.view_only && !looks_at_views()) return below(keys, args...);
     StackLease lease;

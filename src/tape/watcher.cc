@@ -7,6 +7,7 @@
 #include "intercept/storage_barrier.h"
 #include "intercept/storage_copy.h"
 #include "tape/barrier_pause.h"
+#include "tape/cap.h"
 #include "tape/draws.h"
 #include "tape/written.h"
 
@@ -74,7 +75,7 @@ void run_watched(const OpTraits& traits, torch::jit::Stack* stack, Below below, 
     TapeLock lock;
     settle(lock, thread);
   }
-  set_tape_included(false);
+  if (!is_cap_open()) set_tape_included(false);
   below();
 }
 

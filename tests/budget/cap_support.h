@@ -12,6 +12,12 @@ namespace refrain_test {
 
 inline constexpr refrain::Bytes kNoLimit = refrain::Bytes{1} << 40;
 
+/// These tests look at what is recorded and evicted, from the first step to the last.
+inline const bool kAlwaysRecords = [] {
+  refrain::tape::set_rest_rule({.steps = refrain::tape::RestRule::kNever});
+  return true;
+}();
+
 /// `bytes_of`, which reads through a pointer.
 inline std::string bits_of(const Tensor& tensor) {
   const refrain::PinScope pin(tensor);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "evict/cap_state.h"
+#include "evict/rest.h"
 #include "evict/room_maker.h"
 
 namespace refrain_test {

@@ -132,8 +132,9 @@ struct Notes {
   bool leaf_got_history = false;
   /// A write to what requires a gradient after a rerun region returned: a result of the region may be in it.
   bool history_written_after_rerun = false;
-  bool nests_deep = false;  ///< a backward in a backward, deeper than LibTorch keeps on one thread
-  bool unpinned = false;    ///< there were two threads, and what the other one reads was not pinned
+  bool nests_deep = false;          ///< a backward in a backward, deeper than LibTorch keeps on one thread
+  bool unpinned = false;            ///< there were two threads, and what the other one reads was not pinned
+  bool reshaped_elsewhere = false;  ///< the other one changed the shape of a tensor in place
   std::vector<Watched> read_by_rerun;
   std::vector<Watched> cut_unsafely;
   std::vector<Watched> made_by_rerun;  ///< what those regions returned
@@ -230,6 +231,8 @@ class Machine {
   bool checkpoints() const { return mode_ == Mode::kCheckpoint; }
   /// The number of threads is another than before.
   void threads_changed() { *threads_changed_ = true; }
+  /// The shape of a tensor was changed in place.
+  void reshaped() { notes_->reshaped_elsewhere |= thread_ == 1; }
   void nests_deep() { notes_->nests_deep = true; }
   /// A tensor with gradients is an argument of its own overwriting: plain autograd makes a cycle.
   void made_cycle() { notes_->made_cycle = true; }

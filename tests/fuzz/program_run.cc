@@ -469,6 +469,7 @@ void ProgramRun::run(Outcome& outcome) {
   outcome.history_written_after_rerun = notes_->history_written_after_rerun;
   outcome.threads_changed = *threads_changed_;
   outcome.unpinned |= notes_->unpinned;
+  outcome.reshaped_elsewhere = notes_->reshaped_elsewhere;
   outcome.nests_deep = notes_->nests_deep;
   outcome.has_rerun |= !notes_->read_by_rerun.empty();
   outcome.rerun_input_changed =

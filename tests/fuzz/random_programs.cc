@@ -167,6 +167,8 @@ constexpr Refusal kRefusals[] = {
      [](const Outcome& ours) { return ours.unpinned; }},
     {"an input of a rerun region was changed", "was changed since",
      [](const Outcome& ours) { return ours.rerun_input_changed; }},
+    {"another thread changed the shape of what a region reads", "was changed since",
+     [](const Outcome& ours) { return ours.reshaped_elsewhere; }},
     {"a backward inside a rerun region's function needs what was overwritten since", kInnerGradAgain,
      [](const Outcome& ours) {
        return ours.has_rerun && ours.error.find("modified by an inplace operation") != std::string::npos;

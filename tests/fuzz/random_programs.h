@@ -121,6 +121,7 @@ struct Outcome {
   bool history_written_after_rerun = false;  ///< likewise
   bool optimizer_skipped = false;            ///< it would have written what a rerun of an earlier iteration reads
   bool nests_deep = false;                   ///< a backward in a backward, deeper than LibTorch keeps on one thread
+  bool reshaped_elsewhere = false;           ///< a thread outside of the region changed the shape of a tensor in place
   bool unpinned = false;                     ///< a part of it ran on another thread, and what that reads was not pinned
   int64_t leaked_bytes = 0;                  ///< over the level before the run, after every handle was dropped
   int64_t leaked_ops = 0, leaked_values = 0, leaked_slots = 0, leaked_regions = 0;  ///< from `tape_stats`
@@ -213,6 +214,7 @@ struct Coverage {
   int64_t later_iterations = 0;
   int64_t pinned = 0;  ///< pointers that were refused by name until the tensor was pinned
   int64_t caps = 0, nested_caps = 0, ended_early = 0, tortured = 0, evicted = 0, evictions = 0, recomputes = 0;
+  int64_t rests = 0, unrecorded_steps = 0;
   int64_t steps_refused = 0, ran_out = 0;
   int64_t budgets = 0, profiled = 0, traced_steps = 0, planned_steps = 0, mismatched_steps = 0;
   int64_t leaks_compared = 0;

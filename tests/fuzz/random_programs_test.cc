@@ -74,6 +74,8 @@ std::vector<std::pair<std::string, int64_t>> counts(const Coverage& seen, Kind k
                          {"caps ended early", seen.ended_early},
                          {"torture switched", seen.tortured},
                          {"all evicted", seen.evicted},
+                         {"rests", seen.rests},
+                         {"steps unrecorded", seen.unrecorded_steps},
                          {"evictions", seen.evictions},
                          {"recomputes", seen.recomputes},
                          {"steps refused memory", seen.steps_refused},

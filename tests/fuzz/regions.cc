@@ -90,6 +90,7 @@ void Notes::add(const Notes& other) {
   history_written_after_rerun |= other.history_written_after_rerun;
   nests_deep |= other.nests_deep;
   unpinned |= other.unpinned;
+  reshaped_elsewhere |= other.reshaped_elsewhere;
   append(failed_steps, other.failed_steps);
   append(read_by_rerun, other.read_by_rerun);
   append(made_by_rerun, other.made_by_rerun);

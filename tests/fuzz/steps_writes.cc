@@ -179,6 +179,7 @@ void step_inplace_random(Machine& m) {
 /// Other sizes and strides, same bytes.
 void step_inplace_shape(Machine& m) {
   auto x = m.pick_to_write([](const Tensor& t) { return t.dim() == 2 && !t.is_leaf() && !t.is_view(); });
+  m.reshaped();
   switch (m.rng.below(3)) {
     case 0:
       x->t.t_();

@@ -3,6 +3,7 @@
 #include <optional>
 #include <thread>
 
+#include "evict/rest.h"
 #include "evict/room_maker.h"
 #include "machine.h"
 #include "plan/plan.h"
@@ -25,6 +26,14 @@ MemoryCapOptions random_cap(Rng& rng) {
   return options;
 }
 
+/// Half of them rest at each chance, and wake somewhere in the steps after.
+tape::RestRule rest_rule(uint64_t random) {
+  if (random % 2 == 0) return {.steps = tape::RestRule::kNever};
+  return {.steps = static_cast<int>((random >> 8) % 2),
+          .room = -1e6,
+          .slack = static_cast<double>((random >> 16) % 256) / 170 - 1.0};
+}
+
 class Caps : public Surroundings {
  public:
   Caps(uint64_t seed, Bytes level, Bytes peak)
@@ -34,8 +43,13 @@ class Caps : public Surroundings {
         changes_(rng_.chance(0.6) ? 0.15 : 0.0),
         torture_(rng_.chance(0.25) ? 0.2 : 0.0),
         evictions_(rng_.chance(0.9) ? 0.1 : 0.0),
-        limits_(rng_.chance(0.6)) {}
-  ~Caps() override { Caps::end(); }
+        limits_(rng_.chance(0.6)) {
+    tape::set_rest_rule(rest_rule(mix(seed, 0x4E57)));
+  }
+  ~Caps() override {
+    Caps::end();
+    tape::set_rest_rule({});
+  }
 
   bool may_refuse() const override { return limits_; }
 
@@ -91,6 +105,8 @@ class Caps : public Surroundings {
       const auto stats = caps_.back()->stats();
       coverage().evictions += stats.evictions;
       coverage().recomputes += stats.recomputes;
+      coverage().unrecorded_steps += stats.unrecorded_steps;
+      coverage().rests += tape::cap_counters().rests.load();
       coverage().ended_early += limits_ || early;
     }
     caps_.pop_back();

@@ -1,4 +1,4 @@
-"""Ways to break the tape. `rule` is the number in docs/design/tape.md, "policy", "offload", "amp", "cap", "budget" or "rerun"; `edits` are (file under src, text, replacement):
+"""Ways to break the tape. `rule` is the number in docs/design/tape.md, "policy", "offload", "amp", "cap", "rest", "budget" or "rerun"; `edits` are (file under src, text, replacement):
 the text is looked for in that file, and if it has moved, in all;
 `tests`, each a test program or "program:filter", run first."""
 
@@ -17,6 +17,7 @@ DISK = "offload/disk_store.cc"
 AUTOCAST, SCALER = "train/autocast_scope.cc", "train/grad_scaler.cc"
 INPUTS, PARTITION, ARENA = "offload/region_inputs.cc", "train/partitioned_inputs.cc", "train/input_arena.cc"
 EVICT, HISTORY, QUEUE, ROOM = "evict/evict.cc", "evict/step_history.cc", "evict/eviction_queue.cc", "evict/room_maker.cc"
+REST = "evict/rest.cc"
 TRACER, PLANNED, BARRIER = "trace/step_tracer.cc", "budget/planned_step.cc", "tape/barrier_pause.h"
 CAP = ["memory_cap_test", "random_programs_test:*UnderCaps*"]
 BUDGET = ["memory_budget_test"]
@@ -486,4 +487,17 @@ MUTATIONS = [
       ("tape/barrier.cc", "settle_writes(lock, ThreadState::get());", ""), tests=["unknown_bytes_test"]),
     m("rerun", "a tensor filled in parts lets the function run on",
       ("rerun/stop_request.cc", "forget(fresh, storage);  // filled", "// filled"), tests=["rerun_test"]),
+    m("rest", "a higher level does not wake a cap", (ROOM, "void RoomMaker::rose() noexcept { tape::wake_above(); }", "void RoomMaker::rose() noexcept {}"),
+      tests=["cap_rest_test"]),
+    m("rest", "nor does a lower limit", (ROOM, "tape::wake_unless_roomy();", ""), tests=["cap_rest_test"]),
+    m("rest", "nor a budget", ("tape/step_listener.cc", "if (hooks) hooks->wake();", ""), tests=["cap_rest_test"]),
+    m("rest", "room below the limit is not looked at", (REST, "cap().rest_rule.room * rise(quiet)", "-1e9"), tests=["cap_rest_test"]),
+    m("rest", "one that was woken rests again at once", (REST, "std::min(2 * quiet.needed, kMostNeeded)", "0"), tests=["cap_rest_test"]),
+    m("rest", "what was recorded before is recomputed after",
+      (REST, "  forget_recorded(lock);\n  ++cap().counters.rests;", "  ++cap().counters.rests;"), (REST, "  forget_recorded(lock);  // by another thread", "  // by another thread"),
+      tests=["cap_rest_test"]),
+    m("rest", "a budget follows a step from its middle", ("budget/budgeted_step.h", "void woke() override { skips_ = true; }", "void woke() override {}"),
+      tests=["cap_rest_test"]),
+    m("rest", "a budget with something to do rests", ("budget/budgeted_step.cc", "plan->recomputed_ops == 0 && plan->plain_peak <= plan->budget_bytes", "true"),
+      tests=["cap_rest_test"]),
 ]

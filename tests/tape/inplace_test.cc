@@ -1,5 +1,7 @@
 // Rules 2 and 3: writes in place make new versions; a saved tensor means the version that plain autograd would read,
 // and where plain refuses because a value computed inside was overwritten, the version it had when it was saved.
+#include <thread>
+
 #include "tests/tape/test_ops.h"
 
 namespace refrain_test {
@@ -311,6 +313,29 @@ TEST_F(Inplace, MetadataOnly) {
         })
         .sum();
   });
+}
+
+// The version alone does not tell it from a write.
+TEST_F(Inplace, AnotherThreadsChangeOfShapeIsRefused) {
+  const auto x = torch::arange(12, torch::kFloat).view({3, 4}).clone();
+  const auto w = torch::ones({3, 4}, torch::requires_grad());
+  const auto change = [&](bool elsewhere) {
+    if (elsewhere)
+      std::thread([&] { x.t_(); }).join();
+    else
+      x.t_();
+  };
+  for (const bool elsewhere : {false, true}) {
+    const auto y = refrain::checkpoint([&] { return (x + w).sin(); });
+    change(elsewhere);
+    if (elsewhere) {
+      EXPECT_THROW(y.sum().backward(), refrain::CheckpointError);
+    } else {
+      y.sum().backward();
+    }
+    x.t_();
+  }
+  flush_engine();
 }
 
 // ---- Rule 3: which version a slot means -------------------------------------------------------------------------

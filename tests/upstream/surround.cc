@@ -8,6 +8,7 @@
 #include <string>
 
 #include "evict/cap_state.h"
+#include "evict/rest.h"
 #include "evict/room_maker.h"
 #include "refrain/checkpoint.h"
 #include "refrain/memory.h"

@@ -1,0 +1,154 @@
+#include "evict/rest.h"
+
+#include <algorithm>
+
+#include "evict/cap_state.h"
+#include "evict/securing.h"
+#include "memory/stack.h"
+#include "tape/step_listener.h"
+
+namespace refrain::tape {
+namespace {
+
+constexpr int kMostNeeded = 1024;
+
+double rise(const QuietSteps& quiet) { return static_cast<double>(quiet.highest - quiet.lowest); }
+
+bool is_roomy() {
+  const auto& quiet = cap().quiet;
+  if (resident_allocator().limit() != ResidentAllocator::kNoLimit) return false;
+  return static_cast<double>(quiet.highest) + cap().rest_rule.room * rise(quiet) <=
+         static_cast<double>(limiting_allocator().limit());
+}
+
+bool may_rest() {
+  const auto& all = cap();
+  const auto* const listener = current_listener.load();
+  return all.open == 1 && all.always_recording == 0 && !all.closing && all.evicted.empty() && !all.before_operator &&
+         (!listener || listener->may_rest()) && all.quiet.count >= all.quiet.needed && is_roomy();
+}
+
+void rest(TapeLock& lock) {
+  const auto& quiet = cap().quiet;
+  limiting_allocator().set_mark(quiet.highest + static_cast<Bytes>(cap().rest_rule.slack * rise(quiet)));
+  auto& tape = lock.tape();
+  tape.rests.store(true);  // first: an operator that finds no cap must not take it for closed
+  tape.cap.store(nullptr);
+  forget_recorded(lock);
+  ++cap().counters.rests;
+}
+
+void begin_quiet(QuietSteps& quiet) {
+  quiet.count = 0;
+  quiet.lowest = quiet.highest = limiting_allocator().in_use();
+}
+
+bool is_near(Bytes limit, const QuietSteps& quiet) { return std::abs(limit - quiet.limit) <= limit / 16; }
+
+/// Takes up what steps under about this limit have shown.
+void recall(Bytes limit) {
+  constexpr size_t kMost = 8;
+  auto& quiet = cap().quiet;
+  if (!is_near(limit, quiet)) {
+    auto& others = cap().quiet_before;
+    others.push_back(quiet);
+    const auto known = std::find_if(others.begin(), others.end(), [&](const auto& one) { return is_near(limit, one); });
+    if (known != others.end()) {
+      quiet = *known;
+      others.erase(known);
+    } else {
+      quiet = {.needed = cap().rest_rule.steps};
+      begin_quiet(quiet);
+    }
+    if (others.size() > kMost) others.erase(others.begin());
+  }
+  quiet.limit = limit;
+  quiet.evictions = 0;
+}
+
+}  // namespace
+
+void set_rest_rule(const RestRule& rule) {
+  wake();
+  TapeLock lock;
+  cap().rest_rule = rule;
+  cap().quiet = {.needed = rule.steps};
+  cap().quiet_before.clear();
+}
+
+void set_before_operator(std::function<void()> call) {
+  cap().before_operator = std::move(call);
+  wake();
+}
+
+void rest_after_step(TapeLock& lock) {
+  auto& quiet = cap().quiet;
+  auto& allocator = limiting_allocator();
+  const int64_t evictions = cap().counters.evictions.load();
+  const Bytes level = allocator.in_use();
+  const Bytes peak = allocator.set_mark(level);
+  const bool evicts = std::exchange(quiet.evictions, evictions) != evictions;
+  const auto* const listener = current_listener.load();
+  // what a plan lets go though nothing has to leave does not count
+  if ((evicts && !(listener && listener->may_rest())) || !cap().evicted.empty()) return begin_quiet(quiet);
+  ++quiet.count;
+  quiet.highest = std::max(quiet.highest, peak);
+  quiet.lowest = std::min(quiet.lowest, level);
+  if (may_rest()) rest(lock);
+}
+
+void rest_from_start(TapeLock& lock) {
+  auto& quiet = cap().quiet;
+  auto& allocator = limiting_allocator();
+  const Bytes limit = allocator.limit(), level = allocator.in_use();
+  allocator.set_mark(level);
+  recall(limit);
+  quiet.lowest = std::min(quiet.lowest, level);
+  if (level <= quiet.highest && may_rest()) rest(lock);
+}
+
+void rest_under_listener() {
+  TapeLock lock;
+  if (lock.tape().cap.load() && cap().region && limiting_allocator().in_use() <= cap().quiet.highest && may_rest())
+    rest(lock);
+}
+
+namespace {
+
+void record_again(TapeLock& lock) {
+  auto& tape = lock.tape();
+  forget_recorded(lock);  // by another thread, whose operator ran as the rest began
+  cap().history.clear();
+  cap().step = {};
+  cap().passes.clear();
+  limiting_allocator().set_mark(limiting_allocator().in_use());
+  tape.cap.store(cap().region);  // first, as in `rest`
+  tape.rests.store(false);
+  if (auto* listener = current_listener.load()) listener->woke();
+}
+
+}  // namespace
+
+void wake() {
+  if (!Tape::get().rests.load()) return;
+  TapeLock lock;
+  if (Tape::get().rests.load()) record_again(lock);
+}
+
+void wake_above() {
+  if (!Tape::get().rests.load()) return;
+  TapeLock lock;
+  if (!Tape::get().rests.load()) return;
+  auto& quiet = cap().quiet;
+  quiet.needed = std::min(2 * quiet.needed, kMostNeeded);
+  begin_quiet(quiet);
+  record_again(lock);
+}
+
+void wake_unless_roomy() {
+  if (!Tape::get().rests.load()) return;
+  TapeLock lock;
+  if (Tape::get().rests.load() && !is_roomy()) record_again(lock);
+}
+
+}  // namespace refrain::tape
