@@ -227,6 +227,7 @@ Json report(const Run& run, const std::string& failure) {
   if (run.budget)
     json["budget"] = {{"traced_steps", run.budget->traced_steps},
                       {"planned_steps", run.budget->planned_steps},
+                      {"unrecorded_steps", run.budget->unrecorded_steps},
                       {"mismatched_steps", run.budget->mismatched_steps},
                       {"replans", run.budget->replans},
                       {"planning_ms", run.budget->planning_ms}};

@@ -43,16 +43,17 @@ void begin_quiet(QuietSteps& quiet) {
   quiet.lowest = quiet.highest = limiting_allocator().in_use();
 }
 
-bool is_near(Bytes limit, const QuietSteps& quiet) { return std::abs(limit - quiet.limit) <= limit / 16; }
-
-/// Takes up what steps under about this limit have shown.
-void recall(Bytes limit) {
+/// Takes up what steps under this limit have shown, if they began at this level: others are of another model.
+void recall(Bytes limit, Bytes level) {
   constexpr size_t kMost = 8;
   auto& quiet = cap().quiet;
-  if (!is_near(limit, quiet)) {
+  const auto is_of_these = [&](const QuietSteps& one) {
+    return one.limit == limit && one.lowest <= level && 16 * (level - one.lowest) <= one.highest - one.lowest;
+  };
+  if (!is_of_these(quiet)) {
     auto& others = cap().quiet_before;
     others.push_back(quiet);
-    const auto known = std::find_if(others.begin(), others.end(), [&](const auto& one) { return is_near(limit, one); });
+    const auto known = std::find_if(others.begin(), others.end(), is_of_these);
     if (known != others.end()) {
       quiet = *known;
       others.erase(known);
@@ -98,13 +99,11 @@ void rest_after_step(TapeLock& lock) {
 }
 
 void rest_from_start(TapeLock& lock) {
-  auto& quiet = cap().quiet;
   auto& allocator = limiting_allocator();
   const Bytes limit = allocator.limit(), level = allocator.in_use();
   allocator.set_mark(level);
-  recall(limit);
-  quiet.lowest = std::min(quiet.lowest, level);
-  if (level <= quiet.highest && may_rest()) rest(lock);
+  recall(limit, level);
+  if (may_rest()) rest(lock);
 }
 
 void rest_under_listener() {

@@ -15,7 +15,7 @@ void set_before_operator(std::function<void()> call);
 
 /// Learns from the step that ended, and rests if it may.
 void rest_after_step(TapeLock& lock);
-/// Rests from the beginning of a cap, if steps under earlier ones of about this limit have shown that it may.
+/// Rests from the beginning of a cap, if steps under earlier ones of this limit and level have shown that it may.
 void rest_from_start(TapeLock& lock);
 /// Likewise, when a listener was set that has nothing to do.
 void rest_under_listener();

@@ -232,6 +232,16 @@ class Caps(unittest.TestCase):
         evicted(read)
         self.assertEqual(found, [64 * 64 * 3.0])
 
+    def test_a_cap_with_room_to_spare_records_nothing(self):
+        model = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 32))
+        for always, expected in ((False, 2), (True, 0)):
+            refrain.reset_tape_counters()
+            with refrain.MemoryCap(refrain.memory_stats().current + (16 << 20), always_record=always) as cap:
+                for _ in range(5):
+                    model.zero_grad()
+                    model(torch.randn(64, 32)).pow(2).mean().backward()
+            self.assertEqual(cap.stats().unrecorded_steps, expected)
+
     def test_accumulated_gradients_under_a_cap(self):
         def run(scope):
             torch.manual_seed(0)
