@@ -245,8 +245,8 @@ class MemoryCap:
             it, `torch.OutOfMemoryError`.
         min_bytes: values below it stay.
         always_record: whether to record also where nothing will be evicted. Else, after three steps or more that
-            evicted nothing and left three quarters of what they rise free below the limit, steps run without being
-            recorded, at the cost of steps without a cap, until one rises a quarter above all of them. From there on it
+            evicted nothing, and left a third of the limit and three quarters of what they rise free, steps run without
+            being recorded, at the cost of steps without a cap, until one rises a quarter above all of them. From there on it
             is recorded; what it made before cannot be evicted.
 
     Raises:

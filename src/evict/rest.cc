@@ -17,8 +17,9 @@ double rise(const QuietSteps& quiet) { return static_cast<double>(quiet.highest 
 bool is_roomy() {
   const auto& quiet = cap().quiet;
   if (resident_allocator().limit() != ResidentAllocator::kNoLimit) return false;
-  return static_cast<double>(quiet.highest) + cap().rest_rule.room * rise(quiet) <=
-         static_cast<double>(limiting_allocator().limit());
+  const auto& rule = cap().rest_rule;
+  const auto limit = static_cast<double>(limiting_allocator().limit()), highest = static_cast<double>(quiet.highest);
+  return highest + rule.room * rise(quiet) <= limit && highest <= rule.most * limit;
 }
 
 bool may_rest() {
@@ -41,6 +42,11 @@ void rest(TapeLock& lock) {
 void begin_quiet(QuietSteps& quiet) {
   quiet.count = 0;
   quiet.lowest = quiet.highest = limiting_allocator().in_use();
+}
+
+/// Steps in a row turned out not to tell what comes.
+void wait_longer(QuietSteps& quiet) {
+  if (quiet.needed < kMostNeeded) quiet.needed = std::min(2 * std::max(quiet.needed, quiet.count), kMostNeeded);
 }
 
 /// Takes up what steps under this limit have shown, if they began at this level: others are of another model.
@@ -91,7 +97,10 @@ void rest_after_step(TapeLock& lock) {
   const bool evicts = std::exchange(quiet.evictions, evictions) != evictions;
   const auto* const listener = current_listener.load();
   // what a plan lets go though nothing has to leave does not count
-  if ((evicts && !(listener && listener->may_rest())) || !cap().evicted.empty()) return begin_quiet(quiet);
+  if ((evicts && !(listener && listener->may_rest())) || !cap().evicted.empty()) {
+    if (quiet.count > 0) wait_longer(quiet);
+    return begin_quiet(quiet);
+  }
   ++quiet.count;
   quiet.highest = std::max(quiet.highest, peak);
   quiet.lowest = std::min(quiet.lowest, level);
@@ -139,7 +148,7 @@ void wake_above() {
   TapeLock lock;
   if (!Tape::get().rests.load()) return;
   auto& quiet = cap().quiet;
-  quiet.needed = std::min(2 * quiet.needed, kMostNeeded);
+  wait_longer(quiet);
   begin_quiet(quiet);
   record_again(lock);
 }

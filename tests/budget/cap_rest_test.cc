@@ -73,6 +73,20 @@ TEST_F(CapRestTest, RecordsWhereThereIsLittleRoom) {
   EXPECT_EQ(cap.stats().unrecorded_steps, 0);
 }
 
+// As of `torch.func` inside of a step: each of them ends one.
+TEST_F(CapRestTest, SmallBackwardsNearTheLimitDoNotCount) {
+  const auto expected = gradients(64);
+  forget_gradients();
+  const auto others = torch::empty({rise_ / 2});  // two rises
+  const MemoryCap cap(limit(0.7), every_byte());
+  for (int step = 0; step < 3; ++step) {
+    for (int i = 0; i < 5; ++i) torch::ones({4}, torch::requires_grad()).mul(2).sum().backward();
+    EXPECT_EQ(gradients(64), expected);
+  }
+  EXPECT_EQ(cap.stats().unrecorded_steps, 0);
+  EXPECT_GT(cap.stats().evictions, 0);
+}
+
 TEST_F(CapRestTest, RecordsAlwaysIfAsked) {
   const MemoryCap cap(limit(4.0), MemoryCapOptions().always_record(true));
   for (int i = 0; i < 6; ++i) gradients(64);

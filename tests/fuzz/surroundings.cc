@@ -31,6 +31,7 @@ tape::RestRule rest_rule(uint64_t random) {
   if (random % 2 == 0) return {.steps = tape::RestRule::kNever};
   return {.steps = static_cast<int>((random >> 8) % 2),
           .room = -1e6,
+          .most = 1e6,
           .slack = static_cast<double>((random >> 16) % 256) / 170 - 1.0};
 }
 
