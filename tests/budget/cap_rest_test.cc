@@ -68,7 +68,7 @@ TEST_F(CapRestTest, RecordsNothingAfterThreeStepsWithRoom) {
 }
 
 TEST_F(CapRestTest, RecordsWhereThereIsLittleRoom) {
-  const MemoryCap cap(limit(1.5));
+  const MemoryCap cap(limit(1.7));
   for (int i = 0; i < 6; ++i) gradients(64);
   EXPECT_EQ(cap.stats().unrecorded_steps, 0);
 }
