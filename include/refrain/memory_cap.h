@@ -103,7 +103,7 @@ struct MemoryCapStats {
 ///   the cause; hold a `PinScope`.
 /// - Caps nest: the smallest limit holds, with the options of the innermost.
 /// - At the end of the last cap all evicted tensors are recomputed.
-/// Cost: 1 to 4 us an operator; less in a cache that is warm. 10 ns in steps with room to spare, which are not recorded
+/// Cost: 1 to 4 us an operator; less in a cache that is warm. 0.1 us in steps with room to spare, which are not recorded
 /// (`MemoryCapOptions::always_record`).
 /// Threads: the limit holds for other threads too. Their operators are recorded only in a `CapThreadScope` or with a
 /// cap of their own; else an evicted tensor is an error there.
