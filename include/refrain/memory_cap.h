@@ -61,9 +61,9 @@ class MemoryCapOptions {
   /// Sets whether to record also where nothing will be evicted. Default: false.
   ///
   /// Else, after three steps or more that evicted nothing, and left a third of the limit and three quarters of what they
-  /// rise free, steps run without being recorded, at the cost of steps without a cap, until one rises a quarter above all of
-  /// them. From there on it is recorded; what it made before cannot be evicted. So a step that needs several times what
-  /// those before it did may be refused where a cap that always records would have made room.
+  /// rise free, steps run without being recorded, at the cost of steps without a cap, until one rises a quarter above
+  /// all of them. From there on it is recorded; what it made before cannot be evicted. So a step that needs several
+  /// times what those before it did may be refused where a cap that always records would have made room.
   MemoryCapOptions& always_record(bool value) {
     always_record_ = value;
     return *this;

@@ -7,11 +7,8 @@ some backwards are done. What a trial found comes back in a file.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +18,7 @@ import torch
 
 from ._errors import out_of_memory_numbers
 from ._memory import format_bytes, memory_stats
-from ._programs import EachBackward, ended_after, run_program
+from ._programs import EachBackward, ProgramFailed, ended_after, found_in_process, run_program
 
 MULTIPLES = (1.1, 1.25, 1.5)
 
@@ -36,10 +33,6 @@ class Trial:
     ms: float  #: median time from the end of a backward to that of the next
     backwards: int
     min_limit: int = 0  #: where it does not hold, as of `OutOfMemoryNumbers`
-
-
-class ProgramFailed(Exception):
-    """A trial failed, and not for memory. `args`: its exit code and the end of what it wrote to stderr."""
 
 
 def _refusal(error: BaseException | None) -> BaseException | None:
@@ -71,24 +64,10 @@ def run_trial(given: Any, scope: Any) -> None:
 
 
 def _try(given: Any, limit: int) -> Trial:
-    with tempfile.TemporaryDirectory() as folder:
-        report = os.path.join(folder, "trial.json")
-        command = [sys.executable, "-m", "refrain", "run", "--trial", report, "--steps", str(given.steps)]
-        command += ["--memory-limit", f"{limit} B"] if limit else []
-        command += ["--patch-torch"] if given.patch_torch else []
-        command += ["-m"] if given.module else []
-        done = subprocess.run(
-            [*command, given.program, *given.arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        if done.returncode != 0 or not os.path.exists(report):
-            raise ProgramFailed(done.returncode or 1, done.stderr[-2000:])
-        found = json.loads(Path(report).read_text())
-    return Trial(limit=limit, **found)
+    command = ["-m", "refrain", "run", "--steps", str(given.steps)]
+    command += ["--memory-limit", f"{limit} B"] if limit else []
+    command += ["--patch-torch"] if given.patch_torch else []
+    return Trial(limit=limit, **found_in_process(given, *command))
 
 
 def search(attempt: Callable[[int], Trial], peak: int, tolerance: float) -> tuple[Trial, int]:
@@ -146,8 +125,7 @@ def least_limit_of_program(given: Any) -> int:
         limits = [int(held.limit * multiple) for multiple in MULTIPLES]
         more = [attempt(limit) for limit in limits if limit < baseline.peak]
     except ProgramFailed as error:
-        code, errors = error.args
-        print(f"{errors}refrain: the program ended with exit code {code}, expected it to run", file=sys.stderr)
-        return int(code)
+        print(error, file=sys.stderr)
+        return error.code
     print(report(baseline, held, refused, [held, *(trial for trial in more if trial.holds)], runs), end="")
     return 0

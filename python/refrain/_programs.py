@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import runpy
+import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 from typing import Any, Callable
 
 import torch
@@ -18,7 +22,10 @@ from ._budget import Budget
 from ._memory import MemoryBudget, MemoryCap, format_bytes, memory_stats
 from ._timeline import MemoryTimeline, MemoryTimelineReport
 
-__all__ = ["BudgetFromThirdStep", "TimelineOfStep", "check_can_write", "run_program", "scope_of", "summary"]
+__all__ = [
+    "BudgetFromThirdStep", "ProgramFailed", "TimelineOfStep", "check_can_write", "found_in_process", "run_program",
+    "scope_of", "summary",
+]  # fmt: skip
 
 
 class EachBackward:
@@ -275,6 +282,40 @@ def summary(scope: Any) -> str:
     return (
         f"{line}; {stats.evictions} evictions, {stats.recomputes} operators recomputed in {stats.recompute_ms:.0f} ms"
     )
+
+
+class ProgramFailed(Exception):
+    """A trial of a program failed. `code`: its exit code; the text has the end of what it wrote to stderr."""
+
+    def __init__(self, code: int, errors: str) -> None:
+        super().__init__(f"{errors}refrain: the program ended with exit code {code}, expected it to run")
+        self.code = code
+
+
+def found_in_process(given: Any, *command: str) -> dict[str, Any]:
+    """Runs the program as `python COMMAND --trial FILE [-m] PROGRAM ...`, its output discarded.
+
+    Returns:
+        What the process wrote to that file.
+
+    Raises:
+        ProgramFailed: if it wrote nothing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = os.path.join(folder, "trial.json")
+        module = ["-m"] if given.module else []
+        done = subprocess.run(
+            [sys.executable, *command, "--trial", report, *module, given.program, *given.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        if done.returncode != 0 or not os.path.exists(report):
+            raise ProgramFailed(done.returncode or 1, done.stderr[-2000:])
+        found: dict[str, Any] = json.loads(Path(report).read_text())
+        return found
 
 
 def run_program(given: Any) -> None:

@@ -135,28 +135,30 @@ void record_again(TapeLock& lock) {
   if (auto* listener = current_listener.load()) listener->woke();
 }
 
+// `must` is asked with the lock.
+template <typename Must>
+void wake_if(const Must& must) {
+  if (!Tape::get().rests.load()) return;
+  TapeLock lock;
+  if (lock.tape().rests.load() && must()) record_again(lock);
+}
+
 }  // namespace
 
 void wake() {
-  if (!Tape::get().rests.load()) return;
-  TapeLock lock;
-  if (Tape::get().rests.load()) record_again(lock);
+  wake_if([] { return true; });
 }
 
 void wake_above() {
-  if (!Tape::get().rests.load()) return;
-  TapeLock lock;
-  if (!Tape::get().rests.load()) return;
-  auto& quiet = cap().quiet;
-  wait_longer(quiet);
-  begin_quiet(quiet);
-  record_again(lock);
+  wake_if([] {
+    wait_longer(cap().quiet);
+    begin_quiet(cap().quiet);
+    return true;
+  });
 }
 
 void wake_unless_roomy() {
-  if (!Tape::get().rests.load()) return;
-  TapeLock lock;
-  if (Tape::get().rests.load() && !is_roomy()) record_again(lock);
+  wake_if([] { return !is_roomy(); });
 }
 
 }  // namespace refrain::tape

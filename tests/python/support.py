@@ -3,6 +3,9 @@
 import contextlib
 import ctypes
 import hashlib
+import os
+import socket
+import tempfile
 import warnings
 
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
@@ -20,6 +23,16 @@ except ImportError:
 
 torch.set_num_threads(1)
 refrain.install_memory_tracking()
+
+
+def on_two_ranks(work, name):
+    """Runs `work(rank, port, folder, name)` in two processes. Returns what each saved as `{rank}.pt` in the folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(work, (port, folder, name), nprocs=2)
+        return [torch.load(os.path.join(folder, f"{rank}.pt"), weights_only=False) for rank in range(2)]
 
 
 class Program:

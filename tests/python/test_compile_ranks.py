@@ -1,17 +1,14 @@
-"""A peak budget for torch.compile on two ranks over Gloo: DDP, FSDP2, collectives inside of a graph; one plan for both."""
+"""A peak budget for torch.compile on two ranks over Gloo: DDP, FSDP2, collectives in a graph; one plan for both."""
 
 import contextlib
 import os
 import shutil
-import socket
-import tempfile
 import unittest
 from unittest import mock
 
-import support  # noqa: F401
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from support import on_two_ranks
 from torch import nn
 
 import refrain
@@ -110,16 +107,8 @@ def _work(rank, port, folder, kind):
 
 @unittest.skipUnless(HAS_COMPILER, "inductor needs a C++ compiler")
 class TwoRanks(unittest.TestCase):
-    def found(self, kind):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(_work, (port, folder, kind), nprocs=2)
-            return [torch.load(os.path.join(folder, f"{rank}.pt"), weights_only=False) for rank in range(2)]
-
     def check(self, kind, graphs):
-        for rank, (plain, ours) in enumerate(self.found(kind)):
+        for rank, (plain, ours) in enumerate(on_two_ranks(_work, kind)):
             for expected, result in zip(plain["results"], ours["results"], strict=True):
                 self.assertTrue(torch.equal(expected, result), f"{kind}, rank {rank}")
             report = ours["report"]
@@ -138,11 +127,11 @@ class TwoRanks(unittest.TestCase):
         self.check("collectives", 1)
 
     def test_ranks_plan_for_themselves(self):
-        first, second = (found[0]["report"].graphs[0] for found in self.found("collectives apart"))
+        first, second = (found[0]["report"].graphs[0] for found in on_two_ranks(_work, "collectives apart"))
         self.assertNotEqual(first.recomputed, second.recomputed)
 
     def test_ranks_agree_where_torch_is_told_to(self):
-        first, second = (found[0] for found in self.found("collectives agreed"))
+        first, second = (found[0] for found in on_two_ranks(_work, "collectives agreed"))
         self.assertEqual(first["report"].graphs[0].recomputed, second["report"].graphs[0].recomputed)
         self.assertEqual(first["peak"], second["peak"])
         self.assertTrue(first["report"].graphs[0].recomputed)

@@ -9,8 +9,7 @@ import unittest
 import refrain
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from support import digest, encoder, mlp, resnet, train, unpatch_checkpoint
+from support import digest, encoder, mlp, on_two_ranks, resnet, train, unpatch_checkpoint
 from torch import nn
 
 
@@ -80,17 +79,9 @@ def _work(rank, port, folder, name):
 
 class TwoProcesses(unittest.TestCase):
     def check(self, name):
-        import socket
-
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(_work, (port, folder, name), nprocs=2)
-            for rank in range(2):
-                found = torch.load(os.path.join(folder, f"{rank}.pt"))
-                for mode, bits in found.items():
-                    self.assertEqual(bits, found["baseline"], f"{mode}, rank {rank}")
+        for rank, found in enumerate(on_two_ranks(_work, name)):
+            for mode, bits in found.items():
+                self.assertEqual(bits, found["baseline"], f"{mode}, rank {rank}")
 
     def test_a_collective_under_way(self):
         self.check("collective")

@@ -10,9 +10,7 @@ import contextlib
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any, Iterator
 
 from .. import _torch_patches
 from .._memory import MemoryScope, format_bytes, install_memory_tracking
-from .._programs import Enough, run_program
+from .._programs import Enough, ProgramFailed, found_in_process, run_program
 from .._report import Document, machine
 from .api import compile_budget
 from .report import CompileReport
@@ -50,8 +48,8 @@ class Trial:
         return f"{self.whose} {self.budget:.2f}"
 
 
-class ProgramFailed(Exception):
-    """`args`: the exit code, and what to print."""
+class NotMeasured(Exception):
+    """A program ran, and no step of it counts. The text says why."""
 
 
 # ---- In the process of a trial
@@ -144,34 +142,18 @@ def run_trial(given: Any) -> int:
 
 
 def _try(given: Any, whose: str, budget: float) -> Trial:
-    with tempfile.TemporaryDirectory() as folder:
-        report = os.path.join(folder, "trial.json")
-        command = [sys.executable, "-W", "ignore", "-m", "refrain", "pareto", "--compile", "--trial", report]
-        command += ["--under", f"{whose}:{budget}", "--steps", str(given.steps), *(["-m"] if given.module else [])]
-        done = subprocess.run(
-            [*command, given.program, *given.arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        if done.returncode != 0 or not os.path.exists(report):
-            code = done.returncode or 1
-            raise ProgramFailed(
-                code, f"{done.stderr[-2000:]}refrain: the program ended with exit code {code}, expected it to run"
-            )
-        found = json.loads(Path(report).read_text())
+    command = ["-W", "ignore", "-m", "refrain", "pareto", "--compile", "--under", f"{whose}:{budget}"]
+    found = found_in_process(given, *command, "--steps", str(given.steps))
     compiled = found.pop("compiled")
     if compiled == 0:
-        raise ProgramFailed(
-            2, "refrain: the program ran no backward of a compiled graph, expected a use of torch.compile in training"
+        raise NotMeasured(
+            "refrain: the program ran no backward of a compiled graph, expected a use of torch.compile in training"
         )
     if found["steps"] == 0:
-        raise ProgramFailed(
-            2, f"refrain: {whose} {budget}: of {compiled} steps none counts, expected more: {WARM_UP} come before, and "
-            f"those that are planned again{'; ' + found['warning'] if found.get('warning') else ''}",
-        )  # fmt: skip
+        raise NotMeasured(
+            f"refrain: {whose} {budget}: of {compiled} steps none counts, expected more: {WARM_UP} come before, and "
+            f"those that are planned again{'; ' + found['warning'] if found.get('warning') else ''}"
+        )
     return Trial(whose, budget, **found)
 
 
@@ -251,10 +233,9 @@ def pareto_of_program(given: Any) -> int:
     asked += [("refrain", budget) for budget in _budgets(given.points)]
     try:
         found = Pareto(os.path.basename(given.program), [attempt(*one) for one in asked])
-    except ProgramFailed as error:
-        code, text = error.args
-        print(text, file=sys.stderr)
-        return int(code)
+    except (ProgramFailed, NotMeasured) as error:
+        print(error, file=sys.stderr)
+        return error.code if isinstance(error, ProgramFailed) else 2
     print(found, end="")
     if given.json:
         found.write_json(given.json)
