@@ -21,6 +21,7 @@ from ._memory import format_bytes, memory_stats
 from ._programs import EachBackward, ProgramFailed, ended_after, found_in_process, run_program
 
 MULTIPLES = (1.1, 1.25, 1.5)
+TRIALS_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)
@@ -71,28 +72,41 @@ def _try(given: Any, limit: int) -> Trial:
 
 
 def search(attempt: Callable[[int], Trial], peak: int, tolerance: float) -> tuple[Trial, int]:
-    """The trial with the lowest limit that holds, and the highest limit below it that was refused; a bisection."""
+    """A bisection, then upwards until a limit holds `TRIALS_IN_A_ROW` times: what is evicted depends on measured times,
+    so near the lowest limit one trial says little about the next.
+
+    Returns:
+        A trial of the limit that held, and the highest limit that was refused.
+    """
     limit, lower, refused = peak, 0, 0
     held = attempt(limit)
     while not held.holds:  # copies of what is overwritten need some more than without a limit
         lower = refused = limit
         limit = max(held.min_limit, limit + max(limit // 16, 1))
         held = attempt(limit)
-    while held.limit - lower > max(1, int(tolerance * peak)):
+    step = max(1, int(tolerance * peak))
+    while held.limit - lower > step:
         trial = attempt(lower + (held.limit - lower) // 2)
         if trial.holds:
             held = trial
         else:
             refused = trial.limit
             lower = min(max(trial.min_limit - 1, trial.limit), held.limit - 1)
+    limit, in_a_row = held.limit, 1
+    while in_a_row < TRIALS_IN_A_ROW:
+        trial = attempt(limit)
+        if trial.holds:
+            held, in_a_row = trial, in_a_row + 1
+        else:
+            refused, limit, in_a_row = limit, limit + step, 0
     return held, refused
 
 
 def report(baseline: Trial, held: Trial, refused: int, costs: list[Trial], runs: int) -> str:
     """A table of a few lines."""
     lines = [
-        f"lowest limit {format_bytes(held.limit)} ({held.limit} bytes); {format_bytes(refused)} was refused, without "
-        f"a limit the peak is {format_bytes(baseline.peak)}",
+        f"lowest limit {format_bytes(held.limit)} ({held.limit} bytes), {TRIALS_IN_A_ROW} times in a row; "
+        f"{format_bytes(refused)} was refused, without a limit the peak is {format_bytes(baseline.peak)}",
         f"{runs} runs of the program, each until {baseline.backwards} backwards were done",
         "",
         f"{'limit':>12}  {'peak':>12}  {'ms a step':>9}  {'ratio':>5}",

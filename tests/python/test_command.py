@@ -7,6 +7,8 @@ import sys
 import tempfile
 import unittest
 
+from refrain._least_program import Trial, search
+
 PROGRAM = """
 import sys, torch
 from torch import nn
@@ -107,17 +109,17 @@ class Command(unittest.TestCase):
         code, output, errors = self.python("-m", "refrain", "run", "--least-limit", "train_it.py", "0")
         self.assertEqual(code, 0, errors)
         found = re.match(
-            r"lowest limit .* \((\d+) bytes\); (.*) was refused, without a limit the peak is (.*)\n(\d+) runs", output
+            r"lowest limit .* \((\d+) bytes\), 3 times in a row; (.*) was refused, without a limit the peak is (.*)\n"
+            r"(\d+) runs",
+            output,
         )
         lowest = int(found[1])
         self.assertIn(f"{found[4]} runs of the program, each until 4 backwards were done", output)
         self.assertEqual(errors.count("\n"), int(found[4]), errors)
-        self.assertEqual(
-            self.python("-m", "refrain", "run", "--memory-limit", f"{lowest} B", "train_it.py", "0")[:2], self.plain[:2]
-        )
-        self.assertEqual(
-            self.python("-m", "refrain", "run", "--memory-limit", f"{int(0.96 * lowest)} B", "train_it.py", "0")[0], 1
-        )
+        # one more run at the lowest limit may be refused, or run at less: evictions depend on measured times
+        for multiple, expected in ((1.1, self.plain[:2]), (0.8, (1, ""))):
+            limit = f"{int(multiple * lowest)} B"
+            self.assertEqual(self.python("-m", "refrain", "run", "--memory-limit", limit, "train_it.py", "0")[:2], expected)
 
     def test_least_limit_of_a_program_that_fails(self):
         with open(os.path.join(self.folder.name, "fails.py"), "w") as file:
@@ -162,8 +164,6 @@ class Search(unittest.TestCase):
     """The bisection for the lowest limit, of a program that needs a known one."""
 
     def search(self, needed, peak, says_needed):
-        from refrain._least_program import Trial, search
-
         tried = []
 
         def attempt(limit):
@@ -178,15 +178,26 @@ class Search(unittest.TestCase):
 
     def test_it_ends_within_a_hundredth(self):
         for needed in (1, 5_000_001, 10_000_000, 31_415_926, 99_999_999):
-            self.assertLessEqual(self.search(needed, 100_000_000, False), 9)
-            self.assertLessEqual(self.search(needed, 100_000_000, True), 9)
+            self.assertLessEqual(self.search(needed, 100_000_000, False), 11)
+            self.assertLessEqual(self.search(needed, 100_000_000, True), 11)
 
     def test_a_refusal_says_how_much_is_needed(self):
         self.assertLess(self.search(90_000_000, 100_000_000, True), self.search(90_000_000, 100_000_000, False))
 
     def test_a_cap_may_need_more_than_the_peak(self):
-        self.assertLessEqual(self.search(103_000_000, 100_000_000, True), 9)
-        self.assertLessEqual(self.search(113_000_000, 100_000_000, False), 12)
+        self.assertLessEqual(self.search(103_000_000, 100_000_000, True), 11)
+        self.assertLessEqual(self.search(113_000_000, 100_000_000, False), 14)
+
+    def test_the_lowest_limit_holds_more_than_once(self):
+        tried = []
+
+        def attempt(limit):  # from 500 on always, from 300 on at first
+            tried.append(limit)
+            return Trial(limit=limit, holds=limit >= 500 or (limit >= 300 and tried.count(limit) < 2), peak=0, ms=0.0, backwards=4)
+
+        held, refused = search(attempt, 1000, 0.01)
+        self.assertEqual((500 <= held.limit < 510, refused), (True, held.limit - 10))
+        self.assertEqual(tried[-3:], [held.limit] * 3)
 
 
 if __name__ == "__main__":
