@@ -101,7 +101,7 @@ _open_caps = 0
 def _keep(tensor: torch.Tensor) -> None:
     """Makes bytes that are resident stay so: whoever has asked for a pointer to write through may write at any time."""
     with contextlib.suppress(RuntimeError, NotImplementedError):  # tensors without a plain storage have no pointer
-        torch._C.TensorBase.data_ptr(tensor)
+        library.opaque_scope_close(opaque_open((), (tensor,)))
 
 
 def _reader(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:

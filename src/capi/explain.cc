@@ -10,7 +10,7 @@
 using namespace refrain;
 
 struct refrain_saved_observer_t {
-  detail::SavedObserver observer;
+  refrain::detail::SavedObserver observer;
 };
 
 namespace {

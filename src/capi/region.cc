@@ -10,7 +10,7 @@ using namespace refrain;
 
 struct refrain_region_t {
   explicit refrain_region_t(const CheckpointOptions& options) : scope(options) {}
-  detail::RegionScope scope;
+  refrain::detail::RegionScope scope;
 };
 
 namespace {

@@ -58,7 +58,7 @@ bool evict(TapeLock& lock, Value* value) {
   auto bytes = std::move(data);
   retain(value);
   storage->set_data_ptr_noswap(at::DataPtr(nullptr, value, &memory_died, device));
-  storage->release_data_and_set_meta_custom_data_ptr_error_msg_(kNotThere);
+  forbid_access(storage.get(), kNotThere);
   value->residency = Residency::kEvicted;
   ++cap().changes;
   value->demand = cap().demand;
@@ -111,7 +111,7 @@ bool put_back(TapeLock& lock, Value* value, c10::Storage& bytes) {
   auto storage = value->storage.lock();
   if (!storage) return false;
   (void)storage->_mutable_data_ptr_no_checks().release_context();
-  storage->clear_data_ptr_access_error_msg_();
+  allow_access(storage.get());
   storage->set_data_ptr_noswap(std::move(bytes.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks()));
   bytes = c10::Storage(std::move(storage));
   arm(value, bytes.unsafeGetStorageImpl());

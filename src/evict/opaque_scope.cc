@@ -5,6 +5,7 @@
 #include "intercept/key.h"
 #include "intercept/tensor_meta.h"
 #include "refrain/memory_cap.h"
+#include "tape/barrier.h"
 #include "tape/cap.h"
 #include "tape/tape.h"
 
@@ -37,9 +38,8 @@ OpaqueScope::OpaqueScope(const std::vector<at::Tensor>& reads, const std::vector
   add_evictable(reads, evictable);
   add_evictable(writes, evictable);
   state_ = std::make_unique<State>(std::move(evictable));
-  // a request for a writable pointer is what the tape takes for a write
   for (const auto& tensor : writes)
-    if (tensor.defined() && has_plain_storage(tensor)) (void)tensor.storage().mutable_data();
+    if (tensor.defined() && has_plain_storage(tensor)) tape::about_to_write(tensor.storage().unsafeGetStorageImpl());
   state_->unseen.emplace();
 }
 

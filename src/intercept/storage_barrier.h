@@ -32,4 +32,22 @@ bool has_barrier(const S* storage) {
   return false;
 }
 
+template <typename S>
+concept CanAllowAccessAgain = requires(S& s) {
+  s.clear_data_ptr_access_error_msg_();
+};
+
+/// Makes requests for a pointer to a storage without bytes an error that says why. Before LibTorch 2.12, which could not
+/// end that, they get a null pointer.
+template <typename S>
+void forbid_access(S* storage, const char* why) {
+  if constexpr (CanAllowAccessAgain<S>) storage->release_data_and_set_meta_custom_data_ptr_error_msg_(why);
+}
+
+/// Ends `forbid_access`.
+template <typename S>
+void allow_access(S* storage) {
+  if constexpr (CanAllowAccessAgain<S>) storage->clear_data_ptr_access_error_msg_();
+}
+
 }  // namespace refrain::tape

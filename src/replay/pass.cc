@@ -1,8 +1,10 @@
 #include "replay/pass.h"
 
+#include <ATen/core/PythonFallbackKernel.h>
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "intercept/running.h"
 #include "intercept/storage_barrier.h"
@@ -319,6 +321,9 @@ at::Tensor Pass::tensor_of(const Step& step, size_t i, const Written& written,
 
 void Pass::run_kernel(const Op& op, torch::jit::Stack& stack) {
   const Unwarned unwarned;
+  // An operator for a mode of Python enters the dispatcher here; LibTorch before 2.13 asserts that it was told so.
+  std::optional<at::impl::MaybeSetTLSOnEntryGuard> entered;
+  if (op.keys.has(c10::DispatchKey::Python)) entered.emplace();
   if (!op.rng) return op.traits->handle.redispatchBoxed(op.keys, &stack);
   RngReplayScope rng(*op.rng);
   op.traits->handle.redispatchBoxed(op.keys, &stack);

@@ -26,7 +26,7 @@ void raw_write(c10::StorageImpl* storage) {
     // What was saved before the last operator wrote it may be of these bytes.
     settle_writes(lock, ThreadState::get());
     value = find_value(lock, storage);
-    if (!value || !value->armed) return;
+    if (!value || (kHasStorageBarrier && !value->armed)) return;
     retain(value);
     ++value->writers;  // to copy it may take room: what depends on it is not evicted for that
     is_needed = value->needed > 0 && !ThreadState::get().recomputing;  // one pass at a time
@@ -73,6 +73,13 @@ void arm(Value* value, c10::StorageImpl* storage) {
   if (!kHasStorageBarrier || value->armed || has_barrier(storage)) return;
   set_storage_barrier(storage, &raw_write);
   value->armed = true;
+}
+
+void about_to_write(c10::StorageImpl* storage) {
+  if constexpr (kHasStorageBarrier)
+    (void)storage->mutable_data();  // which the barrier takes for a write
+  else
+    raw_write(storage);
 }
 
 }  // namespace refrain::tape

@@ -8,4 +8,8 @@ namespace refrain::tape {
 /// a value that can be replayed into a leaf, and first copies a leaf that recorded operators need.
 void arm(Value* value, c10::StorageImpl* storage);
 
+/// Says that code which is not seen writes to `storage` next. Called without the lock. @throws what making room for a
+/// copy does; nothing is changed then.
+void about_to_write(c10::StorageImpl* storage);
+
 }  // namespace refrain::tape

@@ -324,7 +324,7 @@ MUTATIONS = [
     m("opaque", "operators inside an opaque scope are recorded",
       ("evict/opaque_scope.cc", "  state_->unseen.emplace();\n", ""), tests=["budget_regions_test"]),
     m("opaque", "what opaque code overwrites is not announced",
-      ("evict/opaque_scope.cc", "(void)tensor.storage().mutable_data();", "{}"), tests=["budget_regions_test"]),
+      ("evict/opaque_scope.cc", "tape::about_to_write(tensor.storage().unsafeGetStorageImpl());", "{}"), tests=["budget_regions_test"]),
     m("opaque", "what opaque code reads may be evicted",
       ("evict/opaque_scope.cc", " && value->region->cap) found.push_back(tensor);", " && value->region->cap) continue;"), tests=["budget_regions_test"]),
     m("rerun", "a second call that runs ahead may not have more operators",

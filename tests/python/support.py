@@ -6,6 +6,7 @@ import hashlib
 import os
 import socket
 import tempfile
+import unittest
 import warnings
 
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
@@ -23,6 +24,14 @@ except ImportError:
 
 torch.set_num_threads(1)
 refrain.install_memory_tracking()
+
+
+def skip_unless_compile_is_planned():
+    """For `setUpModule` of tests of budgets for `torch.compile`."""
+    from refrain._compile import inductor
+
+    if inductor.minor(torch.__version__) not in inductor.SUPPORTED:
+        raise unittest.SkipTest("; ".join(inductor.missing_parts()))
 
 
 def on_two_ranks(work, name):

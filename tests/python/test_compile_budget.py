@@ -16,7 +16,7 @@ from unittest import mock
 FOLDER = tempfile.mkdtemp(prefix="refrain-compile-")
 os.environ.setdefault("REFRAIN_CACHE_DIR", FOLDER)
 
-import support  # noqa: E402, F401
+import support  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -25,6 +25,10 @@ from refrain._compile import cut, emit, graph, inductor  # noqa: E402
 from refrain._compile.planner import GraphPlanner, places_of  # noqa: E402
 
 HAS_COMPILER = shutil.which("g++") is not None or shutil.which("clang++") is not None
+
+
+def setUpModule():
+    support.skip_unless_compile_is_planned()
 
 
 def tearDownModule():
@@ -384,7 +388,9 @@ class Compiled(unittest.TestCase):
             return checkpoint(model, v, use_reentrant=False)
 
         plain = self.by_call(model, call, x)
-        with quiet():
+        # from 2.14 on inductor leaves dropout inside of torch's checkpoint to a partitioner that knows it
+        cut_by_torch = self.assertWarnsRegex(refrain.BudgetWarning, "random operators inside of torch.utils.checkpoint")
+        with quiet() if inductor.minor(torch.__version__) == "2.13" else cut_by_torch:
             options = refrain.compile_options(0.3)
             step = Step(model, torch.compile(call, options=options), x)
         self.assert_same(step.results, plain.results)

@@ -8,13 +8,17 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from support import on_two_ranks
+from support import on_two_ranks, skip_unless_compile_is_planned
 from torch import nn
 
 import refrain
 
 HAS_COMPILER = shutil.which("g++") is not None or shutil.which("clang++") is not None
 WIDTH = 128
+
+
+def setUpModule():
+    skip_unless_compile_is_planned()
 
 
 class Block(nn.Module):

@@ -25,7 +25,7 @@ from typing import Any, Callable, Iterable, Sequence
 import torch
 
 #: Minor versions of torch that the parts below were read in and are tested with.
-SUPPORTED = ("2.13",)
+SUPPORTED = ("2.13", "2.14")
 
 #: (module, what is used of it)
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
