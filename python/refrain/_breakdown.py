@@ -101,24 +101,32 @@ def measure_activations(loss: Loss, small: int = 2, large: int = 4) -> Activatio
     return ActivationCost(per_example, low - per_example * small)
 
 
+def _twin_of(value: Any) -> Any:
+    """On meta, unless it is no tensor or a count of steps."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.empty_like(value, device="meta") if value.dim() > 0 else value.clone()
+
+
 def _expected_state(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of the state after a step: of a twin's on meta tensors, which have sizes and no bytes."""
     groups: list[dict[str, Any]] = []
+    state: dict[torch.Tensor, dict[str, Any]] = collections.defaultdict(dict)
     for group in optimizer.param_groups:
         twins = []
         for parameter in group["params"]:
             twin = torch.empty_like(parameter, device="meta").requires_grad_(parameter.requires_grad)
             if parameter.requires_grad:
                 twin.grad = torch.empty_like(twin)
+            if parameter in optimizer.state:  # some make it when they are made
+                state[twin] = {name: _twin_of(value) for name, value in optimizer.state[parameter].items()}
             twins.append(twin)
         more = {name: value for name, value in group.items() if name not in ("params", "param_names")}
         # fused kernels are of a device; the state is the same
         groups.append({**more, "params": twins, **({"fused": None, "foreach": False} if more.get("fused") else {})})
     twin_optimizer = type(optimizer).__new__(type(optimizer))
     try:
-        twin_optimizer.__setstate__(
-            {"defaults": optimizer.defaults, "state": collections.defaultdict(dict), "param_groups": groups}
-        )
+        twin_optimizer.__setstate__({"defaults": optimizer.defaults, "state": state, "param_groups": groups})
         twin_optimizer.step()
     except Exception as error:
         name = type(optimizer).__name__

@@ -241,6 +241,19 @@ class Breakdown(unittest.TestCase):
         self.assertGreater(found.activations.at(at), found.rows[0].estimated.fixed)
         self.assertLessEqual(found.activations.at(at - 1), found.rows[0].estimated.fixed)
 
+    def test_state_that_is_there(self):
+        """Before the first step, as some optimizers make it, and after it."""
+        for optimizer_type in (torch.optim.Adam, torch.optim.Adagrad, torch.optim.RMSprop):
+            model = torch.nn.Linear(8, 8)
+            optimizer = optimizer_type(model.parameters())
+            before = refrain.estimate_fixed(model, optimizer).optimizer_states
+            model(torch.ones(2, 8)).sum().backward()
+            optimizer.step()
+            bits = [value.clone() for state in optimizer.state.values() for value in state.values()]
+            self.assertEqual(refrain.estimate_fixed(model, optimizer).optimizer_states, before)
+            after = [value for state in optimizer.state.values() for value in state.values()]
+            self.assertTrue(all(torch.equal(a, b) for a, b in zip(after, bits)))
+
     def test_optimizers(self):
         for optimizer, options, copies in (
             (torch.optim.SGD, {}, 0), (torch.optim.SGD, {"momentum": 0.9}, 1), (torch.optim.Adam, {"amsgrad": True}, 3),
