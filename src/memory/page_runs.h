@@ -30,6 +30,9 @@ class PageRuns {
 
   /// Finds the smallest run of `size` bytes and more, the lowest of these.
   std::optional<Run> best_fit(size_t size) const;
+  /// Finds where `size` bytes of these runs have the most bytes in runs of `other`, of some sixty places, the smallest
+  /// runs first.
+  std::optional<Run> best_fit(size_t size, const PageRuns& other) const;
   /// Finds the run whose last addition is the longest ago. There must be one.
   Run oldest() const;
 
@@ -41,6 +44,8 @@ class PageRuns {
   using Runs = std::map<Address, Rest>;
 
   void insert(Address begin, Rest rest);
+  Runs::const_iterator first_behind(Address at) const;
+  size_t bytes_in(Address begin, Address end) const;
   Runs::iterator erase(Runs::iterator run);
 
   Runs runs_;

@@ -77,7 +77,7 @@ void* TensorHeap::allocate(size_t bytes) {
   const size_t size = in_pages(bytes);
   const std::lock_guard lock(mutex_);
   auto run = free_runs_.best_fit(size);
-  if (!run) run = unused_.best_fit(size);
+  if (!run) run = unused_.best_fit(size, free_runs_);  // what it lacks is faulted in, and so much given back elsewhere
   if (!run && grow(size)) run = unused_.best_fit(size);
   if (!run) return nullptr;
   unused_.remove(run->begin, run->begin + size);

@@ -20,7 +20,7 @@ class TensorHeap {
 
   /// Bytes held at most if `highest` were allocated at once. With less, pages go back and forth: see
   /// docs/design/memory.md.
-  static constexpr Bytes most_held(Bytes highest) { return highest + highest / 32 + (2 << 20); }
+  static constexpr Bytes most_held(Bytes highest) { return highest + highest / 16 + (4 << 20); }
 
   /// Rounds a request of `bytes` up to its pages; one that is too small for the heap is unchanged.
   static Bytes rounded(Bytes bytes);

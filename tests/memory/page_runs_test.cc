@@ -28,6 +28,15 @@ class BruteForce {
     return std::any_of(there_.begin() + static_cast<long>(begin), there_.begin() + static_cast<long>(end),
                        [](uint64_t n) { return n != 0; });
   }
+  bool has_all(size_t begin, size_t end) const {
+    return std::all_of(there_.begin() + static_cast<long>(begin), there_.begin() + static_cast<long>(end),
+                       [](uint64_t n) { return n != 0; });
+  }
+  size_t bytes_in(size_t begin, size_t end) const {
+    return static_cast<size_t>(std::count_if(there_.begin() + static_cast<long>(begin),
+                                             there_.begin() + static_cast<long>(end),
+                                             [](uint64_t n) { return n != 0; }));
+  }
   std::vector<PageRuns::Run> runs() const {
     std::vector<PageRuns::Run> runs;
     for (size_t i = 0; i < there_.size(); ++i) {
@@ -83,6 +92,48 @@ TEST(PageRuns, AreThoseOfBruteForce) {
       ASSERT_EQ(runs.oldest().begin, oldest.begin);
     }
   }
+}
+
+TEST(PageRuns, APlaceHasTheMostOfOthers) {
+  constexpr size_t kSize = 120;
+  size_t found_some = 0;
+  for (unsigned seed = 0; seed < 200; ++seed) {
+    std::mt19937 random(seed);
+    PageRuns runs, others;
+    BruteForce expected(kSize), expected_others(kSize);
+    for (int step = 0; step < 300; ++step) {
+      const size_t begin = random() % kSize, end = begin + 1 + random() % std::min<size_t>(kSize - begin, 12);
+      if (random() % 3 == 0) {
+        runs.remove(begin, end);
+        expected.remove(begin, end);
+        others.remove(begin, end);
+        expected_others.remove(begin, end);
+      } else if (!expected.has_any(begin, end)) {
+        runs.add(begin, end);
+        expected.add(begin, end);
+      } else if (expected.has_all(begin, end) && !expected_others.has_any(begin, end)) {
+        others.add(begin, end);
+        expected_others.add(begin, end);
+      }
+      for (size_t size = 1; size <= 20; ++size) {
+        bool fits = false;
+        size_t most = 0;
+        for (size_t at = 0; at + size <= kSize; ++at) {
+          if (!expected.has_all(at, at + size)) continue;
+          fits = true;
+          most = std::max(most, expected_others.bytes_in(at, at + size));
+        }
+        const auto found = runs.best_fit(size, others);
+        ASSERT_EQ(found.has_value(), fits);
+        if (!found) continue;
+        ASSERT_EQ(found->size(), size);
+        ASSERT_TRUE(expected.has_all(found->begin, found->end));
+        ASSERT_EQ(expected_others.bytes_in(found->begin, found->end), most) << "seed " << seed << ", size " << size;
+        found_some += most > 0;
+      }
+    }
+  }
+  EXPECT_GT(found_some, 100000u);
 }
 
 }  // namespace
