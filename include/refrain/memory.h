@@ -33,8 +33,9 @@ struct MemoryStats {
 /// - Without it nothing is slowed. `MemoryScope` and `MemoryLimit` call it.
 /// - It cannot be undone; tensors from before stay valid.
 /// - From then on tensors of 32 KiB and more are allocated in a heap of the library's own, beside the program's
-///   `malloc`. Its pages stay within 17/16 of the most bytes that were given out at once, and 4 MiB: free ones go back
-///   to the system before they would exceed that. A limit begins this maximum anew.
+///   `malloc`. Its pages stay within 33/32 of the most bytes that were given out at once, and 2 MiB, or 17/16 and 4 MiB
+///   once they go back and forth: free ones go back to the system before they would exceed that. A limit begins this
+///   anew.
 /// - REFRAIN_TENSOR_HEAP=malloc in the environment switches the heap off, as AddressSanitizer does.
 /// Threads: any.
 REFRAIN_API void install_memory_tracking();

@@ -73,6 +73,24 @@ void TensorHeap::give_back(Bytes most) {
   note();
 }
 
+void TensorHeap::begin_judging() {
+  allocated_ = returned_ = 0;
+  served_ = returns_ = 0;
+}
+
+// A program that frees more than it needs again returns that once. One that works at its highest does so step for
+// step: many pages, or few of them many times, each of which interrupts all threads.
+void TensorHeap::judge(Bytes allocated, Bytes returned) {
+  constexpr Bytes kTurns = 4;  // of all that it has, to be judged by
+  allocated_ += allocated;
+  returned_ += returned;
+  ++served_;
+  returns_ += returned > 0 ? 1 : 0;
+  if (allocated_ < kTurns * highest_) return;
+  is_busy_ |= returned_ > allocated_ / 16 || returns_ > served_ / 32;
+  begin_judging();
+}
+
 void* TensorHeap::allocate(size_t bytes) {
   const size_t size = in_pages(bytes);
   const std::lock_guard lock(mutex_);
@@ -85,7 +103,9 @@ void* TensorHeap::allocate(size_t bytes) {
   given_ += static_cast<Bytes>(size);
   highest_ = std::max(highest_, given_);
   // after, not before: free pages that serve are kept, and new ones have not been touched yet
-  give_back(most_held(highest_));
+  const auto free_before = free_runs_.bytes();
+  give_back(most_held(highest_, is_busy_));
+  judge(static_cast<Bytes>(size), static_cast<Bytes>(free_before - free_runs_.bytes()));
   return reinterpret_cast<void*>(run->begin);
 }
 
@@ -107,6 +127,8 @@ void TensorHeap::hold_at_most(Bytes most) {
 void TensorHeap::set_limit(Bytes limit) {
   const std::lock_guard lock(mutex_);
   highest_ = std::min(highest_, std::max(limit, given_));
+  is_busy_ = false;
+  begin_judging();
 }
 
 }  // namespace refrain

@@ -20,7 +20,10 @@ class TensorHeap {
 
   /// Bytes held at most if `highest` were allocated at once. With less, pages go back and forth: see
   /// docs/design/memory.md.
-  static constexpr Bytes most_held(Bytes highest) { return highest + highest / 16 + (4 << 20); }
+  /// @param is_busy  whether they did go back and forth.
+  static constexpr Bytes most_held(Bytes highest, bool is_busy) {
+    return is_busy ? highest + highest / 16 + (4 << 20) : highest + highest / 32 + (2 << 20);
+  }
 
   /// Rounds a request of `bytes` up to its pages; one that is too small for the heap is unchanged.
   static Bytes rounded(Bytes bytes);
@@ -44,13 +47,16 @@ class TensorHeap {
   /// are reused.
   void hold_at_most(Bytes most);
 
-  /// Forgets a peak above `limit`: from the next allocation on no more is held than for that.
+  /// Forgets a peak above `limit`, and that pages went back and forth: from the next allocation on no more is held than
+  /// for that.
   void set_limit(Bytes limit);
 
  private:
   TensorHeap();
   bool grow(size_t bytes);
   void give_back(Bytes most);
+  void judge(Bytes allocated, Bytes returned);
+  void begin_judging();
   void note();
 
   OrderedMutex mutex_{LockOrder::kHeap};  // guards what follows
@@ -58,6 +64,9 @@ class TensorHeap {
   PageRuns free_runs_;                    ///< of them, those with pages
   Bytes given_ = 0;
   Bytes highest_ = 0;                     ///< peak of `given_`
+  Bytes allocated_ = 0, returned_ = 0;    ///< of late: served, and given back to the system for that
+  int64_t served_ = 0, returns_ = 0;      ///< how often
+  bool is_busy_ = false;                  ///< pages go back and forth
   std::atomic<Bytes> held_{0}, free_{0};  ///< written under the mutex
 };
 

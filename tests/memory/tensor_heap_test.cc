@@ -65,15 +65,33 @@ TEST_F(TensorHeapTest, HoldsNoMoreThanTheLimit) {
   std::mt19937 random(1);
   std::vector<at::Tensor> alive;
   Bytes pages = 0;  // at most, for what is before each tensor's bytes and to a whole page
+  Bytes highest = 0;
   for (int i = 0; i < 3000; ++i) {
     const Bytes size = static_cast<Bytes>(32_KiB << (random() % 8)) + static_cast<Bytes>(random() % 5000);
     while (memory_stats().current + size > limit)
       alive.erase(alive.begin() + static_cast<std::ptrdiff_t>(random() % alive.size()));
     alive.push_back(touched(size));
     pages = std::max(pages, static_cast<Bytes>(alive.size()) * (4_KiB + 64));
-    const Bytes most = TensorHeap::most_held(limit + pages);
+    const Bytes most = TensorHeap::most_held(limit + pages, true);
+    highest = std::max(highest, memory_stats().heap_held);
     ASSERT_LE(memory_stats().heap_held, most) << i;
     ASSERT_LE(resident_now(), resident + most + 4_MiB) << i;
+  }
+  EXPECT_GT(highest, TensorHeap::most_held(limit + pages, false));  // nearly each tensor made pages go and come
+}
+
+TEST_F(TensorHeapTest, HoldsLessWhereFewPagesGoAndCome) {
+  release_free_memory();
+  const Bytes limit = memory_stats().current + 80_MiB;
+  const MemoryLimit kept(limit);
+  for (int step = 0; step < 50; ++step) {
+    std::vector<at::Tensor> alive;
+    for (int i = 0; i < 64; ++i) alive.push_back(touched(1_MiB));
+    if (step % 25 == 24) {  // holes that the next ones do not fit in
+      for (int i = 0; i < 64; i += 2) alive[static_cast<size_t>(i)].reset();
+      for (int i = 0; i < 16; ++i) alive.push_back(touched(2_MiB));
+    }
+    ASSERT_LE(memory_stats().heap_held, TensorHeap::most_held(limit + 1_MiB, false)) << step;
   }
 }
 
