@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <string_view>
 
@@ -67,7 +68,7 @@ void TensorHeap::give_back(Bytes most) {
     if (excess <= 0) break;
     const auto run = free_runs_.oldest();
     const size_t size = std::min(run.size(), in_pages(static_cast<size_t>(excess)));
-    if (::madvise(reinterpret_cast<void*>(run.end - size), size, MADV_DONTNEED) != 0) break;  // they remain free pages
+    if (::madvise(std::bit_cast<void*>(run.end - size), size, MADV_DONTNEED) != 0) break;  // they remain free pages
     free_runs_.remove(run.end - size, run.end);
   }
   note();
@@ -106,7 +107,7 @@ void* TensorHeap::allocate(size_t bytes) {
   const auto free_before = free_runs_.bytes();
   give_back(most_held(highest_, is_busy_));
   judge(static_cast<Bytes>(size), static_cast<Bytes>(free_before - free_runs_.bytes()));
-  return reinterpret_cast<void*>(run->begin);
+  return std::bit_cast<void*>(run->begin);
 }
 
 void TensorHeap::release(void* data, size_t bytes) noexcept {
