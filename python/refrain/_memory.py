@@ -254,8 +254,8 @@ class MemoryCap:
         torch.OutOfMemoryError: inside, by an operator for which nothing more can be evicted; it says the smallest
             limit that would have done.
 
-    Cost: 1 to 4 us an operator, 0.1 us in steps that are not recorded. Threads: the limit holds for all; only operators of the thread that opened it, and of
-    threads in a `CapThreadScope`, are recorded.
+    Cost: 1 to 4 us an operator, 0.1 us in steps that are not recorded. Threads: the limit holds for all; only
+    operators of the thread that opened it, and of threads in a `CapThreadScope`, are recorded.
     """
 
     def __init__(

@@ -61,7 +61,8 @@ void TensorHeap::note() {
 }
 
 // Exactly as many as must: an allocator that returns whole pieces makes each step fault for them.
-void TensorHeap::give_back(Bytes most) {
+Bytes TensorHeap::give_back(Bytes most) {
+  const auto before = free_runs_.bytes();
   most = std::max<Bytes>(most, 0);
   while (!free_runs_.empty()) {
     const Bytes excess = given_ + static_cast<Bytes>(free_runs_.bytes()) - most;
@@ -72,24 +73,20 @@ void TensorHeap::give_back(Bytes most) {
     free_runs_.remove(run.end - size, run.end);
   }
   note();
-}
-
-void TensorHeap::begin_judging() {
-  allocated_ = returned_ = 0;
-  served_ = returns_ = 0;
+  return static_cast<Bytes>(before - free_runs_.bytes());
 }
 
 // A program that frees more than it needs again returns that once. One that works at its highest does so step for
 // step: many pages, or few of them many times, each of which interrupts all threads.
 void TensorHeap::judge(Bytes allocated, Bytes returned) {
   constexpr Bytes kTurns = 4;  // of all that it has, to be judged by
-  allocated_ += allocated;
-  returned_ += returned;
-  ++served_;
-  returns_ += returned > 0 ? 1 : 0;
-  if (allocated_ < kTurns * highest_) return;
-  is_busy_ |= returned_ > allocated_ / 16 || returns_ > served_ / 32;
-  begin_judging();
+  lately_.allocated += allocated;
+  lately_.returned += returned;
+  ++lately_.allocations;
+  lately_.returns += returned > 0 ? 1 : 0;
+  if (lately_.allocated < kTurns * highest_) return;
+  is_busy_ |= lately_.returned > lately_.allocated / 16 || lately_.returns > lately_.allocations / 32;
+  lately_ = {};
 }
 
 void* TensorHeap::allocate(size_t bytes) {
@@ -104,9 +101,8 @@ void* TensorHeap::allocate(size_t bytes) {
   given_ += static_cast<Bytes>(size);
   highest_ = std::max(highest_, given_);
   // after, not before: free pages that serve are kept, and new ones have not been touched yet
-  const auto free_before = free_runs_.bytes();
-  give_back(most_held(highest_, is_busy_));
-  judge(static_cast<Bytes>(size), static_cast<Bytes>(free_before - free_runs_.bytes()));
+  const Bytes returned = give_back(most_held(highest_, is_busy_));
+  judge(static_cast<Bytes>(size), returned);
   return std::bit_cast<void*>(run->begin);
 }
 
@@ -129,7 +125,7 @@ void TensorHeap::set_limit(Bytes limit) {
   const std::lock_guard lock(mutex_);
   highest_ = std::min(highest_, std::max(limit, given_));
   is_busy_ = false;
-  begin_judging();
+  lately_ = {};
 }
 
 }  // namespace refrain

@@ -52,20 +52,25 @@ class TensorHeap {
   void set_limit(Bytes limit);
 
  private:
+  /// Bytes allocated, and given back to the system for that; and how often.
+  struct Traffic {
+    Bytes allocated = 0, returned = 0;
+    int64_t allocations = 0, returns = 0;
+  };
+
   TensorHeap();
   bool grow(size_t bytes);
-  void give_back(Bytes most);
+  /// @return  how many bytes.
+  Bytes give_back(Bytes most);
   void judge(Bytes allocated, Bytes returned);
-  void begin_judging();
   void note();
 
   OrderedMutex mutex_{LockOrder::kHeap};  // guards what follows
   PageRuns unused_;                       ///< mapped and not allocated
   PageRuns free_runs_;                    ///< of them, those with pages
   Bytes given_ = 0;
-  Bytes highest_ = 0;                     ///< peak of `given_`
-  Bytes allocated_ = 0, returned_ = 0;    ///< of late: served, and given back to the system for that
-  int64_t served_ = 0, returns_ = 0;      ///< how often
+  Bytes highest_ = 0;  ///< peak of `given_`
+  Traffic lately_;
   bool is_busy_ = false;                  ///< pages go back and forth
   std::atomic<Bytes> held_{0}, free_{0};  ///< written under the mutex
 };

@@ -321,7 +321,7 @@ at::Tensor Pass::tensor_of(const Step& step, size_t i, const Written& written,
 
 void Pass::run_kernel(const Op& op, torch::jit::Stack& stack) {
   const Unwarned unwarned;
-  // An operator for a mode of Python enters the dispatcher here; LibTorch before 2.13 asserts that it was told so.
+  // Python's fallback reads the dispatch keys of the outermost call; before 2.13 LibTorch asserts that they are set.
   std::optional<at::impl::MaybeSetTLSOnEntryGuard> entered;
   if (op.keys.has(c10::DispatchKey::Python)) entered.emplace();
   if (!op.rng) return op.traits->handle.redispatchBoxed(op.keys, &stack);

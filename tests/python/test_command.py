@@ -119,7 +119,8 @@ class Command(unittest.TestCase):
         # one more run at the lowest limit may be refused, or run at less: evictions depend on measured times
         for multiple, expected in ((1.1, self.plain[:2]), (0.8, (1, ""))):
             limit = f"{int(multiple * lowest)} B"
-            self.assertEqual(self.python("-m", "refrain", "run", "--memory-limit", limit, "train_it.py", "0")[:2], expected)
+            found = self.python("-m", "refrain", "run", "--memory-limit", limit, "train_it.py", "0")[:2]
+            self.assertEqual(found, expected)
 
     def test_least_limit_of_a_program_that_fails(self):
         with open(os.path.join(self.folder.name, "fails.py"), "w") as file:
@@ -193,7 +194,8 @@ class Search(unittest.TestCase):
 
         def attempt(limit):  # from 500 on always, from 300 on at first
             tried.append(limit)
-            return Trial(limit=limit, holds=limit >= 500 or (limit >= 300 and tried.count(limit) < 2), peak=0, ms=0.0, backwards=4)
+            holds = limit >= 500 or (limit >= 300 and tried.count(limit) < 2)
+            return Trial(limit, holds, min(limit, 1000), 1.0, 4)
 
         held, refused = search(attempt, 1000, 0.01)
         self.assertEqual((500 <= held.limit < 510, refused), (True, held.limit - 10))
