@@ -263,7 +263,7 @@ REFRAIN_API void refrain_opaque_scope_close(refrain_opaque_scope_t* scope);
 REFRAIN_API refrain_cap_thread_t* refrain_cap_thread_open(void);
 REFRAIN_API void refrain_cap_thread_close(refrain_cap_thread_t* scope);
 
-// ---- Plans and budgets: refrain/memory_budget.h, refrain/least_limit.h
+// ---- Plans and budgets: refrain/memory_budget.h, refrain/least_limit.h, refrain/largest_batch.h
 
 /// A step of the caller. @return 0; `REFRAIN_OUT_OF_MEMORY` if an operator threw it; any other number if it failed, and
 /// the function that called it returns `REFRAIN_CALLBACK_FAILED`.
@@ -350,6 +350,35 @@ REFRAIN_API int32_t refrain_least_limit_cost(const refrain_least_limit_t* found,
                                              refrain_limit_cost_t* cost, size_t size);
 REFRAIN_API char* refrain_least_limit_report(const refrain_least_limit_t* found);
 REFRAIN_API void refrain_least_limit_close(refrain_least_limit_t* found);
+
+/// As `refrain_step_t`, for a batch of so many examples.
+typedef int32_t (*refrain_batch_step_t)(void* context, int64_t batch);
+
+typedef struct refrain_largest_batch_t refrain_largest_batch_t;
+
+/// `LargestBatch`, but for its trials.
+typedef struct refrain_largest_batch_values_t {
+  int64_t batch, next_batch, peak, next_peak, resident_peak;
+} refrain_largest_batch_values_t;
+
+/// `BatchTrial`, in its order.
+typedef struct refrain_batch_trial_t {
+  int64_t batch, fits, peak, resident_peak;
+} refrain_batch_trial_t;
+
+/// Begins a search of `largest_batch`. The steps will run under the calling thread's state of LibTorch: grad mode,
+/// autocast, modes.
+REFRAIN_API refrain_largest_batch_t* refrain_largest_batch_open(int64_t limit, int64_t min_batch, int64_t max_batch);
+/// Runs it, once, on any thread; the steps run on threads of their own.
+REFRAIN_API int32_t refrain_largest_batch_run(refrain_largest_batch_t* search, refrain_batch_step_t step,
+                                              void* context);
+REFRAIN_API int32_t refrain_largest_batch_read(const refrain_largest_batch_t* search,
+                                               refrain_largest_batch_values_t* values, size_t size);
+REFRAIN_API size_t refrain_largest_batch_trials(const refrain_largest_batch_t* search);
+/// @param index  below `refrain_largest_batch_trials`.
+REFRAIN_API int32_t refrain_largest_batch_trial(const refrain_largest_batch_t* search, size_t index,
+                                                refrain_batch_trial_t* trial, size_t size);
+REFRAIN_API void refrain_largest_batch_close(refrain_largest_batch_t* search);
 
 // ---- Plans for steps of other compilers: docs/design/compile.md
 

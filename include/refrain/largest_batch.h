@@ -60,7 +60,7 @@ struct LargestBatch {
 ///
 /// @param step   a whole step of a batch of so many examples, from forward to the end of backward. It can be run again and again, also
 ///   after a refusal: it begins with dropping the gradients that one that was stopped half-way leaves. It runs on a thread of its own,
-///   so that what LibTorch's engine keeps after an error dies with that.
+///   so that what LibTorch's engine keeps after an error dies with that, under the caller's grad mode and autocast.
 /// @param limit  bytes of tensors, absolute.
 /// @return what was found; `batch` is 0 if nothing fits.
 /// @throws InvalidArgument  if an option is out of range; what `step` throws, but for a lack of memory.
@@ -85,7 +85,8 @@ struct Alternative {
 /// @throws InvalidArgument  if `all` is empty.
 [[nodiscard]] REFRAIN_API size_t choose_alternative(const std::vector<Alternative>& all);
 
-/// Runs `fn` on a thread of its own and waits for it; what it throws is thrown here.
+/// Runs `fn` on a thread of its own, under the caller's thread-local state of LibTorch (grad mode, autocast), and waits for it; what it
+/// throws is thrown here.
 ///
 /// For steps that may run out of memory: after an error in backward LibTorch's engine keeps the rest of the graph, and so its activations,
 /// in a queue of the thread that called it, until that thread ends.

@@ -32,8 +32,8 @@ from ._memory import (
 from ._modules import ModuleScope
 from ._offload import OffloadScope, OffloadStats, OffloadStore
 from ._plans import (
-    LeastLimit, LimitCost, PlanExplanation, PlanHolder, PlanScope, StepPlan, StepTrace, least_limit, plan_step,
-    profile,
+    BatchTrial, LargestBatch, LeastLimit, LimitCost, PlanExplanation, PlanHolder, PlanScope, StepPlan, StepTrace,
+    largest_batch, least_limit, plan_step, profile,
 )  # fmt: skip
 from ._policies import (
     CheckpointPolicy, Op, Policy, TensorInfo, and_then, checkpoint_name, dots_saveable, everything_saveable,
@@ -56,22 +56,22 @@ from ._wrappers import apply_activation_checkpointing, remove_activation_checkpo
 __version__: str = _library.version
 
 __all__ = [
-    "ActivationCost", "Breakdown", "BreakdownRow", "Budget", "BudgetWarning", "CapThreadScope", "CheckpointError",
-    "CheckpointPolicy", "CompileOptions", "CompileReport", "FormatError", "GraphReport", "InternalError",
-    "LeastLimit", "LimitCost", "MemoryBlock", "MemoryBudget", "MemoryBudgetStats", "MemoryCap", "MemoryCapStats",
-    "MemoryEvent", "MemoryLimit", "MemoryParts", "MemoryPhaseSpan", "MemoryScope", "MemoryStats", "MemoryTimeline",
-    "MemoryTimelineReport", "ModuleScope", "OffloadError", "OffloadScope", "OffloadStats", "OffloadStore", "Op",
-    "OpaqueScope", "OutOfMemoryNumbers", "PhaseScope", "PinScope", "PlanExplanation", "PlanHolder", "PlanScope",
-    "Policy", "ResidentSample", "SavedReport", "SavedTensor", "StepPlan", "StepTrace", "TapeStats", "TensorInfo",
-    "UnsupportedError", "VerifiedTensor", "VerifyReport", "and_then", "apply_activation_checkpointing", "breakdown",
-    "checkpoint", "checkpoint_name", "checkpoint_sequential", "compile_budget", "compile_options", "dots_saveable",
-    "estimate_fixed", "everything_saveable", "format_bytes", "install_memory_tracking", "is_checkpointing",
-    "is_recomputing", "least_limit", "measure_activations", "measured_parts", "memory_stats", "nothing_saveable",
-    "offload_compute_intensive", "offload_larger_than", "offload_only_these_names", "offload_ops",
-    "out_of_memory_numbers", "patch_torch", "pin", "plan_step", "print_saved", "profile", "region",
-    "register_side_effect_op", "release_free_memory", "remove_activation_checkpointing", "reset_peak_memory",
-    "reset_tape_counters", "save_any_names_but_these", "save_compute_intensive", "save_every_second_matmul",
-    "save_matmuls", "save_only_these_names", "save_ops", "save_random", "saved_tensors", "saved_text", "self_test",
-    "set_check_inputs", "set_checkpointing_enabled", "set_policy", "tape_stats", "unpatch_torch",
-    "verify_checkpoint",
+    "ActivationCost", "BatchTrial", "Breakdown", "BreakdownRow", "Budget", "BudgetWarning", "CapThreadScope",
+    "CheckpointError", "CheckpointPolicy", "CompileOptions", "CompileReport", "FormatError", "GraphReport",
+    "InternalError", "LargestBatch", "LeastLimit", "LimitCost", "MemoryBlock", "MemoryBudget", "MemoryBudgetStats",
+    "MemoryCap", "MemoryCapStats", "MemoryEvent", "MemoryLimit", "MemoryParts", "MemoryPhaseSpan", "MemoryScope",
+    "MemoryStats", "MemoryTimeline", "MemoryTimelineReport", "ModuleScope", "OffloadError", "OffloadScope",
+    "OffloadStats", "OffloadStore", "Op", "OpaqueScope", "OutOfMemoryNumbers", "PhaseScope", "PinScope",
+    "PlanExplanation", "PlanHolder", "PlanScope", "Policy", "ResidentSample", "SavedReport", "SavedTensor", "StepPlan",
+    "StepTrace", "TapeStats", "TensorInfo", "UnsupportedError", "VerifiedTensor", "VerifyReport", "and_then",
+    "apply_activation_checkpointing", "breakdown", "checkpoint", "checkpoint_name", "checkpoint_sequential",
+    "compile_budget", "compile_options", "dots_saveable", "estimate_fixed", "everything_saveable", "format_bytes",
+    "install_memory_tracking", "is_checkpointing", "is_recomputing", "largest_batch", "least_limit",
+    "measure_activations", "measured_parts", "memory_stats", "nothing_saveable", "offload_compute_intensive",
+    "offload_larger_than", "offload_only_these_names", "offload_ops", "out_of_memory_numbers", "patch_torch", "pin",
+    "plan_step", "print_saved", "profile", "region", "register_side_effect_op", "release_free_memory",
+    "remove_activation_checkpointing", "reset_peak_memory", "reset_tape_counters", "save_any_names_but_these",
+    "save_compute_intensive", "save_every_second_matmul", "save_matmuls", "save_only_these_names", "save_ops",
+    "save_random", "saved_tensors", "saved_text", "self_test", "set_check_inputs", "set_checkpointing_enabled",
+    "set_policy", "tape_stats", "unpatch_torch", "verify_checkpoint",
 ]  # fmt: skip

@@ -45,7 +45,7 @@ class Scope:
 
 def struct_of(of: type, leave: Iterable[str] = ()) -> Any:
     """A C struct with the fields of a dataclass: its floats are doubles, all others int64."""
-    kinds = {"float": ctypes.c_double, "int": ctypes.c_int64}
+    kinds = {"float": ctypes.c_double, "int": ctypes.c_int64, "bool": ctypes.c_int64}
     fields = [(name, kinds[kind]) for name, kind in of.__annotations__.items() if name not in leave]
     return type("_" + of.__name__, (ctypes.Structure,), {"_fields_": fields})
 
@@ -58,6 +58,7 @@ def read(of: type[_T], struct: Any, function: Any, *arguments: Any, text: str | 
     more = () if text is None else (ctypes.byref(made),)
     library.check(function(*arguments, ctypes.byref(found), ctypes.sizeof(found), *more))
     values = {name: getattr(found, name) for name, _ in found._fields_}
+    values.update((name, bool(values[name])) for name in values if of.__annotations__[name] == "bool")
     if text is not None:
         values[text] = library.text(made.value)
     return of(**values)

@@ -24,6 +24,7 @@ _int32, _int64, _size, _double, _text = (
 _pointer = ctypes.c_void_p
 
 StepFunction = ctypes.CFUNCTYPE(_int32, _pointer)
+BatchStepFunction = ctypes.CFUNCTYPE(_int32, _pointer, _int64)
 DecideFunction = ctypes.CFUNCTYPE(_int32, _pointer, _pointer)
 
 
@@ -185,6 +186,12 @@ class Library:
         self.least_limit_cost = f("least_limit_cost", _int32, _pointer, _size, _pointer, _size)
         self.least_limit_report = f("least_limit_report", _pointer, _pointer)
         self.least_limit_close = f("least_limit_close", None, _pointer)
+        self.largest_batch_open = f("largest_batch_open", _pointer, _int64, _int64, _int64)
+        self.largest_batch_run = f("largest_batch_run", _int32, _pointer, BatchStepFunction, _pointer)
+        self.largest_batch_read = f("largest_batch_read", _int32, _pointer, _pointer, _size)
+        self.largest_batch_trials = f("largest_batch_trials", _size, _pointer)
+        self.largest_batch_trial = f("largest_batch_trial", _int32, _pointer, _size, _pointer, _size)
+        self.largest_batch_close = f("largest_batch_close", None, _pointer)
 
     def _declare_timelines(self, f: Callable[..., Any], quick: Callable[..., Any]) -> None:
         self.timeline_open = f("timeline_open", _pointer)

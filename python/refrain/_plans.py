@@ -1,27 +1,29 @@
-"""Steps that are traced, planned, and searched for their lowest limit."""
+"""Steps that are traced, planned, and searched for their lowest limit and their largest batch."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import ctypes
+import gc
 import json
 import os
-from dataclasses import dataclass, field
-from typing import Any, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, NoReturn, Sequence
 
 import torch
 
 from . import _torch_patches
-from ._budget import Budget, Bytes, budget_of
+from ._budget import Budget, Bytes, budget_of, parse_bytes
 from ._errors import CALLBACK_FAILED, OUT_OF_MEMORY, raise_last
-from ._handles import Owned
-from ._library import StepFunction, library
+from ._handles import Owned, read, struct_of
+from ._library import BatchStepFunction, StepFunction, library
 from ._modules import ModulePaths
 from ._report import as_text
 
 __all__ = [
-    "LeastLimit", "LimitCost", "PlanExplanation", "PlanHolder", "PlanScope", "StepPlan", "StepTrace", "least_limit",
-    "plan_step", "profile",
+    "BatchTrial", "LargestBatch", "LeastLimit", "LimitCost", "PlanExplanation", "PlanHolder", "PlanScope", "StepPlan",
+    "StepTrace", "largest_batch", "least_limit", "plan_step", "profile",
 ]  # fmt: skip
 
 Step = Callable[[], Any]
@@ -30,14 +32,14 @@ Step = Callable[[], Any]
 class _Steps:
     """Calls a Python step from C, and keeps what it raised."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Callable[..., Any], function: Any = StepFunction) -> None:
         self._step = step
         self.error: BaseException | None = None
-        self.thunk = StepFunction(self._call)
+        self.thunk = function(self._call)
 
-    def _call(self, _context: Any) -> int:
+    def _call(self, _context: Any, *arguments: int) -> int:
         try:
-            self._step()
+            self._step(*arguments)
         except torch.OutOfMemoryError:
             return OUT_OF_MEMORY
         except BaseException as error:
@@ -46,8 +48,13 @@ class _Steps:
         return 0
 
     def made(self, handle: int | None) -> int:
-        if handle:
-            return handle
+        return handle or self._raise()
+
+    def check(self, code: int) -> None:
+        if code != 0:
+            self._raise()
+
+    def _raise(self) -> NoReturn:
         if library.last_code() == CALLBACK_FAILED and self.error is not None:
             raise self.error
         raise_last(library)
@@ -408,3 +415,101 @@ def least_limit(
         )
     finally:
         library.least_limit_close(handle)
+
+
+@dataclass(frozen=True)
+class BatchTrial:
+    """One step that `largest_batch` ran. Bytes are absolute, as `memory_stats().current`."""
+
+    batch: int
+    fits: bool
+    peak: int  #: level reached before the refusal, if it does not fit
+    resident_peak: int  #: likewise, resident bytes of the process
+
+
+@dataclass(frozen=True)
+class LargestBatch:
+    """The result of `largest_batch`. Bytes are absolute, as `memory_stats().current`."""
+
+    batch: int  #: 0: not even `min_batch` fits
+    next_batch: int  #: one more, which does not fit; 0 if `batch` is `max_batch`
+    peak: int  #: of `batch`
+    next_peak: int  #: of `next_batch`, run without the limit
+    resident_peak: int  #: of `batch`
+    trials: list[BatchTrial] = field(default_factory=list)  #: in the order in which they ran
+
+
+_LARGEST, _TRIAL = struct_of(LargestBatch, {"trials"}), struct_of(BatchTrial)
+
+
+class _BatchSteps(_Steps):
+    def __init__(self, step: Callable[[int], Any]) -> None:
+        super().__init__(step, BatchStepFunction)
+        self.is_stopped = False
+
+    def _call(self, context: Any, *arguments: int) -> int:
+        if self.is_stopped:
+            return CALLBACK_FAILED
+        code = super()._call(context, *arguments)
+        if isinstance(self.error, MemoryError) or "can't allocate memory" in str(self.error):  # refused by the system
+            self.error, code = None, OUT_OF_MEMORY
+        if code == OUT_OF_MEMORY:
+            gc.collect()  # tracebacks and contexts of functions hold tensors in cycles
+        return code
+
+
+class _BatchSearch(Owned):
+    _close = "largest_batch_close"
+
+    def __init__(self, limit: int, min_batch: int, max_batch: int) -> None:
+        self._handle = library.made(library.largest_batch_open(limit, min_batch, max_batch))
+
+    def run(self, calls: _BatchSteps) -> LargestBatch:
+        calls.check(library.largest_batch_run(self._handle, calls.thunk, None))
+        trials = [
+            read(BatchTrial, _TRIAL, library.largest_batch_trial, self._handle, index)
+            for index in range(library.largest_batch_trials(self._handle))
+        ]
+        found = read(LargestBatch, _LARGEST, library.largest_batch_read, self._handle)
+        return replace(found, trials=trials)
+
+
+def largest_batch(
+    step: Callable[[int], Any], limit: Bytes, *, min_batch: int = 1, max_batch: int = 1 << 20
+) -> LargestBatch:
+    """Finds the largest batch whose step stays within a limit, by running steps.
+
+        def step(batch):
+            optimizer.zero_grad()
+            loss_of(inputs[:1].expand(batch, -1)).backward()
+
+        found = refrain.largest_batch(step, "2GiB")
+        print(found.batch, refrain.format_bytes(found.peak))
+
+    Doubles the batch until it does not fit, then halves the gap; as soon as two trials fit, tries where the straight
+    line of peak over batch meets the limit. Ends when one batch fits and the next does not.
+
+    Args:
+        step: a whole step of a batch of so many examples, from forward to the end of backward. It can be run again and
+            again, also after a refusal stopped it half-way: it begins by dropping gradients, and lets
+            `torch.OutOfMemoryError` through. Nothing is put back: each call is a real step.
+        limit: bytes of CPU tensors, absolute as `memory_stats().current`: "2GiB" or an int above 4096.
+        min_batch: smallest batch to try, at least 1: some models need two examples.
+        max_batch: largest to try.
+
+    Raises:
+        ValueError: if an option is out of range; also what else `step` raises.
+
+    Cost: some 10 to 20 steps. Threads: each step runs on a thread of its own, as after an error in backward torch keeps
+    the rest of the graph until the thread that called it ends; with the caller's grad mode, autocast and default
+    device. Ctrl-C ends the search when the step that runs is done.
+    """
+    search = _BatchSearch(parse_bytes(limit, "limit"), min_batch, max_batch)
+    calls = _BatchSteps(step)
+    gc.collect()  # what it frees is no part of a step
+    with concurrent.futures.ThreadPoolExecutor(1) as waiting:  # this thread stays in Python, where Ctrl-C is seen
+        running = waiting.submit(search.run, calls)
+        try:
+            return running.result()
+        finally:
+            calls.is_stopped = True

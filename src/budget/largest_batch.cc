@@ -1,5 +1,6 @@
 #include "refrain/largest_batch.h"
 
+#include <ATen/ThreadLocalState.h>
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 
@@ -62,9 +63,11 @@ bool is_out_of_memory(const std::exception& error) noexcept {
 }
 
 void run_on_own_thread(const std::function<void()>& fn) {
+  const at::ThreadLocalState caller;
   std::exception_ptr error;
   std::thread thread([&] {
     try {
+      const at::ThreadLocalStateGuard state(caller);
       fn();
     } catch (...) {
       error = std::current_exception();

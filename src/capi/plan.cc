@@ -1,3 +1,5 @@
+#include <ATen/ThreadLocalState.h>
+
 #include <chrono>
 #include <functional>
 #include <string>
@@ -6,6 +8,7 @@
 #include "capi/errors.h"
 #include "capi/handles.h"
 #include "refrain/explain_plan.h"
+#include "refrain/largest_batch.h"
 #include "refrain/least_limit.h"
 #include "refrain/memory_budget.h"
 #include "refrain/refusal.h"
@@ -27,26 +30,40 @@ struct refrain_memory_budget_t {
 struct refrain_least_limit_t {
   LeastLimit found;
 };
+struct refrain_largest_batch_t {
+  Bytes limit;
+  LargestBatchOptions options;
+  at::ThreadLocalState caller;
+  LargestBatch found;
+};
 
 namespace {
 
-// The numbers of a refusal do not come through the caller's language: the last one of this thread is the one that ended
-// the step. Without any, a `min_limit` of 0 lets `least_limit` go on with a bisection.
-std::function<void()> step_of(refrain_step_t step, void* context, const char* function) {
+// Calls a step of the caller. The numbers of a refusal do not come through the caller's language: the last one of this
+// thread is the one that ended the step. Without any, a `min_limit` of 0 lets `least_limit` go on with a bisection.
+template <typename Step, typename... Args>
+void call_step(Step step, void* context, Args... args) {
+  const auto last = find_refusal();
+  const int64_t before = last ? last->number : 0;
+  const auto code = step(context, args...);
+  if (code == REFRAIN_OK) return;
+  if (code == REFRAIN_OUT_OF_MEMORY) {
+    const auto refusal = find_refusal();
+    if (!refusal || refusal->number == before)
+      throw OutOfMemory("[refrain] the step met an OutOfMemory", OutOfMemoryReason::kMemoryCap, {});
+    throw OutOfMemory(refusal->message, refusal->reason, refusal->numbers);
+  }
+  throw capi::CallbackFailed("[refrain] the step failed");
+}
+
+template <typename Step>
+void require_step(Step step, const char* function) {
   if (!step) throw InvalidArgument(std::string("[") + function + "] `step` is null, expected a function");
-  return [step, context] {
-    const auto last = find_refusal();
-    const int64_t before = last ? last->number : 0;
-    const auto code = step(context);
-    if (code == REFRAIN_OK) return;
-    if (code == REFRAIN_OUT_OF_MEMORY) {
-      const auto refusal = find_refusal();
-      if (!refusal || refusal->number == before)
-        throw OutOfMemory("[refrain] the step met an OutOfMemory", OutOfMemoryReason::kMemoryCap, {});
-      throw OutOfMemory(refusal->message, refusal->reason, refusal->numbers);
-    }
-    throw capi::CallbackFailed("[refrain] the step failed");
-  };
+}
+
+std::function<void()> step_of(refrain_step_t step, void* context, const char* function) {
+  require_step(step, function);
+  return [step, context] { call_step(step, context); };
 }
 
 template <typename Step>
@@ -57,6 +74,13 @@ void explain_to(const Step& step, int64_t most_holders, char** text, char** json
   const auto explained = explain(step, static_cast<size_t>(most_holders));
   if (text) *text = capi::owned_text(explained.text);
   if (json) *json = capi::owned_text(explained.json);
+}
+
+template <typename T>
+const T& element(const std::vector<T>& of, size_t index, const char* function) {
+  if (index < of.size()) return of[index];
+  throw InvalidArgument(std::string("[") + function + "] `index` is " + std::to_string(index) +
+                        ", expected one below " + std::to_string(of.size()));
 }
 
 LeastLimitOptions least_limit_options(const refrain_least_limit_options_t& given) {
@@ -229,10 +253,7 @@ int32_t refrain_least_limit_cost(const refrain_least_limit_t* found, size_t inde
                                  size_t size) {
   return capi::guarded([&] {
     capi::require(found, "refrain_least_limit_cost", "found");
-    if (index >= found->found.costs.size())
-      throw InvalidArgument("[refrain_least_limit_cost] `index` is " + std::to_string(index) + ", expected one below " +
-                            std::to_string(found->found.costs.size()));
-    const auto& one = found->found.costs[index];
+    const auto& one = element(found->found.costs, index, "refrain_least_limit_cost");
     const refrain_limit_cost_t read{.limit = one.limit,
                                     .peak = one.peak,
                                     .ms = one.ms,
@@ -252,3 +273,52 @@ char* refrain_least_limit_report(const refrain_least_limit_t* found) {
 }
 
 void refrain_least_limit_close(refrain_least_limit_t* found) { delete found; }
+
+refrain_largest_batch_t* refrain_largest_batch_open(int64_t limit, int64_t min_batch, int64_t max_batch) {
+  return capi::made([&] {
+    return new refrain_largest_batch_t{limit, LargestBatchOptions().min_batch(min_batch).max_batch(max_batch), {}, {}};
+  });
+}
+
+int32_t refrain_largest_batch_run(refrain_largest_batch_t* search, refrain_batch_step_t step, void* context) {
+  return capi::guarded([&] {
+    capi::require(search, "refrain_largest_batch_run", "search");
+    require_step(step, "refrain_largest_batch_run");
+    const auto run = [&](int64_t batch) {
+      const at::ThreadLocalStateGuard state(search->caller);
+      call_step(step, context, batch);
+    };
+    search->found = largest_batch(run, search->limit, search->options);
+  });
+}
+
+int32_t refrain_largest_batch_read(const refrain_largest_batch_t* search, refrain_largest_batch_values_t* values,
+                                   size_t size) {
+  return capi::guarded([&] {
+    capi::require(search, "refrain_largest_batch_read", "search");
+    const auto& found = search->found;
+    const refrain_largest_batch_values_t read{.batch = found.batch,
+                                              .next_batch = found.next_batch,
+                                              .peak = found.peak,
+                                              .next_peak = found.next_peak,
+                                              .resident_peak = found.resident_peak};
+    capi::fill(values, size, &read, sizeof(read), "refrain_largest_batch_read");
+  });
+}
+
+size_t refrain_largest_batch_trials(const refrain_largest_batch_t* search) {
+  return search ? search->found.trials.size() : 0;
+}
+
+int32_t refrain_largest_batch_trial(const refrain_largest_batch_t* search, size_t index, refrain_batch_trial_t* trial,
+                                    size_t size) {
+  return capi::guarded([&] {
+    capi::require(search, "refrain_largest_batch_trial", "search");
+    const auto& one = element(search->found.trials, index, "refrain_largest_batch_trial");
+    const refrain_batch_trial_t read{
+        .batch = one.batch, .fits = one.fits ? 1 : 0, .peak = one.peak, .resident_peak = one.resident_peak};
+    capi::fill(trial, size, &read, sizeof(read), "refrain_largest_batch_trial");
+  });
+}
+
+void refrain_largest_batch_close(refrain_largest_batch_t* search) { delete search; }

@@ -1,5 +1,6 @@
 #include "refrain/largest_batch.h"
 
+#include "refrain/amp.h"
 #include "refrain/memory.h"
 #include "tests/tape/support.h"
 
@@ -58,6 +59,24 @@ TEST_F(LargestBatchTest, ARefusalInBackwardLeavesNothing) {
   const auto found = largest_batch([&](int64_t batch) { step(batch); }, level + 4_MiB);
   EXPECT_GT(found.batch, 8);
   EXPECT_EQ(refrain::memory_stats().current, level);
+}
+
+TEST_F(LargestBatchTest, StepsHaveTheCallersState) {
+  bool grad = true;
+  at::ScalarType dtype = at::kFloat;
+  const auto options = LargestBatchOptions().max_batch(1);
+  {
+    const torch::NoGradGuard guard;
+    const refrain::AutocastScope scope(at::kCPU, at::kBFloat16);
+    (void)largest_batch(
+        [&](int64_t) {
+          grad = torch::GradMode::is_enabled();
+          dtype = torch::mm(torch::ones({2, 2}), torch::ones({2, 2})).scalar_type();
+        },
+        level + 1_MiB, options);
+  }
+  EXPECT_FALSE(grad);
+  EXPECT_EQ(dtype, at::kBFloat16);
 }
 
 TEST_F(LargestBatchTest, OtherErrorsPassAndOptionsAreChecked) {
