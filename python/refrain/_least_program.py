@@ -20,7 +20,8 @@ from ._errors import out_of_memory_numbers
 from ._memory import format_bytes, memory_stats
 from ._programs import EachBackward, ProgramFailed, ended_after, found_in_process, run_program
 
-MULTIPLES = (1.1, 1.25, 1.5)
+MARGIN = 1.1  #: a limit so far above the lowest is what a training is advised to take
+MULTIPLES = (1.25, 1.5)
 TRIALS_IN_A_ROW = 3
 
 
@@ -71,12 +72,22 @@ def _try(given: Any, limit: int) -> Trial:
     return Trial(limit=limit, **found_in_process(given, *command))
 
 
-def search(attempt: Callable[[int], Trial], peak: int, tolerance: float) -> tuple[Trial, int]:
-    """A bisection, then upwards until a limit holds `TRIALS_IN_A_ROW` times: what is evicted depends on measured times,
-    so near the lowest limit one trial says little about the next.
+def _in_a_row(attempt: Callable[[int], Trial], limit: int, times: int) -> Trial:
+    """Trials of a limit up to the first that is refused. Returns the last."""
+    trial = attempt(limit)
+    while trial.holds and times > 1:
+        trial, times = attempt(limit), times - 1
+    return trial
+
+
+def search(attempt: Callable[[int], Trial], peak: int, tolerance: float) -> tuple[list[Trial], int]:
+    """A bisection, then upwards until a limit and the one `MARGIN` above it hold `TRIALS_IN_A_ROW` times each: what is
+    evicted depends on measured times, so near the lowest limit one trial says little about the next, nor about one a
+    little above.
 
     Returns:
-        A trial of the limit that held, and the highest limit that was refused.
+        A trial of the limit that held and, if it is below `peak`, one of the limit `MARGIN` above it; and the highest
+        limit below the first that was refused.
     """
     limit, lower, refused = peak, 0, 0
     held = attempt(limit)
@@ -92,20 +103,25 @@ def search(attempt: Callable[[int], Trial], peak: int, tolerance: float) -> tupl
         else:
             refused = trial.limit
             lower = min(max(trial.min_limit - 1, trial.limit), held.limit - 1)
-    limit, in_a_row = held.limit, 1
-    while in_a_row < TRIALS_IN_A_ROW:
-        trial = attempt(limit)
-        if trial.holds:
-            held, in_a_row = trial, in_a_row + 1
-        else:
-            refused, limit, in_a_row = limit, limit + step, 0
-    return held, refused
+    limit, times = held.limit, TRIALS_IN_A_ROW - 1
+    while True:
+        held = _in_a_row(attempt, limit, times)
+        if held.holds:
+            margin = int(MARGIN * limit)
+            if margin >= peak:
+                return [held], refused
+            above = _in_a_row(attempt, margin, TRIALS_IN_A_ROW)
+            if above.holds:
+                return [held, above], refused
+            held = above
+        refused, limit, times = held.limit, held.limit + step, TRIALS_IN_A_ROW
 
 
-def report(baseline: Trial, held: Trial, refused: int, costs: list[Trial], runs: int) -> str:
-    """A table of a few lines."""
+def report(baseline: Trial, refused: int, costs: list[Trial], runs: int) -> str:
+    """A table of a few lines. @param costs  the first is of the lowest limit."""
+    lowest = costs[0].limit
     lines = [
-        f"lowest limit {format_bytes(held.limit)} ({held.limit} bytes), {TRIALS_IN_A_ROW} times in a row; "
+        f"lowest limit {format_bytes(lowest)} ({lowest} bytes), {TRIALS_IN_A_ROW} times in a row; "
         f"{format_bytes(refused)} was refused, without a limit the peak is {format_bytes(baseline.peak)}",
         f"{runs} runs of the program, each until {baseline.backwards} backwards were done",
         "",
@@ -135,11 +151,11 @@ def least_limit_of_program(given: Any) -> int:
         baseline = attempt(0)
         if baseline.peak == 0:
             raise ProgramFailed(2, "refrain: the program allocated no tensor\n")
-        held, refused = search(attempt, baseline.peak, 0.01)
-        limits = [int(held.limit * multiple) for multiple in MULTIPLES]
-        more = [attempt(limit) for limit in limits if limit < baseline.peak]
+        costs, refused = search(attempt, baseline.peak, 0.01)
+        limits = [int(costs[0].limit * multiple) for multiple in MULTIPLES]
+        costs += [trial for trial in (attempt(limit) for limit in limits if limit < baseline.peak) if trial.holds]
     except ProgramFailed as error:
         print(error, file=sys.stderr)
         return error.code
-    print(report(baseline, held, refused, [held, *(trial for trial in more if trial.holds)], runs), end="")
+    print(report(baseline, refused, costs, runs), end="")
     return 0

@@ -172,15 +172,16 @@ class Search(unittest.TestCase):
             holds = limit >= needed
             return Trial(limit, holds, min(limit, peak), 1.0, 4, needed if says_needed and not holds else 0)
 
-        held, refused = search(attempt, peak, 0.01)
+        (held, *above), refused = search(attempt, peak, 0.01)
         self.assertTrue(needed <= held.limit <= needed + peak // 100 + 1, (needed, held))
+        self.assertEqual([trial.limit for trial in above], [int(1.1 * held.limit)] if 1.1 * held.limit < peak else [])
         self.assertLess(refused, needed)
         return len(tried)
 
     def test_it_ends_within_a_hundredth(self):
         for needed in (1, 5_000_001, 10_000_000, 31_415_926, 99_999_999):
-            self.assertLessEqual(self.search(needed, 100_000_000, False), 11)
-            self.assertLessEqual(self.search(needed, 100_000_000, True), 11)
+            self.assertLessEqual(self.search(needed, 100_000_000, False), 14)
+            self.assertLessEqual(self.search(needed, 100_000_000, True), 14)
 
     def test_a_refusal_says_how_much_is_needed(self):
         self.assertLess(self.search(90_000_000, 100_000_000, True), self.search(90_000_000, 100_000_000, False))
@@ -197,9 +198,17 @@ class Search(unittest.TestCase):
             holds = limit >= 500 or (limit >= 300 and tried.count(limit) < 2)
             return Trial(limit, holds, min(limit, 1000), 1.0, 4)
 
-        held, refused = search(attempt, 1000, 0.01)
+        (held, above), refused = search(attempt, 1000, 0.01)
         self.assertEqual((500 <= held.limit < 510, refused), (True, held.limit - 10))
-        self.assertEqual(tried[-3:], [held.limit] * 3)
+        self.assertEqual(tried[-6:], [held.limit] * 3 + [above.limit] * 3)
+
+    def test_what_is_a_tenth_above_holds_too(self):
+        def attempt(limit):
+            return Trial(limit, 490 <= limit < 520 or limit >= 600, min(limit, 1000), 1.0, 4)
+
+        (held, above), refused = search(attempt, 1000, 0.01)
+        self.assertTrue(600 <= held.limit < 610, held)
+        self.assertEqual((above.limit, above.holds, refused), (int(1.1 * held.limit), True, held.limit - 10))
 
 
 if __name__ == "__main__":
