@@ -481,7 +481,7 @@ def largest_batch(
 
         def step(batch):
             optimizer.zero_grad()
-            loss_of(inputs[:1].expand(batch, -1)).backward()
+            loss_of(examples[:batch]).backward()
 
         found = refrain.largest_batch(step, "2GiB")
         print(found.batch, refrain.format_bytes(found.peak))
