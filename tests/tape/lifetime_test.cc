@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "tests/tape/support.h"
+#include "tests/tape/test_ops.h"
 
 namespace refrain_test {
 namespace {
@@ -216,6 +217,20 @@ TEST_F(Threads, TwoRegionsOfTwoThreadsJoinedInOneBackward) {
   EXPECT_TRUE(torch::allclose(expected, x.grad()));
   a.reset();
   b.reset();
+}
+
+TEST_F(Threads, ABackwardWaitsWhileAnotherReplaysTheSameRegion) {
+  Tensor x = torch::full({4}, 0.3, torch::requires_grad());
+  const auto region = [&] { return (x * unary("refrain_test::slow", x.detach())).sin(); };
+  Tensor expected = torch::autograd::grad({region().sum()}, {x})[0], y = checkpoint(region);
+  Tensor first, second;
+  const int before = slow_calls;
+  std::thread other([&, loss = y.sum()] { first = torch::autograd::grad({loss}, {x}, {}, /*retain_graph=*/true)[0]; });
+  while (slow_calls == before) std::this_thread::yield();
+  second = torch::autograd::grad({y.sum()}, {x}, {}, /*retain_graph=*/true)[0];
+  other.join();
+  expect_bit_equal(expected, first);
+  expect_bit_equal(expected, second);
 }
 
 // Replays take the generator, recordings take the tape: in one order only, or this hangs.

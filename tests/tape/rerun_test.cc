@@ -737,6 +737,7 @@ TEST_F(Rerun, ABackwardInsideReadsWhatTheFunctionOverwritesLater) {
 // backward.
 struct Capture {
   const char* name;
+  const char* says;
   std::function<Tensor(const Tensor&)> fn;
   std::function<void()> between;
 };
@@ -754,6 +755,7 @@ TEST_F(Rerun, TheDefaultCheckNoticesCapturesThatChanged) {
   Tensors cache{torch::randn({3, 4})};
   const std::vector<Capture> captures = {
       {"a buffer that the function reads and updates",
+       "the first call wrote to it",
        [&](const Tensor& a) {
          torch::NoGradGuard no_grad_guard;
          auto s = buffer.norm();
@@ -763,46 +765,55 @@ TEST_F(Rerun, TheDefaultCheckNoticesCapturesThatChanged) {
        },
        {}},
       {"a buffer that it updates and reads",
+       "at version",
        [&](const Tensor& a) {
          buffer.mul_(1.5);
          return (a.mm(buffer)).sin();
        },
        {}},
       {"a tensor that it replaces",
+       "a result of the first call",
        [&](const Tensor& a) {
          state = state.mm(weight).detach();
          return a.mm(state).sin();
        },
        {}},
       {"a cache that it fills",
+       "a result of the first call",
        [&](const Tensor& a) {
          cache[0] = (cache[0] + 1).detach();
          return (a * cache[0]).sin();
        },
        {}},
-      {"a number", [&](const Tensor& a) { return (a * scale).sin(); }, [&] { scale = 3; }},
-      {"a list of numbers", [&](const Tensor& a) { return a.t().mm(a).softmax(dims[0]).sin(); }, [&] { dims[0] = 1; }},
-      {"a dtype", [&](const Tensor& a) { return (a * weight.sum().to(dtype).to(at::kFloat)).sin(); },
+      {"a number", "arguments that are not tensors", [&](const Tensor& a) { return (a * scale).sin(); },
+       [&] { scale = 3; }},
+      {"a list of numbers", "arguments that are not tensors",
+       [&](const Tensor& a) { return a.t().mm(a).softmax(dims[0]).sin(); }, [&] { dims[0] = 1; }},
+      {"a dtype", "results of other operators",
+       [&](const Tensor& a) { return (a * weight.sum().to(dtype).to(at::kFloat)).sin(); },
        [&] { dtype = at::kBFloat16; }},
-      {"another tensor", [&](const Tensor& a) { return (a * weight.sum()).sin(); },
+      {"another tensor", "with other values", [&](const Tensor& a) { return (a * weight.sum()).sin(); },
        [&] {
          weight = torch::randn({4, 4});
        }},
       {"operands that are swapped",
+       "with other values",
        [&](const Tensor& a) { return calls++ % 2 ? a.mm(other.sub(buffer)).sin() : a.mm(buffer.sub(other)).sin(); },
        {}},
       {"results that are swapped",
+       "results of other operators",
        [&](const Tensor& a) {
          auto s = a.detach().sin(), c = a.detach().cos();
          return calls++ % 2 ? (a * s.sub(c)).sin() : (a * c.sub(s)).sin();
        },
        {}},
-      {"a change in place", [&](const Tensor& a) { return (a + other.sum()).sin(); }, [&] { other.add_(1); }},
-      {"a change without a version", [&](const Tensor& a) { return (a + other.sum()).sin(); },
+      {"a change in place", "at version", [&](const Tensor& a) { return (a + other.sum()).sin(); },
+       [&] { other.add_(1); }},
+      {"a change without a version", "without a new version", [&](const Tensor& a) { return (a + other.sum()).sin(); },
        [&] { other.data().add_(1); }},
-      {"whether a weight is trained", [&](const Tensor& a) { return a.mm(trained).mm(trained).sin(); },
-       [&] { trained.requires_grad_(false); }},
-      {"the gradient mode",
+      {"whether a weight is trained", "tensors that require gradients",
+       [&](const Tensor& a) { return a.mm(trained).mm(trained).sin(); }, [&] { trained.requires_grad_(false); }},
+      {"the gradient mode", "another gradient mode",
        [&](const Tensor& a) {
          torch::AutoGradMode mode(grad);
          auto y = a.sin();
@@ -811,13 +822,14 @@ TEST_F(Rerun, TheDefaultCheckNoticesCapturesThatChanged) {
        },
        [&] { grad = false; }},
   };
-  for (const auto& [name, fn, between] : captures) {
+  for (const auto& [name, says, fn, between] : captures) {
     calls = 0;
     auto y = refrain::checkpoint(rerun, fn, x);
     if (between) between();
     const auto text = message_of<CheckpointError>([&] { y.sum().backward(); });
     EXPECT_TRUE(text.find("did something else") != std::string::npos || text.find("changed since") != std::string::npos)
         << name << ": " << text;
+    EXPECT_NE(text.find(says), std::string::npos) << name << ": " << text;
     flush_engine();
     trained.requires_grad_(true);
   }

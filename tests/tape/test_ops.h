@@ -5,6 +5,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <stdexcept>
 #include <thread>
 
@@ -15,6 +16,7 @@ namespace refrain_test {
 
 inline std::array<std::atomic<int>, 16> ticks;  ///< how often the kernel of `tick(x, id)` ran
 inline std::atomic<int> effects;                ///< how often the kernel of `effect(x)` ran
+inline std::atomic<int> slow_calls;             ///< how often the kernel of `slow(x)` began
 inline void reset_ticks() {
   for (auto& n : ticks) n = 0;
 }
@@ -28,6 +30,12 @@ inline Tensor tick(const Tensor& x, int64_t id) {
 
 inline Tensor effect(const Tensor& x) {
   ++effects;
+  return at::mul(x, 0.5);
+}
+
+inline Tensor slow(const Tensor& x) {
+  ++slow_calls;
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
   return at::mul(x, 0.5);
 }
 
@@ -62,6 +70,7 @@ inline Tensor& fill_through_pointer(Tensor& x, double value) {
 TORCH_LIBRARY(refrain_test, m) {
   m.def("tick(Tensor x, int id) -> Tensor");
   m.def("effect(Tensor x) -> Tensor");
+  m.def("slow(Tensor x) -> Tensor");
   m.def("noise(Tensor x) -> Tensor", {at::Tag::nondeterministic_seeded});
   m.def("sees_requires_grad(Tensor x) -> Tensor");
   m.def("sees_grad_mode(Tensor x) -> Tensor");
@@ -74,6 +83,7 @@ TORCH_LIBRARY(refrain_test, m) {
 TORCH_LIBRARY_IMPL(refrain_test, CPU, m) {
   m.impl("tick", kernels::tick);
   m.impl("effect", kernels::effect);
+  m.impl("slow", kernels::slow);
   m.impl("noise", kernels::noise);
   m.impl("sees_requires_grad", kernels::sees_requires_grad);
   m.impl("sees_grad_mode", kernels::sees_grad_mode);
