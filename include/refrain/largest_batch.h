@@ -85,8 +85,8 @@ struct Alternative {
 /// @throws InvalidArgument  if `all` is empty.
 [[nodiscard]] REFRAIN_API size_t choose_alternative(const std::vector<Alternative>& all);
 
-/// Runs `fn` on a thread of its own, under the caller's thread-local state of LibTorch (grad mode, autocast), and waits for it; what it
-/// throws is thrown here.
+/// Runs `fn` on a thread of its own, under the caller's thread-local state of LibTorch (grad mode, autocast), and waits
+/// for it; what it throws is thrown here.
 ///
 /// For steps that may run out of memory: after an error in backward LibTorch's engine keeps the rest of the graph, and so its activations,
 /// in a queue of the thread that called it, until that thread ends.

@@ -315,20 +315,6 @@ class _LeastOptions(ctypes.Structure):
     ]
 
 
-class _LeastValues(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_double if name == "baseline_ms" else ctypes.c_int64)
-        for name in ("limit", "refused", "level", "peak", "baseline_ms", "steps")
-    ]
-
-
-class _Cost(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_double if name in ("ms", "ratio") else ctypes.c_int64)
-        for name in ("limit", "peak", "ms", "ratio", "recomputes", "evictions", "holds")
-    ]
-
-
 @dataclass(frozen=True)
 class LimitCost:
     """What a limit costs a step. If it does not hold, the other numbers are 0."""
@@ -366,6 +352,9 @@ class LeastLimit:
         return as_text(self.text)
 
 
+_LEAST, _COST = struct_of(LeastLimit, {"costs", "text"}), struct_of(LimitCost)
+
+
 def least_limit(
     step: Step,
     *,
@@ -400,19 +389,12 @@ def least_limit(
     with _torch_patches.capped():
         handle = calls.made(library.least_limit(calls.thunk, None, ctypes.byref(options)))
     try:
-        values = _LeastValues()
-        library.check(library.least_limit_read(handle, ctypes.byref(values), ctypes.sizeof(values)))
-        costs = []
-        for index in range(library.least_limit_costs(handle)):
-            cost = _Cost()
-            library.check(library.least_limit_cost(handle, index, ctypes.byref(cost), ctypes.sizeof(cost)))
-            costs.append(
-                LimitCost(cost.limit, cost.peak, cost.ms, cost.ratio, cost.recomputes, cost.evictions, bool(cost.holds))
-            )
+        costs = [
+            read(LimitCost, _COST, library.least_limit_cost, handle, index)
+            for index in range(library.least_limit_costs(handle))
+        ]
         text = library.text(library.least_limit_report(handle))
-        return LeastLimit(
-            values.limit, values.refused, values.level, values.peak, values.baseline_ms, values.steps, costs, text
-        )
+        return replace(read(LeastLimit, _LEAST, library.least_limit_read, handle), costs=costs, text=text)
     finally:
         library.least_limit_close(handle)
 

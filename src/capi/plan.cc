@@ -284,11 +284,9 @@ int32_t refrain_largest_batch_run(refrain_largest_batch_t* search, refrain_batch
   return capi::guarded([&] {
     capi::require(search, "refrain_largest_batch_run", "search");
     require_step(step, "refrain_largest_batch_run");
-    const auto run = [&](int64_t batch) {
-      const at::ThreadLocalStateGuard state(search->caller);
-      call_step(step, context, batch);
-    };
-    search->found = largest_batch(run, search->limit, search->options);
+    const at::ThreadLocalStateGuard state(search->caller);  // `largest_batch` hands it on to its threads
+    search->found =
+        largest_batch([&](int64_t batch) { call_step(step, context, batch); }, search->limit, search->options);
   });
 }
 

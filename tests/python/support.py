@@ -37,8 +37,8 @@ def skip_unless_compile_is_planned():
 
 def _on_rank(rank, work, port, folder, name):
     work(rank, port, folder, name)
-    # Ends Gloo's threads with the process group, which models in cycles still hold: one that releases the thread state of a collective while the
-    # interpreter ends aborts the process (torch's own; without refrain, too).
+    # Ends Gloo's threads with the process group, which models in cycles still hold: one that releases the thread state
+    # of a collective while the interpreter ends aborts the process (torch's own; without refrain, too).
     gc.collect()
 
 

@@ -22,6 +22,9 @@ class LargestBatch(unittest.TestCase):
         self.level = refrain.memory_stats().current
         self.batches = []
 
+    def tearDown(self):
+        del self.model
+
     def step(self, batch, wrap=None):
         """A step of a batch. What is wrapped is the model's layers, each a region."""
         self.model.zero_grad(set_to_none=True)
@@ -113,7 +116,9 @@ class LargestBatch(unittest.TestCase):
 
         with self.assertRaisesRegex(KeyError, "mine"):
             refrain.largest_batch(step, "1GiB")
-        for wrong, found in (({"min_batch": 0}, "`min_batch` is 0"), ({"min_batch": 4, "max_batch": 3}, "`max_batch` 3")):
+        for wrong, found in (
+            ({"min_batch": 0}, "`min_batch` is 0"), ({"min_batch": 4, "max_batch": 3}, "`max_batch` 3"),
+        ):  # fmt: skip
             with self.assertRaisesRegex(ValueError, found):
                 refrain.largest_batch(self.step, "1GiB", **wrong)
         with self.assertRaisesRegex(ValueError, "expected bytes"):
@@ -138,10 +143,6 @@ class LargestBatch(unittest.TestCase):
             refrain.largest_batch(step, "1GiB")
         other.join()
         self.assertEqual(self.batches, [1])
-
-
-    def tearDown(self):
-        del self.model
 
 
 class Models(unittest.TestCase):
