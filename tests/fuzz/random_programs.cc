@@ -209,7 +209,8 @@ Judgement judge_out_of_memory(const Program& program, const Outcome& ours) {
                      run(program, Mode::kPlain).leaked_bytes != 0;
   if (!ours.ran_out && !baseline.error.empty()) return judge_refused(same, baseline, ours, judgement.cycles);
   if (!ours.ran_out && !ours.error.empty()) return judge_thrown(baseline, ours, judgement.cycles);
-  const bool comparable = !ours.ran_out || ours.forward_ended;
+  // where LibTorch refuses the program, it ended there, and ours went on until it ran out
+  const bool comparable = !ours.ran_out || (ours.forward_ended && baseline.error.empty());
   const std::string differs = comparable ? difference(baseline, ours, ours.ran_out) : "";
   if (!differs.empty()) {
     std::string text;

@@ -262,6 +262,7 @@ TEST_F(RandomPrograms, ThatFailedOnceAreEqual) {
       {Kind::kCaps, 1864970110255},     // what a graph has saved cannot be pinned
       {Kind::kCaps, 1864970110578},     // what could not be evicted lost its barrier
       {Kind::kCaps, 1917035974101},     // a parked input whose memory was freed while another thread fetched it
+      {Kind::kCaps, 1566641660226},     // LibTorch refuses the program, and ours ran out of memory later
       {Kind::kBudgets, 5000001376},     // a raw write into what an `OffloadScope` stored
       {Kind::kBudgets, 5000011391},     // a write without a version inside a region into what a scope stored
       {Kind::kBudgets, 5000011402},     // no memory to bring back what is to be stored
