@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "budget/step_state.h"
+#include "evict/evict.h"
 #include "graph/scale.h"
 #include "tests/budget/model_training.h"
 
@@ -615,6 +616,54 @@ TEST_F(BudgetTest, ABatchMadeInTheStepHidesNothing) {
       EXPECT_LT(plan.peak() - level, (traced.peak() - level) / 3);
     }
   }
+}
+
+// To recompute it would hold what it was computed from, which is gone in a plain run.
+TEST_F(BudgetTest, WhatOutlivesItsSourceStaysResident) {
+  const auto w = torch::randn({64, 64}).requires_grad_();
+  auto batch = torch::randn({64, 64});
+  const auto traced = refrain::profile([&] {
+    const auto first = batch.mul(3);
+    batch.reset();
+    first.mul(w).sin().sum().backward();
+  });
+  const auto& graph = traced.state().graph;
+  std::vector<bool> evictable;
+  for (const auto& op : graph.ops)
+    if (op.name.starts_with("aten::mul.")) evictable.push_back(graph.values[static_cast<size_t>(op.outputs.at(0))].evictable);
+  ASSERT_GE(evictable.size(), 2U);
+  EXPECT_FALSE(evictable[0]);
+  EXPECT_TRUE(evictable[1]);
+}
+
+// What the caller keeps is recomputed by the plan, not when the caller reads it.
+TEST_F(BudgetTest, WhatOutlivesTheStepIsThereAtItsEnd) {
+  const auto w = torch::randn({256, 256}).requires_grad_();
+  const auto batch = torch::randn({256, 256});
+  Tensor kept;
+  const auto step = [&] {
+    auto x = batch.mm(w);
+    for (int i = 0; i < 6; ++i) {
+      x = x.mul(1.1).tanh().mm(w).sin();
+      if (i == 3) kept = x.detach().exp();
+    }
+    x.sum().backward();
+  };
+  step();
+  const auto expected = digest_of(kept);
+  const auto plan = refrain::plan_step(refrain::profile(step), Budget::fraction(0.2), seconds(0.5));
+  const auto& at_end = plan.state().plan.schedule.places.back();
+  ASSERT_TRUE(std::any_of(at_end.begin(), at_end.end(), [](const auto& action) {
+    return action.kind == refrain::graph::Action::Kind::kRecompute;
+  }));
+  MemoryBudget budget(plan);
+  step();
+  EXPECT_EQ(budget.stats().planned_steps, 1) << budget.stats().first_mismatch;
+  {
+    refrain::tape::TapeLock lock;
+    EXPECT_EQ(refrain::tape::absent_bytes(lock), 0);
+  }
+  EXPECT_EQ(digest_of(kept), expected);
 }
 
 TEST_F(BudgetTest, NothingIsLeftBehind) {

@@ -180,6 +180,23 @@ TEST_F(CapRestTest, WakesForABudgetAndAProfile) {
   EXPECT_GE(budget.stats().planned_steps, 4);
 }
 
+// Its cap rests from its start, as it did for the budget before, until the budget is there to say that it has something to do.
+TEST_F(CapRestTest, ABudgetAfterOneThatRestedWakes) {
+  const auto expected = gradients(64);
+  forget_gradients();
+  {
+    refrain::MemoryBudget budget(refrain::Budget::fraction(1.0));
+    for (int i = 0; i < 5; ++i) gradients(64);
+    EXPECT_EQ(budget.stats().unrecorded_steps, 2);
+    forget_gradients();
+  }
+  refrain::MemoryBudget budget(refrain::Budget::fraction(0.5));
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(gradients(64), expected);
+  EXPECT_EQ(budget.stats().unrecorded_steps, 0);
+  EXPECT_EQ(budget.stats().traced_steps, 1);
+  EXPECT_EQ(budget.stats().planned_steps, 3);
+}
+
 TEST_F(CapRestTest, ABudgetThatHasNothingToDoRests) {
   const auto expected = gradients(64), larger = gradients(180);
   forget_gradients();
@@ -215,6 +232,44 @@ TEST_F(CapRestTest, ABudgetOfAPlanWithNothingToDoRests) {
     unrecorded += budget.stats().unrecorded_steps;
   }
   EXPECT_EQ(unrecorded, 3);
+}
+
+// Its steps are full of the operator that they begin with.
+TEST_F(CapRestTest, ABudgetThatIsWokenInAStepFollowsTheNextOne) {
+  const auto input = torch::ones({64, 256});
+  const auto step = [&](int length) {
+    auto weight = torch::full({256}, 0.5).requires_grad_();
+    auto x = input.sin();
+    for (int i = 0; i < length; ++i) x = (x * weight).sin();
+    x.sum().backward();
+    return bits_of(weight.grad());
+  };
+  const auto expected = step(8), longer = step(40);
+  refrain::MemoryBudget budget(refrain::Budget::fraction(1.0));
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(step(8), expected);
+  EXPECT_EQ(budget.stats().unrecorded_steps, 2);
+  EXPECT_EQ(step(40), longer);  // wakes it
+  EXPECT_EQ(budget.stats().mismatched_steps, 0) << budget.stats().first_mismatch;
+  EXPECT_EQ(budget.stats().traced_steps, 1);
+  EXPECT_EQ(budget.stats().planned_steps, 2);
+  EXPECT_EQ(step(8), expected);
+  EXPECT_EQ(budget.stats().mismatched_steps, 0) << budget.stats().first_mismatch;
+  EXPECT_EQ(budget.stats().planned_steps, 3);
+}
+
+TEST_F(CapRestTest, ABudgetOfAPlanWithSomethingToDoDoesNotRest) {
+  const auto expected = gradients(64);
+  forget_gradients();
+  const auto plan = refrain::plan_step(refrain::profile([&] { gradients(64); }), refrain::Budget::fraction(0.5));
+  refrain::MemoryBudget budget(plan);
+  for (int i = 0; i < 6; ++i) {
+    forget_gradients();
+    refrain::reset_peak_memory();
+    EXPECT_EQ(gradients(64), expected);
+    EXPECT_LE(refrain::memory_stats().peak, plan.peak());
+  }
+  EXPECT_EQ(budget.stats().unrecorded_steps, 0);
+  EXPECT_EQ(budget.stats().planned_steps, 6) << budget.stats().first_mismatch;
 }
 
 TEST_F(CapRestTest, ABudgetWithSomethingToDoDoesNotRest) {
@@ -278,6 +333,23 @@ TEST_F(CapRestTest, WhatWasRecordedBeforeMayBeWrittenMeanwhile) {
   evict_all();
   EXPECT_EQ(bits_of(child), bits_of(torch::full({64}, 7.0F)));
   EXPECT_EQ(bits_of(later), bits_of(torch::full({64}, 7.0F)));
+}
+
+TEST_F(CapRestTest, WhatWasRecordedBeforeMayBeWrittenMeanwhileWithoutAVersion) {
+  const std::vector<int64_t> sizes{2048};  // worth its history beyond a step
+  const MemoryCap cap(limit(3.0), every_byte());
+  const auto made = torch::ones(sizes).mul(2);
+  const auto child = made.mul(3);
+  EXPECT_GT(refrain::tape_stats().live_ops, 0);
+  for (int i = 0; i < 4; ++i) gradients(64);
+  EXPECT_EQ(cap.stats().unrecorded_steps, 1);
+  EXPECT_EQ(refrain::tape_stats().live_ops, 0);
+  child.data().fill_(7);
+  refrain::tape::wake();
+  const auto later = child + made;
+  evict_all();
+  EXPECT_EQ(bits_of(child), bits_of(torch::full(sizes, 7.0F)));
+  EXPECT_EQ(bits_of(later), bits_of(torch::full(sizes, 9.0F)));
 }
 
 TEST_F(CapRestTest, ThreadsOfTheCapAreRecordedAfterwards) {
