@@ -64,7 +64,7 @@ void overwritten(TapeLock& lock, Value* before, c10::Storage&& copy, Value* afte
     retain(before);
     retain(after);
     // Its tensor may die before the bump is known, and a slot that moves to it may have to hold it.
-    const bool holds = after->is_leaf() || after->saved || before->slots;
+    const bool holds = before->slots != nullptr;
     if (holds) hold(lock, after);
     unsettled.push_back({before, after, holds});
   }

@@ -243,6 +243,24 @@ TEST_F(PlainOffload, WhatIsSavedLastIsStoredTooAndRight) {
   EXPECT_EQ(store.stats().fetches, 2);
 }
 
+// What is stored when an operator has only resolved a view is overwritten then, and kept in memory.
+TEST_F(PlainOffload, WhatIsWrittenAfterAViewWasResolvedIsStoredOnceItIs) {
+  auto x = torch::randn({16, 16}).requires_grad_();
+  torch::manual_seed(3);
+  const auto fn = [&] { return torch::rrelu(at::_neg_view(x * 4), 0.1, 0.9, true); };
+  const auto expected = torch::autograd::grad({fn().sum()}, {x})[0];
+  torch::manual_seed(3);
+  Tensor y;
+  {
+    const OffloadScope scope(store);
+    y = fn();
+  }
+  poison_heap();
+  expect_bit_equal(expected, torch::autograd::grad({y.sum()}, {x})[0]);
+  EXPECT_EQ(store.stats().values, 2);
+  EXPECT_EQ(store.stats().fetches, 2);
+}
+
 // They save arguments of their own, which are stored about when they return: with what they write, or what they wrote over.
 TEST_F(PlainOffload, AWriteByAnOperatorThatSavesItsArgumentsGivesTheOldBytes) {
   const auto rows = torch::arange(4).to(torch::kLong), columns = torch::zeros({1}, torch::kLong);
