@@ -138,6 +138,20 @@ TEST_F(CapTest, ALeafChangedUnseenIsAnErrorAndNotAWrongNumber) {
 }
 
 // Who writes first gets other memory, and whoever is left the old one, with the header in front of it.
+// Written through a pointer of before the cap: only the version tells, and what cannot be recomputed stays.
+TEST_F(CapTest, WhatReadALeafThatHasChangedSinceStays) {
+  auto leaf = torch::ones({64, 64});
+  auto* const pointer = leaf.mutable_data_ptr<float>();
+  const MemoryCap cap(kNoLimit, every_byte());
+  const auto read = leaf.mul(2);
+  pointer[7] = 5;
+  leaf.unsafeGetTensorImpl()->bump_version();
+  const auto later = leaf.mul(2);
+  evict_all();
+  EXPECT_EQ(bits_of(read), bits_of(torch::full({64, 64}, 2.0F)));
+  EXPECT_EQ(later[0][7].item<float>(), 10.0F);
+}
+
 TEST_F(CapTest, CopyOnWriteCopiesLeaveNothing) {
   const auto before = live();
   for (int what = 0; what < 6; ++what) {

@@ -249,22 +249,28 @@ TEST_F(CapTogether, RegionsOfEverySort) {
 // Found by random programs: a replay for the backward inside gave the overwritten value bytes once more, and when those were gone the first
 // region ended without it.
 TEST_F(CapTogether, WhatAnotherRegionOverwroteIsReplayedAgainAfterItsOwnHasEnded) {
-  expect_same_bits([] {
-    torch::manual_seed(4);
-    auto w = torch::randn({64, 64}).requires_grad_();
-    const auto s = w.sin();
-    std::vector<Tensor> first = refrain::checkpoint([&] { return std::vector<Tensor>{s * 2, s.cos()}; });
-    auto loss = refrain::checkpoint([&] {
-      const auto u = w.tanh();
-      first[0].mul_(0.7);
-      const auto v = first[0].cos();
-      const auto inside = torch::autograd::grad({(u * v).sum()}, {w}, {}, /*retain_graph=*/true)[0];
-      return (u * v * inside).sum();
-    });
-    first.clear();
-    loss.backward();
-    return bits_of(w.grad());
-  });
+  for (const bool dies_first : {false, true})
+    for (const bool has_ancestors : {false, true})
+      expect_same_bits([&] {
+        torch::manual_seed(4);
+        auto w = torch::randn({64, 64}).requires_grad_();
+        const auto s = w.sin();
+        std::vector<Tensor> first = refrain::checkpoint([&] {
+          return std::vector<Tensor>{(has_ancestors ? s.add(1) : s) * 2, s.cos()};
+        });
+        auto loss = refrain::checkpoint([&] {
+          const auto u = w.tanh();
+          first[0].mul_(0.7);
+          const auto v = first[0].cos();
+          if (dies_first) first[0].reset();
+          const auto inside = torch::autograd::grad({(u * v).sum()}, {w}, {}, /*retain_graph=*/true)[0];
+          if (dies_first) first.clear();
+          return (u * v * inside).sum();
+        });
+        first.clear();
+        loss.backward();
+        return bits_of(w.grad());
+      });
 }
 
 TEST_F(CapTogether, WhatIsMarkedToBeOffloadedMayHaveBeenEvicted) {
@@ -274,13 +280,43 @@ TEST_F(CapTogether, WhatIsMarkedToBeOffloadedMayHaveBeenEvicted) {
   expect_same_bits([&] {
     torch::manual_seed(4);
     auto w = torch::randn({64, 64}).requires_grad_();
+    const auto y = w.sin();
     refrain::checkpoint(options, [&] {
-      const auto y = w.sin();
       const auto z = w.cos().exp();
       return (refrain::set_policy(y, refrain::CheckpointPolicy::kOffload) * z).sum();
     }).backward();
     return bits_of(w.grad());
   });
+}
+
+/// Needs the room that what it is to store takes, and declines that.
+struct CrowdedStore : refrain::tape::OffloadStore {
+  std::shared_ptr<refrain::tape::Offloaded> store(const c10::Storage& bytes) override {
+    const void* const before = bytes.data();
+    evict_all();
+    EXPECT_EQ(before, bytes.data()) << "evicted while it is read";
+    ++calls;
+    return nullptr;
+  }
+  int calls = 0;
+};
+
+TEST_F(CapTogether, WhatIsMarkedToBeOffloadedStaysWhileItIsStored) {
+  CrowdedStore store;
+  refrain::tape::set_offload_store({std::shared_ptr<void>(), &store});
+  const auto options = refrain::CheckpointOptions().policy(
+      [](const refrain::OpContext&) { return refrain::CheckpointPolicy::kPreferRecompute; });
+  {
+    const MemoryCap cap(kNoLimit, every_byte());
+    auto w = torch::randn({64, 64}).requires_grad_();
+    const auto y = w.sin();
+    refrain::checkpoint(options, [&] {
+      return (refrain::set_policy(y, refrain::CheckpointPolicy::kOffload) * w.cos()).sum();
+    }).backward();
+    EXPECT_EQ(bits_of(w.grad()), bits_of(w.cos() * w.cos() - w.sin() * w.sin()));
+  }
+  refrain::reset_offload_store();
+  EXPECT_EQ(store.calls, 1);
 }
 
 TEST_F(CapTogether, AnyAllocationOfARegionThatRunsAgainMayFail) {

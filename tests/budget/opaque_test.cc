@@ -67,6 +67,20 @@ TEST(Opaque, InRegionsItsWritesAreSeen) {
   EXPECT_GT(tape_stats().replayed_ops, 0);
 }
 
+// Compiled code may have the pointer from before, so that nothing but the scope tells of the write.
+TEST(Opaque, AWriteThroughAnOldPointerIsAnnounced) {
+  const auto x = torch::randn({8}).requires_grad_();
+  auto state = torch::full({8}, 2.0F);
+  auto* const pointer = state.mutable_data_ptr<float>();
+  const Tensor y = checkpoint([&] { return (x * (state * 3)).sin(); });
+  {
+    const OpaqueScope opaque({}, {state});
+    for (int i = 0; i < 8; ++i) pointer[i] = 7;
+  }
+  y.sum().backward();
+  EXPECT_TRUE(torch::equal(x.grad(), ((x * 6).cos() * 6).detach()));
+}
+
 TEST(Opaque, OperatorsInsideAreNotRecorded) {
   Tensor x = torch::randn({8}).requires_grad_();
   reset_tape_counters();

@@ -132,6 +132,25 @@ TEST(Partition, ThreeRanksAndSizesThatDoNotDivide) {
   });
 }
 
+// The parts are of one size, so the last one is padded.
+TEST(Partition, AGatheredInputIsAsLargeAsItWas) {
+  run_ranks(3, [](const ProcessGroup& group) {
+    const ActivationCheckpointing activations(partitioned(), group);
+    const auto options = with(activations, RecomputeMode::kRerunFunction);
+    const auto w = torch::randn({11, 11}).requires_grad_();
+    std::vector<size_t> bytes;
+    const auto y = refrain::checkpoint(
+        options,
+        [&](const Tensor& x) {
+          bytes.push_back(x.storage().nbytes());
+          return x.mm(w).exp();
+        },
+        torch::ones({7, 11}));
+    y.sum().backward();
+    EXPECT_EQ(bytes, std::vector<size_t>(2, 7 * 11 * sizeof(float)));
+  });
+}
+
 TEST(Partition, TinyUndefinedBoolAndIntegerInputsAndOneOfSeveralRegions) {
   run_ranks(2, [](const ProcessGroup& group) {
     const ActivationCheckpointing activations(partitioned(), group);
