@@ -273,6 +273,31 @@ TEST_F(CapTogether, WhatAnotherRegionOverwroteIsReplayedAgainAfterItsOwnHasEnded
       });
 }
 
+// The same of a value that a region inside read: the replay of that one gives it its bytes.
+TEST_F(CapTogether, WhatWasOverwrittenAndReadByARegionInsideIsReplayedAgainAfterItsOwnHasEnded) {
+  expect_same_bits([] {
+    torch::manual_seed(4);
+    auto w = torch::randn({64, 64}).requires_grad_();
+    const auto s = w.sin();
+    std::vector<Tensor> first = refrain::checkpoint([&] {
+      const auto old = s * 2;
+      return std::vector<Tensor>{old, refrain::checkpoint([&] { return (old + s).exp(); })};
+    });
+    auto loss = refrain::checkpoint([&] {
+      const auto u = w.tanh();
+      first[0].mul_(0.7);
+      const auto v = first[0].cos();
+      auto all = (u * v * first[1]).sum();
+      first.clear();
+      const auto inside = torch::autograd::grad({all}, {w}, {}, /*retain_graph=*/true)[0];
+      all.reset();
+      return (u * v * inside).sum();
+    });
+    loss.backward();
+    return bits_of(w.grad());
+  });
+}
+
 TEST_F(CapTogether, WhatIsMarkedToBeOffloadedMayHaveBeenEvicted) {
   const refrain::OffloadStore store{refrain::OffloadOptions().min_bytes(0)};
   const auto options = refrain::CheckpointOptions().offload(store).policy(
