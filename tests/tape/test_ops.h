@@ -65,6 +65,11 @@ inline Tensor& fill_through_pointer(Tensor& x, double value) {
   return x;
 }
 
+inline Tensor& grow(Tensor& x, int64_t size) {
+  x.resize_({size});
+  return x;
+}
+
 }  // namespace kernels
 
 TORCH_LIBRARY(refrain_test, m) {
@@ -78,6 +83,7 @@ TORCH_LIBRARY(refrain_test, m) {
   m.def("waits_for_the_tape(Tensor x) -> Tensor");
   m.def("half_then_throw(Tensor(a!) x) -> Tensor(a!)");
   m.def("fill_through_pointer(Tensor(a!) x, float value) -> Tensor(a!)");
+  m.def("grow(Tensor(a!) x, int size) -> Tensor(a!)");
 }
 
 TORCH_LIBRARY_IMPL(refrain_test, CPU, m) {
@@ -91,6 +97,7 @@ TORCH_LIBRARY_IMPL(refrain_test, CPU, m) {
   m.impl("waits_for_the_tape", kernels::waits_for_the_tape);
   m.impl("half_then_throw", kernels::half_then_throw);
   m.impl("fill_through_pointer", kernels::fill_through_pointer);
+  m.impl("grow", kernels::grow);
 }
 
 namespace kernels {

@@ -129,19 +129,24 @@ TEST_F(Effects, OutOfTheWrongSizeIsNotResizedAgain) {
 // What a resize adds nobody has written. It may be read: backward reads what forward read.
 TEST_F(Effects, BytesThatAResizeAddsAreKept) {
   const auto free_memory_of = [](float value) { torch::full({1 << 14}, value); };
-  Trial run(true);
-  Tensor x = run.param({1 << 14}), seen;
-  Tensor loss = run.region([&] {
-                     Tensor t = x.detach().narrow(0, 0, 1 << 12) * 2;
-                     free_memory_of(3);
-                     t.resize_({1 << 14});
-                     seen = t.clone();
-                     return x * t;
-                   })
-                    .sum();
-  for (int i = 0; i < 4; ++i) free_memory_of(7);
-  loss.backward();
-  EXPECT_TRUE(torch::equal(x.grad().view(torch::kInt), seen.view(torch::kInt)));
+  for (const bool by_custom_operator : {false, true}) {
+    Trial run(true);
+    Tensor x = run.param({1 << 14}), seen;
+    Tensor loss = run.region([&] {
+                       Tensor t = x.detach().narrow(0, 0, 1 << 12) * 2;
+                       free_memory_of(3);
+                       if (by_custom_operator)
+                         kernels::op<Tensor&(Tensor&, int64_t)>("refrain_test::grow").call(t, 1 << 14);
+                       else
+                         t.resize_({1 << 14});
+                       seen = t.clone();
+                       return x * t;
+                     })
+                      .sum();
+    for (int i = 0; i < 4; ++i) free_memory_of(7);
+    loss.backward();
+    EXPECT_TRUE(torch::equal(x.grad().view(torch::kInt), seen.view(torch::kInt)));
+  }
 }
 
 TEST_F(Effects, AddbmmInPlace) {
