@@ -56,7 +56,8 @@ void hold_new_leaves(TapeLock& lock, const Region* region) {
 // value is a source for the cap's operators without being held.
 void end_values(TapeLock& lock, Region* region, bool in_cap, uint64_t marked) {
   for (auto* value : region->values) {
-    const bool is_held = value->holds > 0 && (value->is_in_store() || (value->held && !value->is_overwritten()));
+    // Where it was overwritten, bytes that a replay gave it do not serve operators whose tensor has the newer ones.
+    const bool is_held = value->holds > 0 && (value->is_in_store() || (value->held && !value->replaced));
     if ((is_held || (in_cap && value->mark != marked)) && value->producer && !value->discard) {
       value->producer->outs[value->out].value = nullptr;
       lock.release(std::exchange(value->producer, nullptr));

@@ -283,12 +283,14 @@ TEST_F(CapTogether, WhatWasOverwrittenAndReadByARegionInsideIsReplayedAgainAfter
       const auto old = s * 2;
       return std::vector<Tensor>{old, refrain::checkpoint([&] { return (old + s).exp(); })};
     });
+    auto other = first[1].sum();
     auto loss = refrain::checkpoint([&] {
       const auto u = w.tanh();
       first[0].mul_(0.7);
       const auto v = first[0].cos();
-      auto all = (u * v * first[1]).sum();
+      auto all = (u * v).sum() + other;
       first.clear();
+      other.reset();
       const auto inside = torch::autograd::grad({all}, {w}, {}, /*retain_graph=*/true)[0];
       all.reset();
       return (u * v * inside).sum();

@@ -546,5 +546,31 @@ TEST_F(Inplace, OverwrittenAfterTheRegion) {
       });
 }
 
+// The region that made the value ends between two replays of the one that overwrote it. A region inside read it too, whose replay gave it
+// its bytes again: another tensor's than the one that now has the newer ones.
+TEST_F(Inplace, OverwrittenByARegionThatOutlivesIts) {
+  expect_same([](Trial& run) {
+    Tensor w = run.param({4, 4});
+    const Tensor s = w.sin();
+    Tensor old;
+    Tensor other = run.region([&] {
+                        old = s * 2;
+                        return run.region([&] { return (old + s).exp(); });
+                      })
+                       .sum();
+    return run.region([&] {
+      const Tensor u = w.tanh();
+      old.mul_(0.7);
+      const Tensor v = old.cos();
+      Tensor all = (u * v).sum() + other;
+      old.reset();
+      other.reset();
+      const auto inside = torch::autograd::grad({all}, {w}, {}, /*retain_graph=*/true)[0];
+      all.reset();
+      return (u * v * inside).sum();
+    });
+  });
+}
+
 }  // namespace
 }  // namespace refrain_test
