@@ -630,7 +630,8 @@ TEST_F(BudgetTest, WhatOutlivesItsSourceStaysResident) {
   const auto& graph = traced.state().graph;
   std::vector<bool> evictable;
   for (const auto& op : graph.ops)
-    if (op.name.starts_with("aten::mul.")) evictable.push_back(graph.values[static_cast<size_t>(op.outputs.at(0))].evictable);
+    if (op.name.starts_with("aten::mul."))
+      evictable.push_back(graph.values[static_cast<size_t>(op.outputs.at(0))].evictable);
   ASSERT_GE(evictable.size(), 2U);
   EXPECT_FALSE(evictable[0]);
   EXPECT_TRUE(evictable[1]);
@@ -653,9 +654,8 @@ TEST_F(BudgetTest, WhatOutlivesTheStepIsThereAtItsEnd) {
   const auto expected = digest_of(kept);
   const auto plan = refrain::plan_step(refrain::profile(step), Budget::fraction(0.2), seconds(0.5));
   const auto& at_end = plan.state().plan.schedule.places.back();
-  ASSERT_TRUE(std::any_of(at_end.begin(), at_end.end(), [](const auto& action) {
-    return action.kind == refrain::graph::Action::Kind::kRecompute;
-  }));
+  ASSERT_TRUE(std::any_of(at_end.begin(), at_end.end(),
+                          [](const auto& action) { return action.kind == refrain::graph::Action::Kind::kRecompute; }));
   MemoryBudget budget(plan);
   step();
   EXPECT_EQ(budget.stats().planned_steps, 1) << budget.stats().first_mismatch;

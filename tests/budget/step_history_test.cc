@@ -58,8 +58,7 @@ void run(StepHistory& history, const std::vector<Call>& step, const std::vector<
     const bool is_known = expected != nullptr && at < known_until;
     EXPECT_EQ(history.is_known(), is_known) << "operator " << at;
     for (size_t value = 0; value <= at; ++value)
-      ASSERT_EQ(history.distance(*values[value]),
-                is_known ? next_use(*expected, value, at) : StepHistory::kUnknown)
+      ASSERT_EQ(history.distance(*values[value]), is_known ? next_use(*expected, value, at) : StepHistory::kUnknown)
           << "value " << value << " after operator " << at;
   }
   history.end_step();

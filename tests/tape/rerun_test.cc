@@ -327,7 +327,8 @@ TEST_F(Rerun, BackwardsOfTwoThreadsCallTheFunctionOneAfterTheOther) {
   Tensor gradients[2];
   std::vector<std::thread> threads;
   for (size_t i = 0; i < 2; ++i)
-    threads.emplace_back([&, i] { gradients[i] = torch::autograd::grad({sums[i]}, {x}, {}, /*retain_graph=*/true)[0]; });
+    threads.emplace_back(
+        [&, i] { gradients[i] = torch::autograd::grad({sums[i]}, {x}, {}, /*retain_graph=*/true)[0]; });
   for (auto& thread : threads) thread.join();
   for (size_t i = 0; i < 2; ++i) expect_bit_equal(expected[i], gradients[i]);
   EXPECT_EQ(calls, 3) << "once in forward, and once for each backward";
