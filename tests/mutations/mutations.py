@@ -442,7 +442,7 @@ MUTATIONS = [
     m("cap", "the running operator's operands are not locked", (EVICT, "    retain(value);\n    ++value->locks;\n    value->last_use = now;", "    retain(value);\n    value->last_use = now;"),
       (EVICT, "    --value->locks;\n    touch(lock, value);\n    lock.release(value);", "    touch(lock, value);\n    lock.release(value);"), tests=CAP),
     m("inplace", "what a replay gave an overwritten value is taken for the bytes of its tensor",
-      (REGION, "(value->held && !value->replaced)", "(value->held && !value->replacten())"), tests=["inplace_test"]),
+      (REGION, "(value->held && !value->replaced)", "(value->held && !value->is_overwritten())"), tests=["inplace_test"]),
     m("cap", "what a region left without bytes loses its producer", (REGION, "!is_there(*ref.value)) mark(ref.value);", "false) mark(ref.value);"), tests=CAP),
     m("rerun", "an error of the operator that writes what it saved ends the second call", (RERUN, " || refilling.stop.writing) rethrow_from", ") rethrow_from"),
       tests=["rerun_test"]),
