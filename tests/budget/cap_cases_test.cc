@@ -137,7 +137,6 @@ TEST_F(CapTest, ALeafChangedUnseenIsAnErrorAndNotAWrongNumber) {
   EXPECT_THROW(y.const_data_ptr(), c10::Error);
 }
 
-// Who writes first gets other memory, and whoever is left the old one, with the header in front of it.
 // Written through a pointer of before the cap: only the version tells, and what cannot be recomputed stays.
 TEST_F(CapTest, WhatReadALeafThatHasChangedSinceStays) {
   auto leaf = torch::ones({64, 64});
@@ -152,6 +151,7 @@ TEST_F(CapTest, WhatReadALeafThatHasChangedSinceStays) {
   EXPECT_EQ(later[0][7].item<float>(), 10.0F);
 }
 
+// Who writes first gets other memory, and whoever is left the old one, with the header in front of it.
 TEST_F(CapTest, CopyOnWriteCopiesLeaveNothing) {
   const auto before = live();
   for (int what = 0; what < 6; ++what) {

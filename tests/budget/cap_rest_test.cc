@@ -180,7 +180,8 @@ TEST_F(CapRestTest, WakesForABudgetAndAProfile) {
   EXPECT_GE(budget.stats().planned_steps, 4);
 }
 
-// Its cap rests from its start, as it did for the budget before, until the budget is there to say that it has something to do.
+// Its cap rests from its start, as it did for the budget before, until the budget is there to say that it has something
+// to do.
 TEST_F(CapRestTest, ABudgetAfterOneThatRestedWakes) {
   const auto expected = gradients(64);
   forget_gradients();

@@ -304,16 +304,18 @@ TEST_F(CapTogether, WhatIsMarkedToBeOffloadedMayHaveBeenEvicted) {
   const refrain::OffloadStore store{refrain::OffloadOptions().min_bytes(0)};
   const auto options = refrain::CheckpointOptions().offload(store).policy(
       [](const refrain::OpContext&) { return refrain::CheckpointPolicy::kPreferRecompute; });
-  expect_same_bits([&] {
-    torch::manual_seed(4);
-    auto w = torch::randn({64, 64}).requires_grad_();
-    const auto y = w.sin();
-    refrain::checkpoint(options, [&] {
-      const auto z = w.cos().exp();
-      return (refrain::set_policy(y, refrain::CheckpointPolicy::kOffload) * z).sum();
-    }).backward();
-    return bits_of(w.grad());
-  });
+  for (const bool inside : {true, false})
+    expect_same_bits([&] {
+      torch::manual_seed(4);
+      auto w = torch::randn({64, 64}).requires_grad_();
+      const auto made_before = inside ? Tensor() : w.sin();
+      refrain::checkpoint(options, [&] {
+        const auto y = inside ? w.sin() : made_before;
+        const auto z = w.cos().exp();
+        return (refrain::set_policy(y, refrain::CheckpointPolicy::kOffload) * z).sum();
+      }).backward();
+      return bits_of(w.grad());
+    });
 }
 
 /// Needs the room that what it is to store takes, and declines that.

@@ -448,7 +448,7 @@ MUTATIONS = [
       tests=["rerun_test"]),
     m("cap", "pinned values leave", (EVICT, "         value.pins == 0 && value.holds == 0", "         value.holds == 0"), tests=CAP),
     m("tape", "what lies behind a hole in the storage map is lost",
-      (TAPE, "if (((at - home) & mask_) < ((at - hole) & mask_)) continue;", "break;"), tests=["lifetime_test:StorageMap.*"]),
+      ("tape/storage_map.cc", "if (((at - home) & mask_) < ((at - hole) & mask_)) continue;", "break;"), tests=["lifetime_test:StorageMap.*"]),
     m("cap", "memory does not tell", (TAPE, "  void* before = Block::of(data.get()).owner.exchange(value);\n  value->tagged = true;", "  void* before = nullptr;"), tests=CAP),
     m("cap", "memory that another storage takes over does not tell", (TAPE, "  if (before && before != value) Block::owner_died.load()(before);\n", ""), tests=CAP),
     m("cap", "a forked child keeps the limits", ("memory/memory.cc", "{ stack().limits.clear(); }", "{}"), tests=["limits_test"]),

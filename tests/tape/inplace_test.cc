@@ -546,8 +546,8 @@ TEST_F(Inplace, OverwrittenAfterTheRegion) {
       });
 }
 
-// The region that made the value ends between two replays of the one that overwrote it. A region inside read it too, whose replay gave it
-// its bytes again: another tensor's than the one that now has the newer ones.
+// The region that made the value ends between two replays of the one that overwrote it. A region inside read it too,
+// whose replay gave it its bytes again: another tensor's than the one that now has the newer ones.
 TEST_F(Inplace, OverwrittenByARegionThatOutlivesIts) {
   expect_same([](Trial& run) {
     Tensor w = run.param({4, 4});

@@ -24,6 +24,15 @@ struct Rerun : TapeTest {
   CheckpointOptions rerun = CheckpointOptions().recompute_mode(RecomputeMode::kRerunFunction);
   CheckpointOptions loose = CheckpointOptions(rerun).determinism_check(DeterminismCheck::kDefault);
   int64_t reruns() { return refrain::tape_stats().reruns; }
+  /// The result of `fn(x, more...)` and its gradient are those of a plain call.
+  template <typename F, typename... More>
+  void expect_same_as_plain(const F& fn, More... more) {
+    const auto expected = fn(x, more...);
+    const auto gradient = torch::autograd::grad({expected.sum()}, {x})[0];
+    const auto y = refrain::checkpoint(rerun, fn, x, more...);
+    expect_bit_equal(expected, y);
+    expect_bit_equal(gradient, torch::autograd::grad({y.sum()}, {x})[0]);
+  }
   Tensor x = torch::randn({3, 4}).requires_grad_();
   Tensor w = torch::randn({4, 4}).requires_grad_();
   Tensor big = torch::randn({64, 64}).requires_grad_();
@@ -306,7 +315,6 @@ TEST_F(Rerun, OneCallABackward) {
   EXPECT_EQ(reruns(), 3);
 }
 
-// An operator without a saved tensor of its own: the strict check sees that it got another shape.
 // Of two results, so that no lock of an autograd node keeps the backwards apart.
 TEST_F(Rerun, BackwardsOfTwoThreadsCallTheFunctionOneAfterTheOther) {
   std::atomic<int> inside = 0, most = 0, calls = 0;
@@ -335,6 +343,7 @@ TEST_F(Rerun, BackwardsOfTwoThreadsCallTheFunctionOneAfterTheOther) {
   EXPECT_EQ(most, 1);
 }
 
+// An operator without a saved tensor of its own: the strict check sees that it got another shape.
 TEST_F(Rerun, TheStrictCheckComparesShapesOfOperators) {
   int calls = 0;
   const auto two = torch::ones({2}), three = torch::ones({3});
@@ -580,11 +589,7 @@ TEST_F(Rerun, ABackwardInsideAFunctionThatCannotBeStoppedReadsWhatIsOverwrittenL
     const auto z = y.detach().mul_(2);  // no gradient of the result needs `y` any more
     return a.sin() * inside * z;
   };
-  const auto expected = fn(x);
-  const auto gradient = torch::autograd::grad({expected.sum()}, {x})[0];
-  const auto y = refrain::checkpoint(rerun, fn, x);
-  expect_bit_equal(expected, y);
-  expect_bit_equal(gradient, torch::autograd::grad({y.sum()}, {x})[0]);
+  expect_same_as_plain(fn);
 }
 
 // The same through a pointer, where no operator tells.
@@ -596,14 +601,11 @@ TEST_F(Rerun, ABackwardInsideAFunctionThatCannotBeStoppedReadsWhatAPointerOverwr
     for (int i = 0; i < 12; ++i) p[i] *= 2;
     return a.sin() * inside * y.detach();
   };
-  const auto expected = fn(x);
-  const auto gradient = torch::autograd::grad({expected.sum()}, {x})[0];
-  const auto y = refrain::checkpoint(rerun, fn, x);
-  expect_bit_equal(expected, y);
-  expect_bit_equal(gradient, torch::autograd::grad({y.sum()}, {x})[0]);
+  expect_same_as_plain(fn);
 }
 
-// What was filled in parts by operators is whole when it is saved; what was filled by a pointer is, once an operator moves its version.
+// What was filled in parts by operators is whole when it is saved; what was filled by a pointer is, once an operator
+// moves its version.
 TEST_F(Rerun, ABackwardInsideStopsTheFunctionBeforeAPointerOverwrites) {
   const auto run = [](const Tensor& a, bool by_pointer) {
     auto buffer = at::empty({3, 4});
@@ -620,13 +622,7 @@ TEST_F(Rerun, ABackwardInsideStopsTheFunctionBeforeAPointerOverwrites) {
     for (int i = 0; i < 12; ++i) q[i] *= 2;
     return a * slope + buffer + y.detach();
   };
-  for (const bool by_pointer : {true, false}) {
-    const auto expected = run(x, by_pointer);
-    const auto gradient = torch::autograd::grad({expected.sum()}, {x})[0];
-    const auto y = refrain::checkpoint(rerun, run, x, by_pointer);
-    expect_bit_equal(expected, y);
-    expect_bit_equal(gradient, torch::autograd::grad({y.sum()}, {x})[0]);
-  }
+  for (const bool by_pointer : {true, false}) expect_same_as_plain(run, by_pointer);
 }
 
 /// Its backward runs a backward of its own, as a layer does that solves or differentiates inside.
