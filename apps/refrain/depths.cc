@@ -33,14 +33,15 @@ Row measure_depth(const BenchArgs& args, int64_t depth, Json& config) {
 }
 
 std::string show(const std::vector<Row>& rows) {
-  Table table({"depth", "strategy", "activations", "activations saved", "peak", "peak saved", "ms/step", "overhead",
-               "bit-equal"});
+  Table table({"depth", "strategy", "activations", "activations saved", "peak", "peak saved", "resident", "ms/step",
+               "overhead", "bit-equal"});
   for (const auto& row : rows) {
     const auto& plain = row.strategies.front();
     for (const auto& seen : row.strategies) {
       table.add({fmt::format("{}", row.depth), seen.strategy, format_bytes(seen.after_forward),
                  saved_percent(seen.after_forward, plain.after_forward), format_bytes(seen.peak),
-                 saved_percent(seen.peak, plain.peak), median_and_spread(seen.step_ms),
+                 saved_percent(seen.peak, plain.peak), format_bytes(seen.resident_peak),
+                 median_and_spread(seen.step_ms),
                  fmt::format("{:.0f} %", 100 * median(seen.added_ms) / median(plain.step_ms)),
                  seen.is_bit_equal ? "yes" : "NO"});
     }
@@ -75,10 +76,11 @@ int run_depths(const BenchArgs& args) {
   config["warmup"] = args.warmup;
   Json document = document_json("depths", args.model.name, config);
   document["rows"] = list;
-  publish(document,
-          fmt::format("{}, {} steps each, {} threads; bytes over the level before the step\n{}", args.model.name,
-                      args.iters, at::get_num_threads(), show(rows)),
-          args.json, args.html);
+  publish(
+      document,
+      fmt::format("{}, {} steps each, {} threads; bytes over the level before the step; resident: of the process\n{}",
+                  args.model.name, args.iters, at::get_num_threads(), show(rows)),
+      args.json, args.html);
   return kOk;
 }
 

@@ -127,6 +127,7 @@ class Steps {
 
   /// Not for its time: free memory was given back before.
   Seen run_for_resident() {
+    drop_gradients(model_.module());
     const ResidentWatch resident;
     Seen seen = run();
     seen.resident_peak = resident.growth();
@@ -141,11 +142,8 @@ class Steps {
 
   /// Likewise under a cap. @param plain  of the same turn.
   void run_under(Row& row, double max_overhead, const Seen& plain, bool counts) {
-    drop_gradients(model_.module());
-    try {
-      const MemoryCap cap(memory_stats().current + row.limit,
-                          MemoryCapOptions().heuristic(row.heuristic.value).max_overhead(max_overhead));
-      check(row, plain, run_for_resident());
+    under_cap(row, max_overhead, [&](const MemoryCap& cap) {
+      check(row, plain, run());
       const auto before = cap.stats();
       const auto seen = run();
       row.cost = difference(cap.stats(), before);
@@ -153,12 +151,26 @@ class Steps {
       if (!counts) return;
       row.step_ms.push_back(seen.ms);
       row.added_ms.push_back(seen.ms - plain.ms);
+    });
+  }
+
+  void run_under_for_resident(Row& row, double max_overhead, const Seen& plain) {
+    under_cap(row, max_overhead, [&](const MemoryCap&) { check(row, plain, run_for_resident()); });
+  }
+
+ private:
+  template <typename Run>
+  void under_cap(Row& row, double max_overhead, const Run& run_steps) {
+    drop_gradients(model_.module());
+    try {
+      const MemoryCap cap(memory_stats().current + row.limit,
+                          MemoryCapOptions().heuristic(row.heuristic.value).max_overhead(max_overhead));
+      run_steps(cap);
     } catch (const OutOfMemory& error) {
       row.refusal = {error.reason() == OutOfMemoryReason::kMaxOverhead, error.missing()};
     }
   }
 
- private:
   static void check(Row& row, const Seen& plain, const Seen& seen) {
     row.peak = std::max(row.peak, seen.peak);
     row.resident_peak = std::max(row.resident_peak, seen.resident_peak);
@@ -308,6 +320,10 @@ void measure_limits(const BenchArgs& args, Steps& steps, Limits& all) {
       if (row.fits()) steps.run_under(row, args.max_overhead, seen, counts);
     }
   }
+  const auto seen = steps.run_for_resident();
+  all.plain.resident_peak = seen.resident_peak;
+  for (auto& row : all.rows)
+    if (row.fits()) steps.run_under_for_resident(row, args.max_overhead, seen);
 }
 
 }  // namespace
@@ -328,11 +344,7 @@ int run_limits(const BenchArgs& args) {
   torch::manual_seed(args.model.seed);
   all.base = memory_stats().current;
   Steps steps(*model, batch);
-  {
-    const auto first = steps.run_for_resident();
-    all.plain.peak = first.peak;
-    all.plain.resident_peak = first.resident_peak;
-  }
+  all.plain.peak = steps.run().peak;
   for (auto& row : all.rows) row.limit = all.plain.peak * row.percent / 100;
   measure_limits(args, steps, all);
   drop_gradients(model->module());

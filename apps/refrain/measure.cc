@@ -48,6 +48,7 @@ void count_replays(models::TrainableModel& model, const models::Batch& batch, Gr
   set_model_strategy(model, seen.strategy);
   const auto* store = model.offload_store();
   if (store) store->reset_stats();
+  if (gradients == Gradients::kMade) drop_gradients(model.module());  // what the step makes is not there before
   const ResidentWatch resident;
   run_step(model, batch, gradients, seen);
   seen.resident_peak = resident.growth();

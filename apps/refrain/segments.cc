@@ -72,6 +72,7 @@ Json row_json(const Row& row) {
   return {{"segments", row.segments},
           {"after_forward_bytes", row.seen.after_forward},
           {"peak_bytes", row.seen.peak},
+          {"resident_peak_bytes", row.seen.resident_peak},
           {"predicted_peak_bytes", row.predicted},
           {"step_ms_median", median(row.seen.step_ms)},
           {"step_ms_spread", spread(row.seen.step_ms)},
@@ -79,7 +80,8 @@ Json row_json(const Row& row) {
 }
 
 std::string show(const std::vector<Row>& rows, int64_t layers) {
-  Table table({"segments", "after forward", "peak", "peak saved", "predicted peak", "ms/step", "overhead", ""});
+  Table table(
+      {"segments", "after forward", "peak", "peak saved", "predicted peak", "resident", "ms/step", "overhead", ""});
   const auto& plain = rows.front().seen;
   Bytes least = plain.peak;
   for (const auto& row : rows) least = std::min(least, row.seen.peak);
@@ -92,7 +94,7 @@ std::string show(const std::vector<Row>& rows, int64_t layers) {
     const std::string mark = fmt::format("{}", fmt::join(marks, ", "));
     table.add({row.name, format_bytes(row.seen.after_forward), format_bytes(row.seen.peak),
                saved_percent(row.seen.peak, plain.peak), format_bytes(row.predicted),
-               median_and_spread(row.seen.step_ms),
+               format_bytes(row.seen.resident_peak), median_and_spread(row.seen.step_ms),
                fmt::format("{:.0f} %", 100 * median(row.seen.added_ms) / median(plain.step_ms)), mark});
   }
   return table.str();
@@ -143,7 +145,7 @@ int run_segments(const SegmentsArgs& args) {
   publish(document,
           fmt::format(
               "{}, {} layers that each save {} and return {}; {} steps each, {} threads; bytes over the level before "
-              "the step, which includes gradients\n{}",
+              "the step, which includes gradients; resident: of the process\n{}",
               model->name(), layers, format_bytes(std::llround(costs.layer)),
               format_bytes(std::llround(costs.boundary)), args.iters, at::get_num_threads(), show(rows, layers)),
           args.json, args.html);

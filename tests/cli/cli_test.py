@@ -925,6 +925,17 @@ class VerifyAndBenchTest(CliTest):
         self.assertLess(other["after_forward_bytes"], plain["after_forward_bytes"])
         self.assertGreater(other["replayed_kernel_ms"], 0)
 
+    def test_resident_bytes_of_a_step_hold_its_gradients(self):
+        """In mlp nearly all of a step's peak. A step whose gradients were there before would hide them."""
+        mlp = ["mlp", "--depth", 10, "--iters", 1, "--threads", 1]
+        path = self.dir / "resident.json"
+        self.succeed("bench", *mlp, "--strategies", "per_layer", "--json", path)
+        rows = json.loads(path.read_text())["strategies"]
+        self.succeed("bench", *mlp, "--limits", "150%", "--json", path)
+        limits = json.loads(path.read_text())
+        for row in (*rows, limits["plain"], *limits["rows"]):
+            self.assertGreater(row["resident_peak_bytes"], 0.9 * row["peak_bytes"], row)
+
     def test_depths(self):
         mlp = ["mlp", "--width", 32, "--batch", 8, "--iters", 2, "--warmup", 0, "--threads", 1]
         path = self.dir / "depths.json"
