@@ -876,6 +876,7 @@ class LeastLimitTest(CliTest):
         self.assertEqual((first["limit_bytes"], first["fits"]), (least, True))
         self.assertLessEqual(first["peak_bytes"], least)
         self.assertGreater(first["recomputes"], 0)
+        self.assertLess(first["resident_peak_bytes"], report["plain"]["resident_peak_bytes"])
         self.assertGreater(report["steps"], 8)
 
     def test_in_text(self):
