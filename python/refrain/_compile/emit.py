@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from .cut import NotPlanned
-from .graph import JointGraph, JointOp, Key, is_call
+from .graph import JointGraph, JointOp, Key, Part, is_call
 from .inductor import NEAR, TAG, part, partitioners
 from .planner import Places, resident_after
 
@@ -42,6 +42,7 @@ class _Walk:
         #: live as long; None: everywhere, as in torch's own graphs.
         self.reach: int | None = None
         self._written: dict[Key, int] = {}  #: place of an inlined node's copy
+        self._slices: dict[tuple[fx.Node, fx.Node], fx.Node] = {}  #: of a `cat`'s copy and its operand
 
     def add_input(self, node: fx.Node) -> fx.Node:
         held = self.graph.placeholder(node.name)
@@ -64,8 +65,11 @@ class _Walk:
         return self._reads[key]
 
     def _there(self, node: fx.Node, phase: int) -> fx.Node | None:
+        part_ = self.joint.part_read(node, phase)
+        if part_ is not None and part_.whole in self.env:
+            return self._slice(self.env[part_.whole], part_, node)
         value = self.joint.value_read(node, phase)
-        if value is not None:
+        if value is not None and part_ is None:
             return self.env.get(value)
         if node in self.inputs:
             return self.inputs[node]
@@ -73,6 +77,16 @@ class _Walk:
         if self.reach is not None and key in self.inlined and self._tag[1] - self._written[key] > self.reach:
             del self.inlined[key]
         return self.inlined.get(key)
+
+    def _slice(self, whole: fx.Node, part_: Part, node: fx.Node) -> fx.Node:
+        key = whole, node
+        if key not in self._slices:
+            target = torch.ops.aten.slice.Tensor
+            where = part_.dim, part_.begin, part_.end
+            made = self._slices[key] = self.graph.call_function(target, (whole, *where))
+            made.meta = {name: value for name, value in node.meta.items() if name not in ("tensor_meta", "recompute")}
+            made.meta |= {"val": target(whole.meta["val"], *where), TAG: self._tag}
+        return self._slices[key]
 
     def get(self, node: fx.Node, phase: int) -> fx.Node:
         """The node to read, which is written if it is none of the values."""
@@ -88,7 +102,8 @@ class _Walk:
                 with self.graph.inserting_before(next(iter(self.graph.nodes))):
                     self.add_input(one)
                 continue
-            if one.op == "placeholder" or self.joint.value_read(one, phase) is not None:
+            is_part = self.joint.part_read(one, phase) is not None  # written with its `cat`
+            if one.op == "placeholder" or (self.joint.value_read(one, phase) is not None and not is_part):
                 raise NotPlanned(f"{one.name}, which is read where the plan has it not")
             missing = [given for given in one.all_input_nodes if self._there(given, phase) is None]
             if missing:

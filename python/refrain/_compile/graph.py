@@ -84,6 +84,16 @@ class JointOp:
 
 
 @dataclass
+class Part:
+    """An operand that inductor computes right into the result of a `cat`: no value, but a slice of one."""
+
+    whole: Key
+    dim: int
+    begin: int
+    end: int
+
+
+@dataclass
 class JointGraph:
     """@param module  its graph, after dead code and common subexpressions are gone."""
 
@@ -96,6 +106,7 @@ class JointGraph:
     death: dict[Key, int] = field(default_factory=dict)  #: of a value: after its last reader
     kept: set[Key] = field(default_factory=set)  #: values that outlive the step, or must be saved
     overwrites: dict[Key, Key] = field(default_factory=dict)  #: results in the storage of what they are computed from
+    part_of: dict[Key, Part] = field(default_factory=dict)  #: operands of `cat` in its result
 
     def __post_init__(self) -> None:
         self._types = partitioners().get_default_op_list()
@@ -107,6 +118,9 @@ class JointGraph:
         self._backward = (self._materialized - self._forward) | self._made_again()
         self._find_ops()
         self._find_lifetimes()
+        if self._find_parts():
+            self._find_ops()
+            self._find_lifetimes()
         self._find_overwrites()
 
     # ---- Kinds of nodes
@@ -254,20 +268,32 @@ class JointGraph:
             return node, 1
         if node in self._forward and not (phase == 1 and self._is_made_anew(node)):
             return node, 0
-        return None
+        part = self.part_read(node, phase)
+        return part.whole if part is not None else None
+
+    def part_read(self, node: fx.Node, phase: int) -> Part | None:
+        """Where to read a node that is an operand in the result of a `cat`."""
+        if phase == 1 and (node, 1) in self.part_of:
+            return self.part_of[node, 1]
+        return None if phase == 1 and self._is_made_anew(node) else self.part_of.get((node, 0))
 
     def inputs_of(self, node: fx.Node, phase: int) -> list[Key]:
         """Values that computing `node` reads, itself or by what is inlined."""
         found: dict[Key, None] = {}
         for one in self._walk(node, phase):
-            value = self.value_read(one, phase)
+            value = self._read_by(node, one, phase)
             if value is not None:
                 found[value] = None
         return list(found)
 
+    def _read_by(self, node: fx.Node, one: fx.Node, phase: int) -> Key | None:
+        """As `value_read`; what is written right into `node` is computed with it."""
+        value = self.value_read(one, phase)
+        return None if value is not None and value[0] is node else value
+
     def inlined_in(self, node: fx.Node, phase: int) -> Iterable[fx.Node]:
         """The nodes that are computed as part of it."""
-        return (one for one in self._walk(node, phase) if self.value_read(one, phase) is None)
+        return (one for one in self._walk(node, phase) if self._read_by(node, one, phase) is None)
 
     def _walk(self, node: fx.Node, phase: int) -> Iterable[fx.Node]:
         stack, seen = list(node.all_input_nodes), set()
@@ -277,7 +303,7 @@ class JointGraph:
                 continue
             seen.add(one)
             yield one
-            if self.value_read(one, phase) is None:
+            if self._read_by(node, one, phase) is None:
                 stack.extend(one.all_input_nodes)
 
     def _producer(self, value: fx.Node) -> fx.Node:
@@ -291,6 +317,7 @@ class JointGraph:
         return JointOp(node, phase, [(value, phase) for value in values], reads, kept, self.draws(node))
 
     def _find_ops(self) -> None:
+        self.ops = []
         for phase, made in enumerate((self._forward, self._backward)):
             makes: dict[fx.Node, list[fx.Node]] = {}
             for value in sorted(made, key=self._order.__getitem__):
@@ -335,6 +362,7 @@ class JointGraph:
 
     def _find_lifetimes(self) -> None:
         end = len(self.ops)
+        self.death, self.kept = {}, set()
         for place, op in enumerate(self.ops):
             for value in [*op.values, *op.reads]:
                 self.death[value] = place + 1
@@ -358,6 +386,34 @@ class JointGraph:
                 value[0]
             ):
                 self.kept.add(value)
+
+    def _find_parts(self) -> bool:
+        """Operands of `cat` that inductor's own code makes, and that nobody reads before it: they are computed with it,
+        and read from it. Where a kernel of torch's own reads one, that fixes its layout, and it is copied.
+
+        @return  whether there are any
+        """
+        first: dict[Key, int] = {}
+        made = {value: op for op in self.ops for value in op.values}
+        by_extern = set()
+        for place, op in enumerate(self.ops):
+            for value in op.reads:
+                first.setdefault(value, place)
+            if self.is_extern(op.node):
+                by_extern.update(op.reads)
+        for place, op in enumerate(self.ops):
+            if packet_of(op.node) is not aten.cat:
+                continue
+            for given, dim, begin, end in _pieces(op.node):
+                value = given, op.phase
+                if value not in made or value in self.part_of or value in self.kept or value in by_extern:
+                    continue
+                is_computed = not (self._is_item(given) or self.is_extern(given) or packet_of(given) in _BUFFERS)
+                if is_computed and not made[value].is_kept and first[value] == place:
+                    self.part_of[value] = Part(op.values[0], dim, begin, end)
+        for node, phase in self.part_of:
+            (self._forward, self._backward)[phase].discard(node)
+        return bool(self.part_of)
 
     def _is_inlined_when_made_again(self, node: fx.Node) -> bool:
         """Offsets of a pooling: inductor would compute them in their readers, and keep what was pooled for that. They
@@ -390,9 +446,10 @@ class JointGraph:
         while stack:
             one = stack.pop()
             for given in one.all_input_nodes:
-                if self.value_read(given, phase) == value:
-                    continue
-                if given in seen or not is_call(given) or self.value_read(given, phase) is not None:
+                read = self._read_by(node, given, phase)
+                if read == value and given is not value[0]:
+                    return False  # a slice of it
+                if given in seen or not is_call(given) or read is not None:
                     continue
                 seen.add(given)
                 if self.root(given) is not given and self.value_read(self.root(given), phase) == value:
@@ -456,6 +513,23 @@ def _same_layout(one: fx.Node, other: fx.Node) -> bool:
     return bool(
         a.dtype == b.dtype and tuple(a.shape) == tuple(b.shape) and a.stride() == b.stride() and a.device == b.device
     )
+
+
+def _pieces(cat: fx.Node) -> list[tuple[fx.Node, int, int, int]]:
+    """Its operands, each with the dimension and where in the result it begins and ends. None where sizes are symbols, or
+    where inductor copies all of them."""
+    operands: Any = cat.args[0]
+    given_dim: Any = cat.args[1] if len(cat.args) > 1 else cat.kwargs.get("dim", 0)
+    val, vals = cat.meta["val"], [given.meta["val"] for given in operands]
+    is_known = all(isinstance(size, int) for one in (val, *vals) for size in one.shape)
+    is_like = all(one.dim() == val.dim() and one.dtype == val.dtype for one in vals)
+    if len(operands) < 2 or not is_known or not is_like or val.dtype in (torch.int8, torch.uint8):
+        return []
+    dim, pieces, begin = int(given_dim) % val.dim(), [], 0
+    for given, one in zip(operands, vals):
+        pieces.append((given, dim, begin, begin + one.shape[dim]))
+        begin += one.shape[dim]
+    return pieces
 
 
 def _needs_copy(value: Any) -> bool:
