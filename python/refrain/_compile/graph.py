@@ -516,8 +516,8 @@ def _same_layout(one: fx.Node, other: fx.Node) -> bool:
 
 
 def _pieces(cat: fx.Node) -> list[tuple[fx.Node, int, int, int]]:
-    """Its operands, each with the dimension and where in the result it begins and ends. None where sizes are symbols, or
-    where inductor copies all of them."""
+    """Its operands, each with the dimension and where in the result it begins and ends. None where sizes are symbols,
+    or where inductor copies all of them."""
     operands: Any = cat.args[0]
     given_dim: Any = cat.args[1] if len(cat.args) > 1 else cat.kwargs.get("dim", 0)
     val, vals = cat.meta["val"], [given.meta["val"] for given in operands]
