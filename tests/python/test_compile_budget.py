@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -84,6 +85,54 @@ class Branches(nn.Module):
         return torch.cat([h, torch.sigmoid(h)], self.dim)
 
 
+class RandomProgram(nn.Module):
+    """Operators that read any earlier results: branches that are concatenated, split, read twice."""
+
+    def __init__(self, seed):
+        super().__init__()
+        draw = random.Random(seed)
+        self.steps, self.linears, widths = [], nn.ModuleList(), [16]
+        for _ in range(draw.randint(6, 14)):
+            kind = draw.choice(("tanh", "silu", "gelu", "norm", "linear", "linear", "split", "dropout", *3 * ("cat",), "rows"))
+            read = [draw.randrange(len(widths)) for _ in range(draw.randint(2, 3))]
+            width, more = widths[read[0]], None
+            if kind in ("cat", "rows"):
+                width = sum(widths[i] for i in read)
+            elif kind == "linear":
+                more, width = nn.Linear(width, 16), 16
+                self.linears.append(more)
+            elif kind == "split" or width > 200:
+                kind, width = "split", (width + 1) // 2
+            self.steps.append((kind, read, more))
+            widths.append(width)
+
+    @staticmethod
+    def run(kind, given, linear):
+        x = given[0]
+        if kind == "cat":
+            return torch.cat(given, -1)
+        if kind == "rows":  # operands that are views
+            return torch.cat([one.t() for one in given], 0).t()
+        if kind == "split":
+            return x.split((x.shape[-1] + 1) // 2, -1)[0]
+        if kind == "linear":
+            return linear(x)
+        functional = nn.functional
+        return {
+            "tanh": torch.tanh,
+            "silu": lambda x: torch.sigmoid(x) * x,
+            "gelu": functional.gelu,
+            "norm": lambda x: functional.layer_norm(x, x.shape[-1:]),
+            "dropout": lambda x: functional.dropout(x, 0.3),
+        }[kind](x)
+
+    def forward(self, x):
+        made = [x]
+        for kind, read, linear in self.steps:
+            made.append(self.run(kind, [made[i] for i in read], linear))
+        return sum(one.square().mean() for one in made[-4:]) + 0.01 * made[-1].sum()
+
+
 class Loss(nn.Module):
     def forward(self, x):
         return x.square().mean()
@@ -131,7 +180,11 @@ class Step:
             loss.backward()
         self.peak = memory.peak
         self.loss = loss.detach().clone()
-        self.results = [self.loss, *(p.grad.clone() for p in model.parameters()), torch.get_rng_state()]
+        self.results = [
+            self.loss,
+            *(p.grad.clone() for p in model.parameters() if p.grad is not None),
+            torch.get_rng_state(),
+        ]
 
 
 @contextlib.contextmanager
@@ -242,6 +295,24 @@ class Graphs(unittest.TestCase):
                 self.check(lambda dim=dim: nn.Sequential(*[Branches(dim) for _ in range(6)]), torch.randn(64, 16 if dim == 0 else 32))
             self.assertTrue(all(len(joint.part_of) >= 3 for joint in joints), dim)
             joints.clear()
+
+    def test_random_programs(self):
+        """Every plan can be written, and has the gradients of torch's own graph."""
+        from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+        for seed in range(*(int(n) for n in os.environ.get("REFRAIN_COMPILE_SEEDS", "0,16").split(","))):
+            torch.manual_seed(seed)
+            model, x = RandomProgram(seed), torch.randn(8, 16).requires_grad_()
+            results = []
+            for partition in (min_cut_rematerialization_partition, *map(Planned, (1.0, 0.6, 0.3, 0.0))):
+                torch._dynamo.reset()
+                x.grad = None
+                step = Step(model, torch.compile(model, backend=backend_of(partition)), x)
+                results.append([x.grad, *step.results])
+            with self.subTest(seed=seed):
+                for found in results[1:]:
+                    for one, other in zip(found, results[0], strict=True):
+                        self.assertTrue(one is other is None or torch.equal(one, other))
 
     def test_attention(self):
         self.check(lambda: nn.Sequential(*[Attention() for _ in range(3)]), torch.randn(2, 16, 32))

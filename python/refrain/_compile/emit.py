@@ -164,8 +164,8 @@ class _Walk:
 
 def _resident_after_forward(joint: JointGraph, places: Places) -> list[Key]:
     outputs = [[joint.index[value] for value in op.values] for op in joint.ops]
-    resident = resident_after(places, outputs, joint.forward_ops)
-    return [joint.values[n] for n in sorted(resident) if joint.death[joint.values[n]] > joint.forward_ops]
+    values = [joint.lifetime(value) for value in joint.values]
+    return [joint.values[n] for n in sorted(resident_after(places, outputs, values, joint.forward_ops))]
 
 
 def _unchecked(node: fx.Node) -> bool:

@@ -476,6 +476,13 @@ class JointGraph:
                 held[place] += partitioners()._size_of(given)
         return held
 
+    def lifetime(self, value: Key) -> dict[str, Any]:
+        """Of a value of the trace: where it dies, and what it overwrites."""
+        lifetime = {"death": self.death[value]}
+        if value in self.overwrites:
+            lifetime["overwrites"] = self.index[self.overwrites[value]]
+        return lifetime
+
     def trace(self, cost_of: Any, model: str) -> dict[str, Any]:
         """As a graph of src/graph/json.h. @param cost_of  of an operator: nanoseconds of a run, bytes of its
         workspace."""
@@ -483,11 +490,9 @@ class JointGraph:
         fixed = {value for op in self.ops if op.is_kept for value in op.values} | self.kept
         values = []
         for value in self.values:
-            one: dict[str, Any] = {"bytes": size(value[0]), "death": self.death[value]}
+            one = {"bytes": size(value[0]), **self.lifetime(value)}
             if value[1] == 0 and value not in fixed:
                 one["evictable"] = True
-            if value in self.overwrites:
-                one["overwrites"] = self.index[self.overwrites[value]]
             values.append(one)
         ops: list[dict[str, Any]] = []
         outside = self._copied_inputs()

@@ -20,21 +20,31 @@ def places_of(schedule: dict[str, Any]) -> Places:
     return {entry[0]: list(zip(entry[1::2], entry[2::2])) for entry in schedule["places"]}
 
 
-def resident_after(places: Places, outputs: Sequence[Sequence[int]], count: int) -> set[int]:
-    """Values that the first `count` operators have left resident, those that nothing reads any more among them.
+def resident_after(
+    places: Places, outputs: Sequence[Sequence[int]], values: Sequence[dict[str, Any]], count: int
+) -> set[int]:
+    """Values that the first `count` operators leave resident: for an operator to come, or, where the plan made them
+    again after their death, for a recomputation.
 
     Args:
         outputs: of each operator, the values that it makes.
+        values: as in the trace: `death`, and what it `overwrites`.
     """
+    dying: dict[int, list[int]] = {}
+    for number, value in enumerate(values):
+        dying.setdefault(value["death"], []).append(number)
     resident: set[int] = set()
     for place in range(count):
+        resident.difference_update(dying.get(place, []))
         for kind, number in places.get(place, []):
             if kind == "drop":
                 resident.discard(number)
-            else:
-                resident.update(outputs[number])
+                continue
+            resident.update(outputs[number])
+            if kind == "recompute_in_place":
+                resident.difference_update(values[made].get("overwrites", -1) for made in outputs[number])
         resident.update(outputs[place])
-    return resident
+    return resident.difference(dying.get(count, []))
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,8 @@ class Choice:
 def choice_of(trace: dict[str, Any], forward_ops: int, plan: GraphPlan) -> Choice:
     """Reads a plan for the parts of a step."""
     outputs = [op["outputs"] for op in trace["ops"]]
-    resident = resident_after(places_of(plan.schedule), outputs, forward_ops)
-    values = [trace["values"][number] for number in resident]
-    saved = sum(value["bytes"] for value in values if value["death"] > forward_ops)
+    resident = resident_after(places_of(plan.schedule), outputs, trace["values"], forward_ops)
+    saved = sum(trace["values"][number]["bytes"] for number in resident)
     if forward_ops < len(trace["ops"]):
         saved += trace["ops"][forward_ops].get("outside", 0)  # inputs that were copied to another layout
     forward = max(plan.peaks[:forward_ops], default=0)
