@@ -238,7 +238,7 @@ class Planned:
         joint = graph.JointGraph(module, cut.prepare(module, static_lifetime_input_indices, num_fwd_outputs))
         trace = joint.trace(lambda _, op: (1000, 0), "test")
         plan = GraphPlanner(trace, 0.5).plan(self.fraction)
-        emitted = emit.emit(joint, places_of(plan.schedule), "test")
+        emitted = emit.emit(joint, places_of(plan.schedule), "test", self.fraction < 1.0)
         self.plans.append(plan)
         self.saved.append(emit.saved_bytes(emitted.saved))
         return emitted.forward, emitted.backward

@@ -30,8 +30,8 @@ class _Walk:
     """Writes one of the graphs, operator by operator. `env` has for each value that is resident now the node that made
     it last."""
 
-    def __init__(self, joint: JointGraph, record: str, is_planned: bool) -> None:
-        self.joint, self.graph, self.record, self.is_planned = joint, fx.Graph(), record, is_planned
+    def __init__(self, joint: JointGraph, record: str, is_bounded: bool) -> None:
+        self.joint, self.graph, self.record, self.is_bounded = joint, fx.Graph(), record, is_bounded
         self.env: dict[Key, fx.Node] = {}
         self.inputs: dict[fx.Node, fx.Node] = {}  #: of the graph that is written, with those that are no values
         self.inlined: dict[Key, fx.Node] = {}  #: nodes that are no values, of which there is a copy to read
@@ -128,7 +128,7 @@ class _Walk:
         missing = [value for value in op.values if not (is_again and value in self.env)]
         if not missing:
             return
-        self._tag = (self.record, place if self.is_planned else -1, is_again)
+        self._tag = (self.record, place if self.is_bounded else -1, is_again)
         for given in op.node.all_input_nodes:
             self.get(given, op.phase)
         made = self._copy(op.node, op.phase)
@@ -203,7 +203,7 @@ def _write_backward(joint: JointGraph, places: Places, walk: _Walk, recomputed: 
         if parts._is_tangent(node):
             walk.add_input(node)
     walk.symbols = []
-    walk.reach = NEAR if walk.is_planned else None
+    walk.reach = NEAR if walk.is_bounded else None
     dying: dict[int, list[Key]] = {}
     for value in joint.values:
         dying.setdefault(joint.death[value], []).append(value)
@@ -238,15 +238,19 @@ def _saved_symbols(joint: JointGraph, symbols: list[fx.Node], others: list[fx.No
     return [*bound.values(), *derived]
 
 
-def emit(joint: JointGraph, places: Places, record: str) -> Emitted:
+def emit(joint: JointGraph, places: Places, record: str, is_bounded: bool) -> Emitted:
     """Writes the graphs of a plan.
+
+    Args:
+        is_bounded: whether the peak is to be lower than that of torch's own graphs. If so, operators run in the order
+            of the plan, and kernels with large results one by one, even where nothing is recomputed.
 
     Raises:
         NotPlanned: where the plan reads what it does not have; a defect, after which torch's partitioner can run.
     """
     parts, cut, graph = partitioners(), joint.cut, joint.module.graph
     recomputed: list[str] = []
-    backward = _Walk(joint, record, any(places.values()))
+    backward = _Walk(joint, record, is_bounded)
     held = _write_backward(joint, places, backward, recomputed)
     saved = [node for node, holder in held.items() if holder.users]
     for node, holder in held.items():
@@ -257,7 +261,7 @@ def emit(joint: JointGraph, places: Places, record: str) -> Emitted:
     symbols = _saved_symbols(joint, backward.symbols or [], [*saved, *tangents])
     _order_inputs(backward, [*symbols, *saved, *tangents])
 
-    forward = _Walk(joint, record, any(places.values()))
+    forward = _Walk(joint, record, is_bounded)
     for node in graph.find_nodes(op="placeholder"):
         if parts._is_primal(node):
             forward.add_input(node)

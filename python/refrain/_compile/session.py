@@ -183,8 +183,9 @@ class Session:
             plan = ranks.plan_of_rank_0(fingerprint, plan)
             self._is_agreed = True
         name = f"{key}-{fingerprint}"
-        emitted = emit.emit(joint, places_of(plan.schedule), name)
         report.least, report.plain = planner.range()
+        is_bounded = ask < (1.0 if isinstance(ask, float) else report.plain)
+        emitted = emit.emit(joint, places_of(plan.schedule), name, is_bounded)
         report.asked = int(report.least + ask * (report.plain - report.least)) if isinstance(ask, float) else ask
         report.predicted, report.added_ms = plan.peak_bytes, plan.added_ns / 1e6
         report.saved, report.recomputed = emit.saved_bytes(emitted.saved), counted(emitted.recomputed)
