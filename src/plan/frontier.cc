@@ -4,23 +4,77 @@
 
 namespace refrain::plan {
 
-PackedStays::PackedStays(const Stays& stays) {
-  size_t count = 0;
-  for (const auto& of_value : stays) count += of_value.size();
-  ends_.reserve(stays.size());
-  stays_.reserve(count);
-  for (const auto& of_value : stays) {
-    stays_.insert(stays_.end(), of_value.begin(), of_value.end());
-    ends_.push_back(static_cast<uint32_t>(stays_.size()));
+namespace {
+
+/// Numbers of seven bits a byte, the lowest first; signed ones as 0, -1, 1, -2, ...
+class Writer {
+ public:
+  explicit Writer(std::vector<uint8_t>& bytes) : bytes_(bytes) {}
+
+  void add(uint64_t number) {
+    for (; number >= 0x80; number >>= 7) bytes_.push_back(static_cast<uint8_t>(number | 0x80));
+    bytes_.push_back(static_cast<uint8_t>(number));
   }
+  void add_signed(int64_t number) {
+    add(number < 0 ? 2 * static_cast<uint64_t>(-(number + 1)) + 1 : 2 * static_cast<uint64_t>(number));
+  }
+
+ private:
+  std::vector<uint8_t>& bytes_;
+};
+
+class Reader {
+ public:
+  explicit Reader(const std::vector<uint8_t>& bytes) : at_(bytes.data()) {}
+
+  uint64_t next() {
+    uint64_t number = 0;
+    for (int shift = 0;; shift += 7) {
+      const uint8_t byte = *at_++;
+      number |= static_cast<uint64_t>(byte & 0x7f) << shift;
+      if (byte < 0x80) return number;
+    }
+  }
+  int64_t next_signed() {
+    const uint64_t number = next();
+    return number % 2 == 1 ? -static_cast<int64_t>(number / 2) - 1 : static_cast<int64_t>(number / 2);
+  }
+
+ private:
+  const uint8_t* at_;
+};
+
+}  // namespace
+
+PackedStays::PackedStays(const Stays& stays) : values_(stays.size()) {
+  Writer writer(bytes_);
+  int64_t before = 0;  // of the value before: results of neighbours begin near each other
+  for (const auto& of_value : stays) {
+    writer.add(of_value.size());
+    int64_t last = before;
+    for (const Stay& stay : of_value) {
+      writer.add_signed(stay.from - last);
+      writer.add_signed(stay.to - stay.from);
+      last = stay.to;
+    }
+    if (!of_value.empty()) before = of_value.front().from;
+  }
+  bytes_.shrink_to_fit();
 }
 
 Stays PackedStays::unpack() const {
-  Stays stays(ends_.size());
-  uint32_t begin = 0;
-  for (size_t v = 0; v < ends_.size(); ++v) {
-    stays[v].assign(stays_.begin() + begin, stays_.begin() + ends_[v]);
-    begin = ends_[v];
+  Stays stays(values_);
+  Reader reader(bytes_);
+  int64_t before = 0;
+  for (auto& of_value : stays) {
+    of_value.resize(reader.next());
+    int64_t last = before;
+    for (Stay& stay : of_value) {
+      stay.from = static_cast<OpId>(last + reader.next_signed());
+      stay.to = static_cast<OpId>(stay.from + reader.next_signed());
+      last = stay.to;
+    }
+    if (!of_value.empty()) before = of_value.front().from;
   }
   return stays;
 }

@@ -10,16 +10,18 @@
 
 namespace refrain::plan {
 
-/// `Stays` in two blocks of memory.
+/// `Stays` in one block of memory, a byte or two a number: graphs have tens of thousands of values, frontiers a hundred
+/// plans.
 class PackedStays {
  public:
   PackedStays() = default;
   explicit PackedStays(const Stays& stays);
   Stays unpack() const;
+  size_t bytes() const { return bytes_.size(); }
 
  private:
-  std::vector<uint32_t> ends_;  // by value: of its stays
-  std::vector<Stay> stays_;
+  size_t values_ = 0;
+  std::vector<uint8_t> bytes_;  // by value: how many, and each as differences to the number before
 };
 
 /// A plan that was found.

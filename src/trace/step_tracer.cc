@@ -197,6 +197,8 @@ void StepTracer::finish() {
   for (const auto id : alive_) graph_.values[static_cast<size_t>(id)].death = place();
   note_evictable();
   schedule_.places.resize(graph_.ops.size() + 1);
+  graph_.ops.shrink_to_fit();  // a budget keeps the graphs of all kinds of steps
+  graph_.values.shrink_to_fit();
 }
 
 // Evicting a value holds its sources. Where a source dies before the value, it would live longer than in the baseline.
