@@ -23,8 +23,34 @@ PlannedStep::PlannedStep(const graph::Graph& graph, const graph::Schedule& sched
     : graph_(graph),
       schedule_(schedule),
       names_(graph.ops.size()),
+      names_value_(graph.values.size()),
+      names_op_(graph.ops.size()),
       values_(graph.values.size()),
-      ops_(graph.ops.size()) {}
+      ops_(graph.ops.size()) {
+  made_before_.reserve(graph.ops.size());
+  made_bytes_.reserve(graph.values.size());
+  for (const auto& op : graph.ops) {
+    made_before_.push_back(static_cast<uint32_t>(made_bytes_.size()));
+    for (const auto id : op.outputs) made_bytes_.push_back(graph.values[static_cast<size_t>(id)].bytes);
+  }
+  find_named();
+}
+
+void PlannedStep::find_named() {
+  for (const auto& actions : schedule_.places)
+    for (const auto& action : actions) {
+      if (action.kind == graph::Action::Kind::kDrop) {
+        names_value_[static_cast<size_t>(action.id)] = true;
+        continue;
+      }
+      names_op_[static_cast<size_t>(action.id)] = true;
+      for (const auto out : graph_.ops[static_cast<size_t>(action.id)].outputs) {
+        names_value_[static_cast<size_t>(out)] = true;
+        const auto overwritten = graph_.values[static_cast<size_t>(out)].overwrites;
+        if (overwritten != graph::kNone) names_value_[static_cast<size_t>(overwritten)] = true;
+      }
+    }
+}
 
 PlannedStep::~PlannedStep() { forget(); }
 
@@ -34,10 +60,10 @@ void PlannedStep::forget() {
   auto temporaries = std::exchange(temporaries_, {});
   TapeLock lock;
   for (auto& [id, bytes] : temporaries) lock.discard(std::move(bytes));
-  for (auto*& value : values_)
-    if (value) lock.release(std::exchange(value, nullptr));
-  for (auto*& op : ops_)
-    if (op) lock.release(std::exchange(op, nullptr));
+  for (const auto id : held_values_) lock.release(std::exchange(values_[static_cast<size_t>(id)], nullptr));
+  for (const auto id : held_ops_) lock.release(std::exchange(ops_[static_cast<size_t>(id)], nullptr));
+  held_values_.clear();
+  held_ops_.clear();
 }
 
 void PlannedStep::mismatch(std::string what) {
@@ -90,26 +116,44 @@ void PlannedStep::begins(TapeLock&, const OpTraits&, c10::ArrayRef<Value*>) {}
 
 void PlannedStep::recorded(TapeLock&, const Op& op) {
   if (!inside_ || !op.region || !op.region->cap) return;
-  was_recorded_ = true;
-  const auto& planned = graph_.ops[static_cast<size_t>(place_)];
-  size_t made = 0;
+  was_recorded_ = false;
+  const auto at = static_cast<size_t>(place_);
+  size_t made = made_before_[at];
+  const size_t end = made_end(at);
   for (const auto& out : op.outs) {
     if (!out.value) continue;
-    if (made == planned.outputs.size()) return void(was_recorded_ = false);
-    const auto id = static_cast<size_t>(planned.outputs[made++]);
-    if (graph_.values[id].bytes != static_cast<int64_t>(out.value->nbytes)) return void(was_recorded_ = false);
-    retain(out.value);
-    values_[id] = out.value;
+    if (made == end || made_bytes_[made++] != static_cast<int64_t>(out.value->nbytes)) return;
   }
-  was_recorded_ = made == planned.outputs.size();
+  if (made != end) return;
+  was_recorded_ = true;
+  hold(op);
+}
+
+size_t PlannedStep::made_end(size_t place) const {
+  return place + 1 < made_before_.size() ? made_before_[place + 1] : made_bytes_.size();
+}
+
+void PlannedStep::hold(const Op& op) {
+  const auto at = static_cast<size_t>(place_);
+  auto id = graph_.ops[at].outputs.begin();
+  for (const auto& out : op.outs) {
+    if (!out.value) continue;
+    const auto v = static_cast<size_t>(*id++);
+    if (!names_value_[v]) continue;
+    retain(out.value);
+    values_[v] = out.value;
+    held_values_.push_back(static_cast<graph::ValueId>(v));
+  }
+  if (!names_op_[at]) return;
   auto* kept = const_cast<Op*>(&op);
   ++kept->refs;
-  ops_[static_cast<size_t>(place_)] = kept;
+  ops_[at] = kept;
+  held_ops_.push_back(place_);
 }
 
 void PlannedStep::ends(TapeLock&) {
   if (!std::exchange(inside_, false)) return;
-  if (was_recorded_ || graph_.ops[static_cast<size_t>(place_)].outputs.empty()) {
+  if (was_recorded_ || made_before_[static_cast<size_t>(place_)] == made_end(static_cast<size_t>(place_))) {
     ++place_;
     return;
   }

@@ -48,16 +48,26 @@ class PlannedStep final : public StepListener {
   void mismatch(std::string what);
   void forget();
 
+  /// Values and operators that actions name: those of the step are held until its end, all others are only compared.
+  void find_named();
+  size_t made_end(size_t place) const;
+  void hold(const Op& op);
+
   const graph::Graph& graph_;
   const graph::Schedule& schedule_;
   std::vector<const OpTraits*> names_;  ///< as last seen at each place
+  std::vector<int64_t> made_bytes_;     ///< of all results, in the order of their making
+  std::vector<uint32_t> made_before_;   ///< by place: results of the operators before
+  std::vector<bool> names_value_, names_op_;
   graph::OpId place_ = 0;
   bool acted_ = false;   ///< in this step
   bool lost_ = false;    ///< this step has diverged
   bool inside_ = false;  ///< an operator of the plan runs
   bool was_recorded_ = false;
-  std::vector<Value*> values_;  ///< by id, those made so far; owned
+  std::vector<Value*> values_;  ///< by id, of the named ones those made so far; owned
   std::vector<Op*> ops_;        ///< likewise; owned
+  std::vector<graph::ValueId> held_values_;
+  std::vector<graph::OpId> held_ops_;
   std::unordered_map<graph::ValueId, c10::Storage> temporaries_;
   Counters counters_;
 };
