@@ -44,11 +44,8 @@ void PlannedStep::find_named() {
         continue;
       }
       names_op_[static_cast<size_t>(action.id)] = true;
-      for (const auto out : graph_.ops[static_cast<size_t>(action.id)].outputs) {
+      for (const auto out : graph_.ops[static_cast<size_t>(action.id)].outputs)
         names_value_[static_cast<size_t>(out)] = true;
-        const auto overwritten = graph_.values[static_cast<size_t>(out)].overwrites;
-        if (overwritten != graph::kNone) names_value_[static_cast<size_t>(overwritten)] = true;
-      }
     }
 }
 

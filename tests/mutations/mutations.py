@@ -473,8 +473,6 @@ MUTATIONS = [
       (PLANNED, "names_op_[static_cast<size_t>(action.id)] = true;", ""), tests=BUDGET),
     m("budget", "results of an operator that a plan recomputes are not held",
       (PLANNED, "names_value_[static_cast<size_t>(out)] = true;", ""), tests=BUDGET),
-    m("budget", "what a recomputation consumes is not held",
-      (PLANNED, "if (overwritten != graph::kNone) names_value_[static_cast<size_t>(overwritten)] = true;", ""), tests=BUDGET),
     m("budget", "the end of the step has no actions",
       (PLANNED, "if (act_at(end - 2) && act_at(end - 1)) ++counters_.planned;", "++counters_.planned;"), tests=BUDGET),
     m("rerun", "a backward inside calls the function again for what it has saved itself",
